@@ -1,0 +1,177 @@
+"""Per-pixel losses of the attacks; all are maximised.
+
+Every loss maps logits (N,K,H,W) and labels (N,H,W) to a map (N,H,W) that is 0 on ignored pixels. Sources: Croce,
+Singh, Hein, ECCV 2024, section 3 (``ce, mce, mce_bal, js``); Gu et al., ECCV 2022 (``segpgd``); Agnihotri et al.,
+ICML 2024 (``cospgd``); Matyasko et al. 2026 (``tsallis``). Formulas: SEA.md, section 2.
+
+All of them are functions of one `PixelTerms`, so an attack pays for one ``log_softmax`` per iteration and takes the
+attacked loss, the tracked loss and the accuracy from it. A new loss is one function and one line in `LOSSES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from segbench.errors import UsageError, unknown_name
+
+
+class PixelTerms(NamedTuple):
+    """What the losses of one iteration share.
+
+    Attributes:
+        log_probs: log_softmax of the logits, (N,K,H,W).
+        ce: cross-entropy, (N,H,W); 0 on ignored pixels.
+        correct: valid pixels whose largest logit is the label's, (N,H,W) bool; a constant for the gradient.
+        valid: pixels whose label is not ``ignore_index``, (N,H,W) bool.
+        predictions: argmax of the logits, the first of equals, (N,H,W) int64.
+        labels: the labels as given, (N,H,W) int64.
+    """
+
+    log_probs: Tensor
+    ce: Tensor
+    correct: Tensor
+    valid: Tensor
+    predictions: Tensor
+    labels: Tensor
+
+
+class Context(NamedTuple):
+    """What a loss may depend on besides the pixel terms.
+
+    Attributes:
+        step: gradient step t = 1..iterations.
+        iterations: number of steps T of the stage.
+        class_weights: (K,) or None.
+    """
+
+    step: int
+    iterations: int
+    class_weights: Tensor | None
+
+
+Loss = Callable[[PixelTerms, Context], Tensor]
+
+
+def pixel_terms(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> PixelTerms:
+    """The shared terms; half-precision logits are raised to float32 first."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    log_probs = F.log_softmax(logits, dim=1)
+    ce = F.nll_loss(log_probs, labels, reduction="none", ignore_index=ignore_index)
+    predictions = logits.detach().max(dim=1).indices
+    valid = labels != ignore_index
+    return PixelTerms(log_probs, ce, (predictions == labels) & valid, valid, predictions, labels)
+
+
+def _ce(terms: PixelTerms, _: Context) -> Tensor:
+    return terms.ce
+
+
+def _mce(terms: PixelTerms, _: Context) -> Tensor:
+    return terms.ce * terms.correct
+
+
+def _mce_bal(terms: PixelTerms, context: Context) -> Tensor:
+    if context.class_weights is None:
+        raise UsageError("The loss 'mce_bal' needs class_weights, a tensor (K,): pass class_weights=dataset.class_weights().")
+    weights = context.class_weights.to(terms.ce)
+    return weights[terms.labels.where(terms.valid, 0)] * _mce(terms, context)
+
+
+def _js(terms: PixelTerms, _: Context) -> Tensor:
+    # JS(p, e_y) = log 2 + 1/2 [p log p - (1 + p) log(1 + p)] with p = p_y and log p = -ce: finite at any logit gap.
+    p = torch.exp(-terms.ce)
+    return (math.log(2.0) - 0.5 * (p * terms.ce + (1 + p) * torch.log1p(p))) * terms.valid
+
+
+def _segpgd(terms: PixelTerms, context: Context) -> Tensor:
+    share = (context.step - 1) / (2 * context.iterations)
+    return terms.ce * torch.where(terms.correct, 1 - share, share)
+
+
+def _cospgd(terms: PixelTerms, _: Context) -> Tensor:
+    with torch.no_grad():
+        probs = terms.log_probs.exp()
+        cosine = torch.exp(-terms.ce) / probs.norm(dim=1)
+    return cosine * terms.ce
+
+
+def _tsallis(terms: PixelTerms, context: Context) -> Tensor:
+    q = -2.0 + 3.0 * (context.step - 1) / max(context.iterations - 1, 1)
+    return _tsallis_at(terms, q)
+
+
+def _tsallis_at(terms: PixelTerms, q: float) -> Tensor:
+    if q == 1.0:
+        return terms.ce
+    return -torch.expm1(-(1 - q) * terms.ce) / (1 - q)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "ce": _ce,
+    "mce": _mce,
+    "mce_bal": _mce_bal,
+    "js": _js,
+    "segpgd": _segpgd,
+    "cospgd": _cospgd,
+    "tsallis": _tsallis,
+}
+
+
+def get_loss(name: str) -> Loss:
+    """The loss of that name.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    if name not in LOSSES:
+        raise UsageError(unknown_name("loss", name, LOSSES))
+    return LOSSES[name]
+
+
+_FIRST = Context(step=1, iterations=1, class_weights=None)
+
+
+def ce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Cross-entropy -log p_y.
+
+    >>> round(ce(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)).item(), 6)
+    0.693147
+    """
+    return _ce(pixel_terms(logits, labels, ignore_index), _FIRST)
+
+
+def mce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Masked cross-entropy: cross-entropy on the pixels that are still correct."""
+    return _mce(pixel_terms(logits, labels, ignore_index), _FIRST)
+
+
+def mce_bal(logits: Tensor, labels: Tensor, *, class_weights: Tensor, ignore_index: int = 255) -> Tensor:
+    """Masked cross-entropy times the weight of the label's class; ``class_weights`` is (K,), proportional to 1/N_c."""
+    return _mce_bal(pixel_terms(logits, labels, ignore_index), Context(1, 1, class_weights))
+
+
+def js(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Jensen-Shannon divergence between softmax(logits) and the one-hot label, in nats, in [0, log 2]."""
+    return _js(pixel_terms(logits, labels, ignore_index), _FIRST)
+
+
+def segpgd(logits: Tensor, labels: Tensor, *, step: int, iterations: int, ignore_index: int = 255) -> Tensor:
+    """(1-λ) CE on correct pixels, λ CE on wrong ones, λ = (step-1)/(2 iterations), step = 1..iterations."""
+    return _segpgd(pixel_terms(logits, labels, ignore_index), Context(step, iterations, None))
+
+
+def cospgd(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """CE weighted by the cosine between softmax(logits) and the one-hot label; no gradient through the weight."""
+    return _cospgd(pixel_terms(logits, labels, ignore_index), _FIRST)
+
+
+def tsallis(logits: Tensor, labels: Tensor, *, q: float, ignore_index: int = 255) -> Tensor:
+    """Tsallis cross-entropy (1 - p_y^(1-q)) / (1-q); q = 1 is CE."""
+    return _tsallis_at(pixel_terms(logits, labels, ignore_index), q)

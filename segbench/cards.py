@@ -1,0 +1,100 @@
+"""Model cards: one JSON file per model, ``model_zoo/<dataset>/<id>.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segbench import content, schemas
+from segbench.errors import ContentError, ModelError, unknown_name
+
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of a model; the fields are those of ``schemas/card.schema.json``.
+
+    Attributes:
+        id: ``<method>_<backbone>_<dataset>``.
+        architecture: ``{"name", "arguments"}`` for `segbench.models.architectures.build`.
+        sources: where the weights are, tried in order; ``package`` is a file beside the card.
+        sha256: of the weights file.
+        training: method, ε of the training attack, steps, epochs, initialisation, extra data, recipe and log.
+        expected: clean aAcc and mIoU in [0,1] on the data set.
+        path: the file that the card was read from; None when it was not read.
+    """
+
+    schema_version: int
+    id: str
+    title: str
+    architecture: dict[str, Any]
+    dataset: str
+    num_classes: int
+    parameters: int | None
+    sources: list[dict[str, Any]]
+    sha256: str | None
+    licence: str | None
+    paper: dict[str, Any] | None
+    training: dict[str, Any]
+    preprocessing: str
+    expected: dict[str, Any] | None
+    path: Path | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def document(self) -> dict[str, Any]:
+        """The card as JSON data."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "path"}
+
+    def to_json(self) -> str:
+        """The card as its file's text."""
+        return schemas.dump(self.document())
+
+
+def read_card(path: Path) -> ModelCard:
+    """A card from its file.
+
+    Raises:
+        ContentError: missing, not JSON, or against the schema; names the file and the field.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContentError(f"Cannot read the card {path}: {error}") from error
+    document = schemas.parse(text, source=str(path))
+    if found := schemas.problems("card", document):
+        raise ContentError(f"The card {path} is not valid:\n  " + "\n  ".join(found[:10]))
+    return ModelCard(**document, path=path)
+
+
+def card_paths(root: Path | None = None) -> list[Path]:
+    """All card files of a model zoo, sorted; the installed one by default."""
+    return sorted((root or content.folder("model_zoo")).glob("*/*.json"))
+
+
+def list_models(pattern: str = "*") -> list[ModelCard]:
+    """Cards whose id matches a shell pattern, sorted by id.
+
+    >>> [card.id for card in list_models("clean_*_shapes")]
+    ['clean_convnext_mini_shapes']
+    """
+    paths = [path for path in card_paths() if fnmatch.fnmatchcase(path.stem, pattern)]
+    return sorted((read_card(path) for path in paths), key=lambda card: card.id)
+
+
+def get_card(model_id: str) -> ModelCard:
+    """The card of that id.
+
+    Raises:
+        ModelError: unknown id; the nearest ones are named.
+        ContentError: the card is damaged.
+    """
+    paths = {path.stem: path for path in card_paths()}
+    if model_id not in paths:
+        raise ModelError(unknown_name("model", model_id, paths) + " List them: segbench models")
+    card = read_card(paths[model_id])
+    if card.id != model_id:
+        raise ContentError(f"The card {paths[model_id]} says it is {card.id!r}. Rename the file or correct `id`.")
+    return card

@@ -1,0 +1,27 @@
+"""Finds model_zoo/, entries/ and leaderboard/ in a wheel, an editable install and a plain checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segbench.errors import ContentError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def folder(name: str) -> Path:
+    """The content folder ``name``: inside the package (wheel) or beside it (checkout, editable install).
+
+    Raises:
+        ContentError: the installation is incomplete.
+    """
+    for path in (_PACKAGE / "_content" / name, _PACKAGE.parent / name):
+        if path.is_dir():
+            return path
+    raise ContentError(f"The folder {name} is missing from this installation. Mend: pip install --force-reinstall segbench")
+
+
+def checkout() -> Path | None:
+    """The root of the checkout that this package runs from, or None in an installed wheel."""
+    root = _PACKAGE.parent
+    return root if (root / "setup.cfg").is_file() and (root / "model_zoo").is_dir() else None

@@ -1,0 +1,146 @@
+"""Data sets read from folders: CamVid in the SegNet layout, and any pair of folders with a class list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from segbench.data.dataset import IGNORE_INDEX, Labels, Pixels, SegmentationDataset, inverse_frequency
+from segbench.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+CAMVID_CLASSES = (
+    "sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+CAMVID_VOID = 11
+CAMVID_LAYOUT = """\
+<data root>/
+  val/        0016E5_07959.png ...    photographs, any resolution
+  valannot/   0016E5_07959.png ...    masks, one channel, 0..10, 11 = void
+  train/      trainannot/             the same for training (class weights)"""
+
+FOLDER_LAYOUT = """\
+<data root>/
+  classes.txt                     one class name a line; the line's number from 0 is the label
+  images/  a.jpg  b.png ...       photographs
+  masks/   a.png  b.png ...       one channel, 0..K-1, 255 = ignored
+  train/images/  train/masks/     optional: the split on which class weights are counted"""
+
+
+def load_camvid(root: Path | None, split: str = "val") -> SegmentationDataset:
+    """CamVid (Brostow, Fauqueur, Cipolla 2009), SegNet layout: 11 classes, label 11 (void) is ignored.
+
+    Raises:
+        DataError: no root, a missing folder or mask, an unreadable file.
+    """
+    root = _root("camvid", root, CAMVID_LAYOUT, (split, f"{split}annot"))
+    files = _pairs("camvid", root / split, root / f"{split}annot")
+    training = (root / "train", root / "trainannot")
+    return _dataset("camvid", split, CAMVID_CLASSES, files, training, void=CAMVID_VOID)
+
+
+def load_folder(root: Path | None, split: str = "val") -> SegmentationDataset:
+    """Any data set as ``images/``, ``masks/`` and ``classes.txt``; ``split="train"`` reads ``train/images``, ``train/masks``.
+
+    Raises:
+        DataError: no root, a missing folder, mask or class list, an unreadable file.
+    """
+    root = _root("folder", root, FOLDER_LAYOUT, ("images", "masks", "classes.txt"))
+    names = tuple(line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip())
+    if not 2 <= len(names) <= IGNORE_INDEX:
+        raise DataError(f"{root / 'classes.txt'} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line.")
+    base = root / "train" if split == "train" else root
+    files = _pairs("folder", base / "images", base / "masks")
+    training = (root / "train" / "images", root / "train" / "masks")
+    return _dataset("folder", split, names, files, training, void=None)
+
+
+def _dataset(
+    dataset_id: str,
+    split: str,
+    class_names: tuple[str, ...],
+    files: Mapping[str, tuple[Path, Path]],
+    training: tuple[Path, Path],
+    *,
+    void: int | None,
+) -> SegmentationDataset:
+    def read(image_id: str) -> tuple[Pixels, Labels]:
+        image, mask = files[image_id]
+        return read_image(image), read_mask(mask, void)
+
+    def count_weights() -> tuple[npt.NDArray[np.float64], str]:
+        if all(path.is_dir() for path in training):
+            masks = [mask for _, mask in _pairs(dataset_id, *training).values()]
+            source = "training split"
+        else:
+            masks = [mask for _, mask in files.values()]
+            source = f"{split} split (no training split found)"
+        pixels = np.zeros(len(class_names), np.int64)
+        for path in masks:
+            labels = read_mask(path, void)
+            pixels += np.bincount(labels[labels < len(class_names)], minlength=len(class_names))
+        return inverse_frequency(pixels), source
+
+    return SegmentationDataset(dataset_id, split, class_names, tuple(sorted(files)), read, count_weights)
+
+
+def _root(dataset_id: str, root: Path | None, layout: str, needed: tuple[str, ...]) -> Path:
+    expected = f"Expected layout:\n{layout}"
+    if root is None:
+        raise DataError(f"The data set {dataset_id!r} needs a data root: --data-root FOLDER.\n{expected}")
+    if not root.is_dir():
+        raise DataError(f"The data root {root} of {dataset_id!r} is not a folder.\n{expected}")
+    missing = [name for name in needed if not (root / name).exists()]
+    if missing:
+        raise DataError(f"The data root {root} of {dataset_id!r} has no {', no '.join(missing)}.\n{expected}")
+    return root
+
+
+def _pairs(dataset_id: str, images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
+    """Image id (the file's name without suffix) to its image and mask."""
+    found = _by_stem(images)
+    if not found:
+        raise DataError(f"{dataset_id}: no images in {images} (looked for {', '.join(SUFFIXES)}).")
+    labels = _by_stem(masks)
+    missing = [path for stem, path in found.items() if stem not in labels]
+    if missing:
+        raise DataError(f"{dataset_id}: {len(missing)} images have no mask in {masks}, the first is {missing[0].name}.")
+    return {stem: (path, labels[stem]) for stem, path in found.items()}
+
+
+def _by_stem(directory: Path) -> dict[str, Path]:
+    if not directory.is_dir():
+        raise DataError(f"{directory} is not a folder.")
+    found: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            if path.stem in found:
+                raise DataError(f"{directory} has {found[path.stem].name} and {path.name}: image ids must be unique. Rename one.")
+            found[path.stem] = path
+    return found
+
+
+def read_image(path: Path) -> Pixels:
+    """(H,W,3) uint8."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"Cannot read the image {path}: {error}") from error
+
+
+def read_mask(path: Path, void: int | None) -> Labels:
+    """(H,W) integers; ``void`` becomes 255."""
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"Cannot read the mask {path}: {error}") from error
+    if labels.ndim != 2 or labels.dtype == bool:
+        raise DataError(f"The mask {path} is not a one-channel image of labels (it is {image.mode}). Convert it to indexed PNG.")
+    return labels if void is None else np.where(labels == void, IGNORE_INDEX, labels)

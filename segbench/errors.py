@@ -1,0 +1,52 @@
+"""Errors that a user can mend: each says what is wrong and the command or edit that mends it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SegbenchError(Exception):
+    """Base of all errors that segbench raises on purpose; the CLI prints them without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(SegbenchError):
+    """An argument is out of range or unknown."""
+
+    exit_code = 2
+
+
+class ModelError(SegbenchError):
+    """A model cannot be loaded, or does not behave as the protocol needs."""
+
+
+class DataError(SegbenchError):
+    """A data set is missing, incomplete or damaged."""
+
+
+class ContentError(SegbenchError):
+    """A card, an entry or evidence is damaged or inconsistent."""
+
+
+class RunError(SegbenchError):
+    """A run directory cannot be used."""
+
+
+class IncompleteError(SegbenchError):
+    """Units of work are missing; run `evaluate` again to continue."""
+
+    exit_code = 3
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Message for an unknown name: the nearest known ones first.
+
+    >>> unknown_name("data set", "camvd", ["camvid", "shapes"])
+    "Unknown data set 'camvd'. Did you mean 'camvid'? Known: camvid, shapes."
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."

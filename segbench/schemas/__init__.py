@@ -1,0 +1,65 @@
+"""JSON Schemas (2020-12) of card and entry, and strict reading of JSON that comes from strangers."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, NoReturn
+
+from jsonschema import Draft202012Validator
+
+from segbench.errors import ContentError
+
+MAX_BYTES = 1_000_000
+
+
+@lru_cache(maxsize=4)
+def validator(name: str) -> Draft202012Validator:
+    """The validator of ``card`` or ``entry``."""
+    schema = json.loads((files("segbench.schemas") / f"{name}.schema.json").read_text("utf-8"))
+    return Draft202012Validator(schema)
+
+
+def problems(name: str, document: Any) -> list[str]:
+    """What the schema ``name`` finds wrong, each with the field's path; empty when all is well."""
+    errors = sorted(validator(name).iter_errors(document), key=lambda error: list(map(str, error.absolute_path)))
+    return [f"{'.'.join(map(str, error.absolute_path)) or 'document'}: {error.message[:300]}" for error in errors]
+
+
+def parse(text: str, *, source: str) -> Any:
+    """JSON without NaN, infinities and duplicate keys.
+
+    Raises:
+        ContentError: names ``source`` and the place.
+    """
+    if len(text) > MAX_BYTES:
+        raise ContentError(f"{source} is larger than {MAX_BYTES} bytes.")
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ContentError(f"{source} is not valid JSON: {error}. Restore the file or correct the place.") from error
+
+
+def dump(document: Any) -> str:
+    """JSON as segbench writes it: two spaces, no NaN, a final newline."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large")
+    return value
