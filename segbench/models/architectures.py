@@ -112,9 +112,8 @@ def from_released(architecture: str, state_dict: Mapping[str, Tensor], *, num_cl
             key = re.sub(pattern, replacement, key)
         renamed[key] = value
     model = build(name, num_classes=num_classes, **arguments)
-    load_weights(model, renamed, source=f"the released {architecture}")
     dtypes = {value.dtype for value in state_dict.values() if value.is_floating_point()}
     if len(dtypes) == 1:
         model = model.to(dtypes.pop())
-        model.load_state_dict(renamed)
+    load_weights(model, renamed, source=f"the released {architecture}")
     return model.eval()

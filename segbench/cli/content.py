@@ -1,0 +1,79 @@
+"""``validate`` and ``leaderboard``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from segbench import cards, content, entries
+from segbench import leaderboard as board
+from segbench.cli.app import fail, note, print_json, printable
+from segbench.errors import ContentError
+
+
+@click.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def validate(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check cards and entries: schema, meaning, and every number recomputed from the evidence.
+
+    PATHS are cards, entries, or run directories; without any, all cards and entries of this installation.
+    """
+    files = [file for path in paths for file in _documents(path)] or [*cards.card_paths(), *entries.entry_paths()]
+    problems = {str(file): _problems(file) for file in files}
+    bad = sum(map(bool, problems.values()))
+    if as_json:
+        print_json({"checked": len(files), "problems": {file: found for file, found in problems.items() if found}})
+    for found in problems.values():
+        for text in found:
+            note(printable(text))
+    if bad:
+        fail(f"{bad} of {len(files)} files have problems.", 1)
+    note(f"{len(files)} files are valid.")
+
+
+def _documents(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = [file for file in sorted(path.rglob("*.json")) if file.name != "run.json"]
+    if not found:
+        raise ContentError(f"{path} holds no card or entry (*.json).")
+    return found
+
+
+def _problems(file: Path) -> list[str]:
+    parents = [parent.name for parent in file.resolve().parents]
+    published = len(parents) > 2 and parents[2] == "entries"
+    if published or (file.with_suffix(".parquet").exists() and not file.with_suffix(".safetensors").exists()):
+        return entries.validate_entry(file.resolve(), published=published)
+    try:
+        card = cards.read_card(file)
+    except ContentError as error:
+        return [str(error)]
+    if len(parents) > 1 and parents[1] == "model_zoo" and (file.stem, file.resolve().parent.name) != (card.id, card.dataset):
+        return [f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: move it, or correct `id` or `dataset`."]
+    return []
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; fail if leaderboard/README.md is stale.")
+@click.option("--root", type=click.Path(path_type=Path, file_okay=False), help="Checkout whose entries and README are meant.  [default: this one]")
+@click.option("--json", "as_json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
+def leaderboard(check: bool, root: Path | None, as_json: bool) -> None:
+    """Write the tables of leaderboard/README.md from the entries."""
+    base = root or content.checkout()
+    rows = board.load_entries(base / "entries" if base else None)
+    if as_json:
+        print_json(board.rank(rows))
+        return
+    tables = board.render(rows)
+    if base is None:
+        click.echo(tables)
+        return
+    readme = base / "leaderboard" / "README.md"
+    fresh = board.update(readme, tables, check=check)
+    if check and not fresh:
+        fail(f"{readme} is stale. Mend: segbench leaderboard", 1)
+    click.echo(tables)
+    note(f"{readme} {'was up to date' if fresh else 'was written'}.")

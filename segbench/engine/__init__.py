@@ -1,0 +1,1 @@
+"""Plan, run, merge: evaluation with units of work that survive anything."""

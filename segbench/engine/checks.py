@@ -1,0 +1,80 @@
+"""What the engine does not take on trust: the model's output, and the attack's images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segbench.entries import flag
+from segbench.errors import ModelError, RunError
+
+BUDGET_TOLERANCE = 1e-6
+
+
+def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: bool) -> list[dict[str, Any]]:
+    """Runs one batch twice before the first attack.
+
+    Args:
+        model: in eval mode, on the device of ``images``.
+        images: (N,3,H,W) in [0,1].
+        num_classes: K of the data set.
+        was_training: some module had to be put in eval mode.
+
+    Returns:
+        Flags on determinism, logits and eval mode.
+
+    Raises:
+        ModelError: the output is not finite logits (N,K,H,W).
+    """
+    with torch.inference_mode():
+        try:
+            first, second = model(images), model(images)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {error}. "
+                "It must map images (N,3,H,W) to logits (N,K,H,W)."
+            ) from error
+    if not isinstance(first, Tensor):
+        raise ModelError(f"The model returns {type(first).__name__}, not a tensor of logits. Wrap it so that forward returns the logits (N,K,H,W).")
+    n, _, height, width = images.shape
+    if first.ndim != 4 or first.shape[0] != n or tuple(first.shape[2:]) != (height, width):
+        raise ModelError(f"The model returns {tuple(first.shape)} for images {tuple(images.shape)}; needed are logits {(n, num_classes, height, width)} at image size.")
+    if first.shape[1] != num_classes:
+        raise ModelError(f"The model has {first.shape[1]} classes, the data set {num_classes}. Choose the data set that it was trained on.")
+    if not bool(torch.isfinite(first).all()):
+        raise ModelError("The model's logits have NaN or infinite values on clean images. Check weights and normalisation.")
+    return [
+        _determinism(first, second),
+        _logits(first),
+        flag("eval_mode", float(was_training), "note" if was_training else "ok", "1 if a module was in training mode; it was put in eval mode."),
+    ]
+
+
+def _determinism(first: Tensor, second: Tensor) -> dict[str, Any]:
+    difference = float((first.double() - second.double()).abs().max())
+    scale = float(first.double().abs().max())
+    level = "ok" if difference == 0 else "note" if difference <= 1e-5 * scale else "warning"
+    return flag("deterministic", difference, level, "Largest difference between the logits of two passes over the same images.")
+
+
+def _logits(logits: Tensor) -> dict[str, Any]:
+    sums = logits.double().sum(dim=1)
+    looks = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+    logs = bool((logits <= 0).all()) and bool(((logits.double().exp().sum(dim=1) - 1).abs() < 1e-3).all())
+    level = "warning" if looks else "note" if logs else "ok"
+    return flag("logits", float(looks), level, "1 if the output sums to 1 like probabilities, which weakens every attack; return logits.")
+
+
+def verify_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
+    """Budget, range and finiteness of adversarial images.
+
+    Raises:
+        RunError: the attack broke the threat model, which is a fault of the attack.
+    """
+    if not bool(torch.isfinite(adversarial).all()):
+        raise RunError("The attack returned images with NaN or infinite values. Nothing was counted; please report this.")
+    excess = float((adversarial.double() - images.double()).abs().max()) - eps
+    if excess > BUDGET_TOLERANCE or float(adversarial.min()) < 0 or float(adversarial.max()) > 1:
+        raise RunError(f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, values {float(adversarial.min())}..{float(adversarial.max())}). Nothing was counted; please report this.")

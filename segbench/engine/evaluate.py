@@ -1,0 +1,276 @@
+"""`evaluate`: from a model and a data set to an entry and its evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segbench import content
+from segbench.cards import ModelCard
+from segbench.data import SegmentationDataset, load_dataset
+from segbench.engine.batching import Metered
+from segbench.engine.checks import probe
+from segbench.engine.merge import git_commit, merge, versions
+from segbench.engine.plan import Unit, parse_shard
+from segbench.engine.progress import Report, bar
+from segbench.engine.store import MANIFEST_VERSION, Store, run_id
+from segbench.engine.worker import Worker
+from segbench.errors import IncompleteError, UsageError
+from segbench.models.load import Subject, resolve
+from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished evaluation.
+
+    Attributes:
+        path: the run directory.
+        entry_path: the entry, ``<id>.json``.
+        evidence_path: its evidence, ``<id>.parquet``.
+    """
+
+    path: Path
+    entry_path: Path
+    evidence_path: Path
+    _entry: dict[str, Any]
+
+    def entry(self) -> dict[str, Any]:
+        """The entry as a dict that validates."""
+        return self._entry
+
+    def table(self) -> pd.DataFrame:
+        """One row per radius, fractions in [0,1]; ε = 0 is the clean score."""
+        import pandas as pd
+
+        rows = [{"eps_255": 0.0, "aacc": self._entry["clean"]["aacc"], "miou": self._entry["clean"]["miou"]}]
+        for result in self._entry["results"]:
+            row = {key: result[key] for key in ("eps_255", "aacc", "miou", "miou_lower_bound")}
+            for loss, scores in result["per_loss"].items():
+                row |= {f"aacc_{loss}": scores["aacc"], f"miou_{loss}": scores["miou"]}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def evaluate(
+    model_or_id: str | nn.Module,
+    dataset: str | SegmentationDataset | None = None,
+    eps: Sequence[str | float] | None = None,
+    protocol: str = "sea-v1",
+    data_root: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | str = "auto",
+    precision: str = "fp32",
+    limit: int | None = None,
+    iterations: int | None = None,
+    shard: str | None = None,
+    engine: str = "local",
+    progress: bool = True,
+) -> Result:
+    """Attacks a model with the whole protocol and writes entry and evidence.
+
+    A run continues where it stopped: the same call again skips the finished units.
+
+    Args:
+        model_or_id: id of the zoo, path of a card, ``package.module:function``, or a module that maps images
+            (N,3,H,W) in [0,1] to logits (N,K,H,W).
+        dataset: data set id or object; None for the one of the model's card.
+        eps: radii as numerators over 255 (``8`` or ``"8/255"``); None for 4, 8, 12.
+        protocol: ``sea-v1``.
+        data_root: folder of the data set, where it needs one.
+        out: run directory; None for ``runs/<model>-<data set>-<identity>``.
+        device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        batch_size: images attacked at once, or ``auto``; changes nothing but speed and memory.
+        precision: ``fp32``.
+        limit: only the first images; makes the entry unofficial.
+        iterations: instead of the protocol's; makes the entry unofficial.
+        shard: ``"3/16"`` does every sixteenth unit from the third on; the last shard to finish merges.
+        engine: ``local``.
+        progress: show a bar on standard error.
+
+    Returns:
+        The result, with ``table()`` and ``entry()``.
+
+    Raises:
+        UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
+        IncompleteError: this shard is done, units of others are missing.
+    """
+    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else eps)
+    chosen = _protocol(protocol, iterations)
+    _supported("precision", precision, "fp32")
+    _supported("engine", engine, "local")
+    size, (number, shards) = _batch_size(batch_size), parse_shard(shard)
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, not {limit}.")
+    torch_device = choose_device(device)
+    subject = resolve(model_or_id)
+    data = _dataset(subject, dataset, data_root)
+    used = data.first(limit)
+    if not len(used):
+        raise UsageError("The data set has no images.")
+
+    was_training = any(module.training for module in subject.module.modules())
+    module = subject.module.eval().to(torch_device)
+    checks = _probe(module, used, torch_device, was_training)
+    manifest = _manifest(subject, data, used, chosen, radii, checks, torch_device, precision)
+    name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
+    store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
+
+    worker = Worker(module, used, chosen, torch_device, size)
+    units = store.units()
+    mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
+    _run(store, worker, [unit for unit in mine if store.read(unit) is None], progress)
+    try:
+        merged = merge(store)
+    except IncompleteError as error:
+        raise IncompleteError(f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}") from error
+    return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+
+def _run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> None:
+    def passes(unit: Unit) -> int:
+        return len(unit.image_ids) * (1 if not unit.eps_255 else worker.protocol.iterations + 4)
+
+    with bar(sum(map(passes, units)), sum(len(unit.image_ids) for unit in units), progress) as report:
+        worker.on_images = report.images
+        for unit in units:
+            _do(store, worker, unit, passes(unit), report)
+
+
+def _do(store: Store, worker: Worker, unit: Unit, passes: int, report: Report) -> None:
+    report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}", passes)
+    group, stats, cost = worker.do(unit)
+    store.write(unit, group, stats)
+    store.log(cost)
+    report.done(len(unit.image_ids), group.counts.aacc())
+
+
+def _protocol(name: str, iterations: int | None) -> Protocol:
+    protocol = get_protocol(name)
+    if iterations is None:
+        return protocol
+    if iterations < 1:
+        raise UsageError(f"iterations must be at least 1, not {iterations}.")
+    return dataclasses.replace(protocol, iterations=iterations)
+
+
+def _supported(option: str, value: str, only: str) -> None:
+    if value != only:
+        raise UsageError(f"{option} {value!r} is not supported by this version; use {only!r}.")
+
+
+def _batch_size(value: int | str) -> int | None:
+    if value == "auto":
+        return None
+    if not str(value).isdigit() or int(value) < 1:
+        raise UsageError(f"batch_size must be 'auto' or a whole number from 1, not {value!r}.")
+    return int(value)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA if there is one, else the CPU.
+
+    Raises:
+        UsageError: torch cannot use that device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env") from error
+    return device
+
+
+def _dataset(subject: Subject, dataset: str | SegmentationDataset | None, data_root: str | Path | None) -> SegmentationDataset:
+    if isinstance(dataset, SegmentationDataset):
+        return dataset
+    if dataset is None and subject.card is None:
+        raise UsageError("A model of your own needs a data set: dataset='camvid' in Python, --dataset camvid on the command line.")
+    return load_dataset(dataset or subject.card.dataset, data_root)  # type: ignore[union-attr]
+
+
+def _probe(module: nn.Module, data: SegmentationDataset, device: torch.device, was_training: bool) -> list[dict[str, Any]]:
+    first = data[0].image
+    images = [data[row].image for row in range(min(2, len(data)))]
+    batch = torch.stack([image for image in images if image.shape == first.shape]).to(device)
+    return probe(Metered(module, device), batch, data.num_classes, was_training=was_training)
+
+
+def _manifest(
+    subject: Subject,
+    data: SegmentationDataset,
+    used: SegmentationDataset,
+    protocol: Protocol,
+    radii: Sequence[float],
+    checks: list[dict[str, Any]],
+    device: torch.device,
+    precision: str,
+) -> dict[str, Any]:
+    """What ``run.json`` says."""
+    weights, source = data.count_weights()
+    identity = {
+        "protocol": protocol.digest(),
+        "weights": subject.weights_sha256,
+        "fingerprint": used.fingerprint(),
+        "class_weights": hashlib.sha256(np.ascontiguousarray(weights, "<f8").tobytes()).hexdigest(),
+    }
+    root = content.checkout()
+    return {
+        "schema_version": MANIFEST_VERSION,
+        "run_id": run_id(identity),
+        "identity": identity,
+        "model": _model(subject),
+        "dataset": {
+            "id": used.id,
+            "split": used.split,
+            "images": len(used),
+            "available": len(data),
+            "num_classes": used.num_classes,
+            "fingerprint": identity["fingerprint"],
+            "class_weights_from": source,
+        },
+        "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
+        "radii_255": list(radii),
+        "image_ids": list(used.image_ids),
+        "checks": checks,
+        "environment": {
+            "versions": versions(),
+            "git_commit": git_commit(root) if root else None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads",
+            "precision": precision,
+            "command": _command(),
+        },
+    }
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    card: ModelCard | None = subject.card
+    return {
+        "id": subject.id,
+        "title": card.title if card else subject.id,
+        "architecture": card.architecture["name"] if card else type(subject.module).__name__,
+        "parameters": sum(p.numel() for p in subject.module.parameters()),
+        "weights_sha256": subject.weights_sha256,
+        "paper": card.paper if card else None,
+    }
+
+
+def _command() -> str:
+    """The command line without the folder of the program."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    return " ".join(["segbench" if program in ("__main__.py", "segbench") else program, *sys.argv[1:]])[:2000]

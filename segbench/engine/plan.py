@@ -1,0 +1,56 @@
+"""The units of work of a run: (clean | loss x radius) x chunk of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segbench.errors import UsageError
+from segbench.evidence import CHECK_LOSS, CLEAN
+
+CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
+CHECK_EPS_255 = 64.0
+CHECK_ITERATIONS = 50
+CHECK_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of work; ``loss`` is ``clean``, a loss of the protocol, or ``check`` (the attack at a huge ε)."""
+
+    eps_255: float
+    loss: str
+    chunk: int
+    image_ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """File name without suffix, e.g. ``eps8_mce_0003``."""
+        return f"eps{self.eps_255:g}_{self.loss}_{self.chunk:04d}"
+
+
+def plan(image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
+    """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
+
+    >>> [unit.name for unit in plan(["a"], [4.0], ["mce"])]
+    ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
+    """
+    chunks = [tuple(image_ids[start : start + CHUNK]) for start in range(0, len(image_ids), CHUNK)]
+    groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
+    units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
+    units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
+    return units
+
+
+def parse_shard(shard: str | None) -> tuple[int, int]:
+    """``"3/16"`` to (3, 16); None to (1, 1).
+
+    Raises:
+        UsageError: not of that form, or out of range.
+    """
+    if shard is None:
+        return 1, 1
+    number, _, total = shard.partition("/")
+    if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
+        raise UsageError(f"A shard is written 3/16 (the third of sixteen), not {shard!r}.")
+    return int(number), int(total)

@@ -1,0 +1,147 @@
+"""The run directory: a manifest, one Parquet file per unit, a log. Torch-free.
+
+``run.json`` says what is evaluated and carries the run's identity; ``units/<name>.parquet`` holds the counts of one
+unit; ``log.jsonl`` what each unit cost (not part of any result). Every file is written atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segbench import evidence, schemas
+from segbench.engine.plan import Unit, plan
+from segbench.errors import ContentError, RunError
+from segbench.evidence import Evidence, Group
+from segbench.files import write_atomic
+
+MANIFEST_VERSION = 1
+IDENTITY = {
+    "protocol": "protocol",
+    "weights": "model weights",
+    "fingerprint": "data set (images, labels or their number)",
+    "class_weights": "class weights of mce_bal",
+}
+
+
+def run_id(identity: Mapping[str, str]) -> str:
+    """Identity by content: protocol digest, weights hash, data set fingerprint, class weights."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Store:
+    """One run directory, opened."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def create(cls, path: Path, manifest: dict[str, Any]) -> Store:
+        """Opens ``path`` for the run that ``manifest`` describes, or creates it; radii are added to those it has.
+
+        Raises:
+            RunError: the directory belongs to another run, or holds something else.
+        """
+        file = path / "run.json"
+        if file.exists():
+            old = cls.open(path)
+            differing = [text for key, text in IDENTITY.items() if old.manifest["identity"][key] != manifest["identity"][key]]
+            if differing:
+                raise RunError(
+                    f"{path} is the run of another {' and another '.join(differing)} ({old.manifest['model']['id']} on "
+                    f"{old.manifest['dataset']['id']}). Nothing was changed. Give another folder with --out."
+                )
+            radii = sorted({*old.manifest["radii_255"], *manifest["radii_255"]})
+            if radii != old.manifest["radii_255"]:
+                old.manifest["radii_255"] = radii
+                old.save()
+            return old
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(f"{path} exists and is not a run directory. Nothing was changed. Give another folder with --out.")
+        store = cls(path, manifest)
+        store.save()
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Opens an existing run directory.
+
+        Raises:
+            RunError: there is none, or its manifest is damaged.
+        """
+        file = path / "run.json"
+        try:
+            manifest = schemas.parse(file.read_text("utf-8"), source=str(file))
+        except (OSError, UnicodeDecodeError, ContentError) as error:
+            raise RunError(f"{path} is not a usable run directory: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("schema_version") != MANIFEST_VERSION:
+            raise RunError(f"{file} is not a manifest of this version of segbench. Start again with another --out folder.")
+        if run_id(manifest["identity"]) != manifest["run_id"]:
+            raise RunError(f"{file} was changed by hand: its run_id does not fit its content. Restore it, or give another --out folder.")
+        return cls(path, manifest)
+
+    def save(self) -> None:
+        """Writes the manifest."""
+        try:
+            write_atomic(self.path / "run.json", schemas.dump(self.manifest).encode())
+        except OSError as error:
+            raise RunError(f"Cannot write into {self.path}: {error}") from error
+
+    def units(self) -> list[Unit]:
+        """All units of the run, in order."""
+        return plan(self.manifest["image_ids"], self.manifest["radii_255"], self.manifest["protocol"]["losses"])
+
+    def file(self, unit: Unit) -> Path:
+        return self.path / "units" / f"{unit.name}.parquet"
+
+    def write(self, unit: Unit, group: Group, stats: Mapping[str, Any]) -> None:
+        """Writes a finished unit; the same unit gives the same bytes."""
+        metadata = {"run_id": self.manifest["run_id"], "unit": unit.name, "num_classes": group.counts.num_classes, "stats": stats}
+        data = evidence.to_bytes(Evidence({(unit.eps_255, unit.loss): group}, metadata))
+        try:
+            write_atomic(self.file(unit), data)
+        except OSError as error:
+            raise RunError(f"Cannot write {self.file(unit)}: {error}. Mend it and run the same command again; finished units are kept.") from error
+
+    def read(self, unit: Unit) -> tuple[Group, dict[str, Any]] | None:
+        """Counts and statistics of a unit, or None if it is not done.
+
+        Raises:
+            RunError: the file is damaged or belongs to another run; it is left as it is.
+        """
+        file = self.file(unit)
+        if not file.exists():
+            return None
+        mend = "Nothing was overwritten. Delete the file and run `segbench evaluate` again: only this unit is repeated."
+        try:
+            found = evidence.from_bytes(file.read_bytes(), source=str(file))
+        except ContentError as error:
+            raise RunError(f"{error} {mend}") from error
+        if found.metadata.get("run_id") != self.manifest["run_id"] or found.metadata.get("unit") != unit.name:
+            raise RunError(f"{file} belongs to another run or unit. {mend}")
+        group = found.groups.get((unit.eps_255, unit.loss))
+        if group is None or group.image_ids != unit.image_ids:
+            raise RunError(f"{file} does not hold the images of its unit. {mend}")
+        return group, found.metadata["stats"]
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends what a unit cost to ``log.jsonl``."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def costs(self) -> list[dict[str, Any]]:
+        """The last record of each unit; lines cut by a kill are passed over."""
+        file = self.path / "log.jsonl"
+        records: dict[str, dict[str, Any]] = {}
+        for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed run; costs are not part of a result
+            records[record["unit"]] = record
+        return list(records.values())

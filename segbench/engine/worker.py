@@ -1,0 +1,151 @@
+"""Does one unit of work: attack, check, predict again, count."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segbench import attacks, counts
+from segbench.attacks import AttackResult
+from segbench.data import Sample, SegmentationDataset
+from segbench.engine.batching import Metered, cpu_batch, exact_float32
+from segbench.engine.checks import verify_images
+from segbench.engine.plan import CHECK_ITERATIONS, CHUNK, Unit
+from segbench.errors import RunError
+from segbench.evidence import CHECK_LOSS, CLEAN, Group
+from segbench.protocol import Protocol
+
+STATISTICS = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
+
+
+@dataclass
+class Worker:
+    """Holds the model and the data set; does units.
+
+    Attributes:
+        model: in eval mode on ``device``.
+        dataset: gives the images of a unit.
+        protocol: how to attack.
+        device: where to compute.
+        batch_size: images attacked at once, or None to choose; halved when memory runs out.
+        on_images: called with the number of images after each forward pass.
+    """
+
+    model: nn.Module
+    dataset: SegmentationDataset
+    protocol: Protocol
+    device: torch.device
+    batch_size: int | None = None
+    on_images: Callable[[int], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self.metered = Metered(self.model, self.device, lambda n: self.on_images(n))
+        self.class_weights = self.dataset.class_weights().to(self.device)
+        self.rows = {image_id: row for row, image_id in enumerate(self.dataset.image_ids)}
+
+    def do(self, unit: Unit) -> tuple[Group, dict[str, Any], dict[str, Any]]:
+        """Counts of the unit, statistics that belong to the result, and its cost."""
+        started = time.monotonic()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        parts: dict[str, counts.Counts] = {}
+        stats = {name: dict.fromkeys(unit.image_ids, 0) for name in (*STATISTICS, "changed_pixels")}
+        samples = [self.dataset[self.rows[image_id]] for image_id in unit.image_ids]
+        with exact_float32():
+            for group in _same_size(samples):
+                self._do_group(unit, group, parts, stats)
+        group_counts = counts.merge(parts[image_id] for image_id in unit.image_ids)
+        ordered = {name: [values[image_id] for image_id in unit.image_ids] for name, values in stats.items()}
+        cost = {"unit": unit.name, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory(self.device)}
+        return Group(unit.image_ids, group_counts), ordered, cost
+
+    def _do_group(self, unit: Unit, samples: Sequence[Sample], parts: dict[str, counts.Counts], stats: dict[str, dict[str, int]]) -> None:
+        """Images of one size, in batches; out of memory halves the batch and repeats it."""
+        position = 0
+        while position < len(samples):
+            size = self.batch_size or self._automatic(samples[0])
+            batch = samples[position : position + size]
+            try:
+                found, numbers = self._do_batch(unit, batch)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise RunError(f"Not enough memory for one image {tuple(batch[0].image.shape)} on {self.device}. Use a device with more, or --device cpu.") from error
+                self.batch_size = max(1, min(size, len(batch)) // 2)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            for row, sample in enumerate(batch):
+                parts[sample.image_id] = found.take(np.array([row]))
+                for name, values in numbers.items():
+                    stats[name][sample.image_id] = int(values[row])
+            position += len(batch)
+
+    def _automatic(self, sample: Sample) -> int:
+        return cpu_batch(*sample.image.shape[-2:]) if self.device.type == "cpu" else CHUNK
+
+    def _do_batch(self, unit: Unit, batch: Sequence[Sample]) -> tuple[counts.Counts, dict[str, Any]]:
+        images = torch.stack([sample.image for sample in batch]).to(self.device)
+        labels = torch.stack([sample.label for sample in batch]).to(self.device)
+        numbers: dict[str, Any] = {}
+        if (unit.eps_255, unit.loss) == CLEAN:
+            adversarial = images
+        else:
+            result = self._attack(unit, images, labels, [sample.image_id for sample in batch])
+            adversarial = result.adversarial
+            verify_images(adversarial, images, unit.eps_255 / 255)
+            numbers = {name: getattr(result, name).cpu().numpy() for name in STATISTICS}
+        with torch.inference_mode():
+            predictions = self.metered(adversarial.float()).max(dim=1).indices
+        if numbers:
+            numbers["changed_pixels"] = (predictions != result.predictions).flatten(1).sum(dim=1).cpu().numpy()
+        num_classes = self.dataset.num_classes
+        return counts.count(predictions.cpu().numpy(), labels.cpu().numpy(), num_classes, self.dataset.ignore_index), numbers
+
+    def _attack(self, unit: Unit, images: Tensor, labels: Tensor, image_ids: Sequence[str]) -> AttackResult:
+        eps, ignore_index = unit.eps_255 / 255, self.dataset.ignore_index
+        if unit.loss == CHECK_LOSS:
+            return attacks.apgd(self.metered, images, labels, eps=eps, loss="mce", iterations=CHECK_ITERATIONS, ignore_index=ignore_index)
+        seeds = [self.protocol.start_seed(image_id, unit.loss, unit.eps_255) for image_id in image_ids]
+        start = attacks.random_start(images, eps=2 * eps, seeds=seeds)
+        return attacks.red_eps_apgd(
+            self.metered,
+            images,
+            labels,
+            eps=eps,
+            loss=unit.loss,
+            iterations=self.protocol.iterations,
+            start=start,
+            class_weights=self.class_weights,
+            ignore_index=ignore_index,
+        )
+
+
+def _same_size(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Samples grouped by the size of their image."""
+    groups: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample.image.shape), []).append(sample)
+    yield from groups.values()
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device on CUDA, of the process otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

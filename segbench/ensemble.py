@@ -1,0 +1,184 @@
+"""Worst case over candidates: one candidate per image, chosen to minimise aAcc or mIoU over the data set.
+
+SEA.md, section 5. Sums are exact integers; only the final ratios are floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from segbench.counts import Counts, IntArray
+from segbench.errors import UsageError
+
+Choice = npt.NDArray[np.intp]
+
+
+class WorstCase(NamedTuple):
+    """The worst case.
+
+    Attributes:
+        aacc: pooled accuracy of `aacc_choice`, in [0,1]; the exact minimum.
+        miou: mIoU of `miou_choice`, in [0,1]; the lowest found.
+        miou_lower_bound: no choice has a mIoU below this.
+        aacc_choice: (N,) index of the candidate with the fewest correct pixels, the first of equals.
+        miou_choice: (N,) index of the candidate that the mIoU search chose.
+        aacc_counts: counts of `aacc_choice`.
+        miou_counts: counts of `miou_choice`.
+    """
+
+    aacc: float
+    miou: float
+    miou_lower_bound: float
+    aacc_choice: Choice
+    miou_choice: Choice
+    aacc_counts: Counts
+    miou_counts: Counts
+
+
+class Intervals(NamedTuple):
+    """Percentile bootstrap intervals (low, high) in [0,1]."""
+
+    aacc: tuple[float, float]
+    miou: tuple[float, float]
+
+
+def worst_case(candidates: Sequence[Counts], *, seed: int = 0, orders: int = 8) -> WorstCase:
+    """The worst case over candidates, e.g. the clean image and one adversarial image per loss.
+
+    Args:
+        candidates: counts of the same images in the same order, each (N,K).
+        seed: of the orders in which the mIoU search visits the images.
+        orders: number of searches; the lowest is kept.
+
+    Raises:
+        UsageError: no candidate or image, shapes or targets differ.
+
+    >>> one = Counts(*(np.array([row]) for row in ([2, 1], [2, 2], [3, 1])))
+    >>> worst_case([one]).miou == one.miou()
+    True
+    """
+    _check(candidates, orders)
+    intersection = np.stack([candidate.intersection for candidate in candidates], axis=1)  # (N,A,K)
+    union = np.stack([candidate.union for candidate in candidates], axis=1)
+    aacc_choice = np.argmin(intersection.sum(axis=2), axis=1)
+    start = int(np.argmin([candidate.miou() for candidate in candidates]))
+    differing = np.flatnonzero((intersection != intersection[:, :1]).any(axis=(1, 2)) | (union != union[:, :1]).any(axis=(1, 2)))
+    found: list[tuple[float, Choice]] = []
+    for order in range(orders):
+        rng = np.random.default_rng([seed, order])
+        choice = np.full(len(intersection), start, np.intp)
+        found.append((_descend(intersection, union, choice, differing, rng), choice))
+    miou_choice = min(found, key=lambda pair: pair[0])[1]
+    aacc_counts, miou_counts = chosen(candidates, aacc_choice), chosen(candidates, miou_choice)
+    miou = miou_counts.miou()
+    return WorstCase(
+        aacc=aacc_counts.aacc(),
+        miou=miou,
+        miou_lower_bound=min(_lower_bound(intersection, union, candidates[0].target), miou),
+        aacc_choice=aacc_choice,
+        miou_choice=miou_choice,
+        aacc_counts=aacc_counts,
+        miou_counts=miou_counts,
+    )
+
+
+def chosen(candidates: Sequence[Counts], choice: Choice) -> Counts:
+    """Counts of candidate ``choice[i]`` for image i."""
+    rows = np.arange(len(choice))
+    return Counts(*(np.stack(arrays)[choice, rows] for arrays in zip(*candidates, strict=True)))
+
+
+def _check(candidates: Sequence[Counts], orders: int) -> None:
+    if not candidates or not candidates[0].num_images:
+        raise UsageError("worst_case needs at least one candidate and one image.")
+    if orders < 1:
+        raise UsageError(f"orders must be at least 1, not {orders}.")
+    for candidate in candidates[1:]:
+        if not np.array_equal(candidate.target, candidates[0].target):
+            raise UsageError("The candidates of worst_case differ in their targets: they are not counts of the same images in the same order.")
+
+
+def _descend(intersection: IntArray, union: IntArray, choice: Choice, images: npt.NDArray[np.intp], rng: np.random.Generator) -> float:
+    """Greedy descent on mIoU; changes ``choice`` in place and returns the mIoU reached."""
+    rows = np.arange(len(choice))
+    total_i = intersection[rows, choice].sum(axis=0)
+    total_u = union[rows, choice].sum(axis=0)
+    best = float(_mious(total_i[None], total_u[None])[0])
+    moved = True
+    while moved:
+        moved = False
+        for image in rng.permutation(images):
+            now = choice[image]
+            sums_i = intersection[image] + (total_i - intersection[image, now])
+            sums_u = union[image] + (total_u - union[image, now])
+            values = _mious(sums_i, sums_u)
+            candidate = int(values.argmin())
+            if values[candidate] < best:
+                best, choice[image], moved = float(values[candidate]), candidate, True
+                total_i, total_u = sums_i[candidate], sums_u[candidate]
+    return best
+
+
+def _mious(intersection: IntArray, union: IntArray) -> npt.NDArray[np.float64]:
+    """mIoU of each row of (A,K) sums."""
+    ratios: npt.NDArray[np.float64] = intersection / np.maximum(union, 1)  # an empty union has an empty intersection
+    means: npt.NDArray[np.float64] = ratios.sum(axis=1) / np.maximum(np.count_nonzero(union, axis=1), 1)
+    return means
+
+
+def _lower_bound(intersection: IntArray, union: IntArray, target: IntArray) -> float:
+    """Each class alone picks its candidates: the mean of the per-class minima.
+
+    A class without a labelled pixel counts as 0 wherever it is predicted and not at all elsewhere; the bound counts
+    it as soon as some candidate predicts it, which can only lower the mean.
+    """
+    labelled = target.sum(axis=0) > 0
+    possible = int(np.count_nonzero(labelled | (union.sum(axis=(0, 1)) > 0)))
+    if not possible:
+        return 0.0
+    return float(_smallest_ratio(intersection[..., labelled], union[..., labelled]).sum() / possible)
+
+
+def _smallest_ratio(intersection: IntArray, union: IntArray) -> npt.NDArray[np.float64]:
+    """(K,) minimum over choices of sum I / sum U per class, by Dinkelbach's iteration in exact integers.
+
+    (p, q) is the ratio so far; the choice that minimises sum(q I - p U) lowers it, until the minimum is 0.
+    """
+    p, q = intersection[:, 0].sum(axis=0), union[:, 0].sum(axis=0)
+    while True:
+        choice = np.argmin(q * intersection - p * union, axis=1)[:, None]
+        new_p = np.take_along_axis(intersection, choice, axis=1)[:, 0].sum(axis=0)
+        new_q = np.take_along_axis(union, choice, axis=1)[:, 0].sum(axis=0)
+        lower = q * new_p - p * new_q < 0
+        if not lower.any():
+            result: npt.NDArray[np.float64] = p / q
+            return result
+        p, q = np.where(lower, new_p, p), np.where(lower, new_q, q)
+
+
+def bootstrap_intervals(aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Intervals:
+    """Percentile intervals over resampled images, the choice of candidates held fixed.
+
+    Args:
+        aacc_counts: counts for aAcc.
+        miou_counts: counts for mIoU.
+        seed: of the resampling.
+        resamples: number of bootstrap samples.
+        level: coverage in (0,1).
+    """
+    n = aacc_counts.num_images
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    correct, valid = draws @ aacc_counts.correct, draws @ aacc_counts.target.sum(axis=1)
+    accuracies = correct / np.maximum(valid, 1)
+    mious = _mious((draws @ miou_counts.intersection).astype(np.int64), (draws @ miou_counts.union).astype(np.int64))
+    tail = (1 - level) / 2
+
+    def ends(values: npt.NDArray[Any]) -> tuple[float, float]:
+        low, high = np.quantile(values, [tail, 1 - tail])
+        return float(low), float(high)
+
+    return Intervals(ends(accuracies), ends(mious))

@@ -1,0 +1,141 @@
+"""Evidence: counts as Parquet, long and sparse, with the run's metadata in the file.
+
+Columns: ``eps_255, loss, image_id, class, intersection, predicted, target``. Rows are sorted as the groups and ids are
+given and hold only classes that occur; an image without any counted pixel keeps one row of zeros, so that no image
+can vanish. The same content gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segbench.counts import Counts
+from segbench.errors import ContentError
+
+SCHEMA = pa.schema(
+    [
+        ("eps_255", pa.float64()),
+        ("loss", pa.string()),
+        ("image_id", pa.string()),
+        ("class", pa.int32()),
+        ("intersection", pa.int64()),
+        ("predicted", pa.int64()),
+        ("target", pa.int64()),
+    ]
+)
+METADATA_KEY = b"segbench"
+MAX_ROWS = 50_000_000
+CLEAN = (0.0, "clean")
+CHECK_LOSS = "check"  # the loss name of the attack at a huge ε: a reliability check, never a candidate
+
+Key = tuple[float, str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The counts of one (ε, loss): image ids, and counts (N,K) in their order."""
+
+    image_ids: tuple[str, ...]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Groups by (eps_255, loss), clean images under `CLEAN`, and the run's metadata (``num_classes`` among it)."""
+
+    groups: Mapping[Key, Group]
+    metadata: Mapping[str, Any]
+
+
+def to_bytes(evidence: Evidence) -> bytes:
+    """The Parquet file."""
+    parts = [_rows(key, group) for key, group in evidence.groups.items()]
+    text = json.dumps(evidence.metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+    table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=["loss", "image_id"])
+    return buffer.getvalue()
+
+
+def _rows(key: Key, group: Group) -> pa.Table:
+    counts = group.counts
+    present = (counts.predicted > 0) | (counts.target > 0)
+    present[:, 0] |= ~present.any(axis=1)
+    images, classes = np.nonzero(present)
+    columns = [
+        pa.array(np.full(len(images), key[0])),
+        pa.DictionaryArray.from_arrays(np.zeros(len(images), np.int32), [key[1]]).cast(pa.string()),
+        pa.DictionaryArray.from_arrays(images.astype(np.int32), list(group.image_ids)).cast(pa.string()),
+        pa.array(classes.astype(np.int32)),
+        *(pa.array(array[images, classes]) for array in counts),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def from_bytes(data: bytes, *, source: str) -> Evidence:
+    """Reads and checks a Parquet file.
+
+    Raises:
+        ContentError: not Parquet, another schema, damaged, or counts that cannot be; names ``source``.
+    """
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ContentError(f"{source} has {file.metadata.num_rows} rows; at most {MAX_ROWS} are read.")
+            schema, metadata = file.schema_arrow.remove_metadata(), file.schema_arrow.metadata or {}
+            if schema != SCHEMA:
+                raise ContentError(f"{source} does not have the columns of evidence: {', '.join(SCHEMA.names)}.")
+            table = file.read()
+        table.validate(full=True)
+        run = json.loads(metadata.get(METADATA_KEY, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ContentError(f"{source} is damaged or not a Parquet file: {error}".splitlines()[0]) from error
+    if not isinstance(run, dict) or not isinstance(run.get("num_classes"), int) or not 2 <= run["num_classes"] <= 65535:
+        raise ContentError(f"{source} carries no segbench metadata.")
+    return Evidence(_groups(table, run["num_classes"], source), run)
+
+
+def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
+    if any(column.null_count for column in table.columns):
+        raise ContentError(f"{source} has empty cells.")
+    eps = table["eps_255"].to_numpy()
+    losses = table["loss"].combine_chunks().dictionary_encode()
+    ids = table["image_id"].combine_chunks().dictionary_encode()
+    loss_names, image_names = losses.dictionary.to_pylist(), ids.dictionary.to_pylist()
+    loss_codes, image_codes = losses.indices.to_numpy(), ids.indices.to_numpy()
+    classes = table["class"].to_numpy()
+    values = [table[name].to_numpy() for name in ("intersection", "predicted", "target")]
+    if not np.isfinite(eps).all() or (classes < 0).any() or (classes >= num_classes).any():
+        raise ContentError(f"{source} has a radius or class out of range.")
+    if (np.stack(values) < 0).any() or (values[0] > values[1]).any() or (values[0] > values[2]).any():
+        raise ContentError(f"{source} has counts that cannot be (negative, or an intersection above its parts).")
+    groups: dict[Key, Group] = {}
+    starts = np.flatnonzero(np.r_[True, (eps[1:] != eps[:-1]) | (loss_codes[1:] != loss_codes[:-1])]) if len(eps) else []
+    for start, end in zip(starts, [*starts[1:], len(eps)], strict=True):
+        key = (float(eps[start]), loss_names[loss_codes[start]])
+        if key in groups:
+            raise ContentError(f"{source}: the rows of ε = {key[0]}/255, {key[1]} are not together.")
+        codes, first = np.unique(image_codes[start:end], return_index=True)
+        codes = codes[np.argsort(first)]
+        row_of = np.full(len(image_names), -1)
+        row_of[codes] = np.arange(len(codes))
+        rows = row_of[image_codes[start:end]]
+        flat = rows * num_classes + classes[start:end]
+        if len(np.unique(flat)) != len(flat):
+            raise ContentError(f"{source}: ε = {key[0]}/255, {key[1]} counts an image and class twice.")
+        arrays = []
+        for value in values:
+            dense = np.zeros(len(codes) * num_classes, np.int64)
+            dense[flat] = value[start:end]
+            arrays.append(dense.reshape(len(codes), num_classes))
+        groups[key] = Group(tuple(image_names[code] for code in codes), Counts(*arrays))
+    return groups

@@ -1,0 +1,99 @@
+"""The leaderboard: entries to a table per data set, as markdown between markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segbench import entries
+from segbench.errors import ContentError
+from segbench.files import write_atomic
+
+START, END = "<!-- tables: written by `segbench leaderboard`, do not edit -->", "<!-- end of tables -->"
+
+
+def load_entries(root: Path | None = None) -> list[dict[str, Any]]:
+    """All entries of a checkout, or of the installation, sorted by path.
+
+    Raises:
+        ContentError: an entry is damaged.
+    """
+    return [entries.read_entry(path) for path in entries.entry_paths(root)]
+
+
+def rank(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Entries of one data set, best first: by the mean worst-case mIoU over their radii, then clean mIoU, then id."""
+
+    def key(entry: Mapping[str, Any]) -> tuple[float, float, str]:
+        results = entry["results"]
+        return (-sum(row["miou"] for row in results) / len(results), -entry["clean"]["miou"], entry["model"]["id"])
+
+    return sorted(rows, key=key)
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a section and a table for each (protocol, data set)."""
+    sections = []
+    groups = sorted({(entry["protocol"]["name"], entry["dataset"]["id"]) for entry in rows})
+    for protocol, dataset in groups:
+        members = [entry for entry in rows if (entry["protocol"]["name"], entry["dataset"]["id"]) == (protocol, dataset)]
+        sections.append(f"## {escape(dataset)} ({escape(protocol)})\n\n{_table(members)}")
+    return "\n\n".join(sections) if sections else "No entries yet."
+
+
+def _table(members: Sequence[Mapping[str, Any]]) -> str:
+    radii = sorted({row["eps_255"] for entry in members for row in entry["results"]})
+    header = ["#", "model", "architecture", "parameters", "clean", *(f"ε = {eps:g}/255" for eps in radii), "warnings", "tier"]
+    lines = [header, ["--:", ":--", ":--", "--:", "--:", *("--:" for _ in radii), ":--", ":--"]]
+    for place, entry in enumerate(rank(members), 1):
+        scores = {row["eps_255"]: row for row in entry["results"]}
+        parameters = entry["model"]["parameters"]
+        lines.append(
+            [
+                str(place),
+                f"`{entry['model']['id']}`",
+                escape(entry["model"]["architecture"] or "–"),
+                "–" if parameters is None else f"{parameters / 1e6:.2f}M",
+                _score(entry["clean"]),
+                *(_score(scores[eps]) if eps in scores else "–" for eps in radii),
+                escape(", ".join(flag["name"] for flag in entry["flags"] if flag["level"] == "warning") or "none"),
+                entry["claim"]["tier"],
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\nEach score: aAcc / mIoU in percent, the worst case over the attacks of the protocol."
+
+
+def _score(row: Mapping[str, float]) -> str:
+    return f"{100 * row['aacc']:.1f} / {100 * row['miou']:.1f}"
+
+
+def escape(text: str) -> str:
+    """Text of strangers, harmless in a markdown cell: no markup, no link, no line break, no control character.
+
+    >>> escape("a|b <i>")
+    'a&#124;b &lt;i&gt;'
+    """
+    text = "".join(char for char in text if char.isprintable())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    return re.sub(r"([\\`*_\[\]()#!~])", r"\\\1", text)
+
+
+def update(readme: Path, tables: str, *, check: bool) -> bool:
+    """Puts ``tables`` between the markers of ``readme``; with ``check`` only compares. True if it was up to date.
+
+    Raises:
+        ContentError: the file or its markers are missing.
+    """
+    try:
+        text = readme.read_text("utf-8")
+    except OSError as error:
+        raise ContentError(f"Cannot read {readme}: {error}") from error
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ContentError(f"{readme} must hold these two lines once each, in this order:\n{START}\n{END}")
+    before, after = text.split(START)[0], text.split(END)[1]
+    new = f"{before}{START}\n\n{tables}\n\n{END}{after}"
+    if new != text and not check:
+        write_atomic(readme, new.encode())
+    return new == text

@@ -1,0 +1,107 @@
+"""The fixed evaluation protocol.
+
+The digest covers everything that changes a unit of evidence. Radii are not part of it: a unit belongs to one radius,
+so a run may be given more radii later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from segbench.errors import UsageError, unknown_name
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the attacker may do: ``max|δ| <= ε`` in ``norm``, and every value of the image stays in [low, high]."""
+
+    norm: str = "linf"
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How models are attacked and scored (SEA.md, section 5).
+
+    Attributes:
+        name: e.g. ``sea-v1``; part of the digest.
+        threat_model: the attacker's budget.
+        losses: attacked losses in order; candidate 0 is always the clean image.
+        iterations: of each attack.
+        schedule: ``red-eps``, the progressive radius reduction of SEA.md, section 4.
+        seed: of the random starts.
+        search_seed: of the orders in the mIoU search, and of the bootstrap.
+        search_orders: number of orders.
+    """
+
+    name: str
+    threat_model: ThreatModel
+    losses: tuple[str, ...]
+    iterations: int
+    schedule: str
+    seed: int
+    search_seed: int
+    search_orders: int
+
+    def digest(self) -> str:
+        """SHA-256 of all fields."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def start_seed(self, image_id: str, loss: str, eps_255: float) -> int:
+        """Seed of one random start: a function of (protocol seed, image id, loss, radius) and nothing else."""
+        text = json.dumps([self.seed, image_id, loss, float(eps_255)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+SEA_V1 = Protocol(
+    name="sea-v1",
+    threat_model=ThreatModel(),
+    losses=("mce_bal", "mce", "js"),
+    iterations=300,
+    schedule="red-eps",
+    seed=225,
+    search_seed=0,
+    search_orders=8,
+)
+PROTOCOLS: Mapping[str, Protocol] = {SEA_V1.name: SEA_V1}
+
+OFFICIAL_RADII_255: tuple[float, ...] = (4.0, 8.0, 12.0)
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(unknown_name("protocol", name, PROTOCOLS))
+    return PROTOCOLS[name]
+
+
+def parse_eps(values: Sequence[str | float]) -> tuple[float, ...]:
+    """Radii as numerators over 255, sorted, each once: ``8`` and ``"8/255"`` are the same.
+
+    Raises:
+        UsageError: not a number, or not in (0, 255].
+
+    >>> parse_eps(["8/255", 4, "0.25"])
+    (0.25, 4.0, 8.0)
+    """
+    radii = set()
+    for value in values:
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(/\s*255)?\s*", str(value))
+        eps = float(match.group(1)) if match else float("nan")
+        if not 0 < eps <= 255:
+            raise UsageError(f"ε must be above 0 and at most 255, written 8 or 8/255 (both mean 8/255); got {value!r}.")
+        radii.add(eps)
+    if not radii:
+        raise UsageError("Give at least one ε, e.g. --eps 4 8 12.")
+    return tuple(sorted(radii))
