@@ -18,7 +18,9 @@ def folder(name: str) -> Path:
     for path in (_PACKAGE / "_content" / name, _PACKAGE.parent / name):
         if path.is_dir():
             return path
-    raise ContentError(f"The folder {name} is missing from this installation. Mend: pip install --force-reinstall segbench")
+    raise ContentError(
+        f"The folder {name} is missing from this installation. Mend: pip install --force-reinstall segbench"
+    )
 
 
 def checkout() -> Path | None:

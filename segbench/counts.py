@@ -102,7 +102,9 @@ def count(predictions: Any, labels: Any, num_classes: int, ignore_index: int = 2
     for name, array in (("labels", labels), ("predictions", predictions)):
         outside = array[valid & ((array < 0) | (array >= num_classes))]
         if outside.size:
-            raise UsageError(f"{name} contain {outside[0]}; allowed are 0..{num_classes - 1} (and {ignore_index} in labels).")
+            raise UsageError(
+                f"{name} contain {outside[0]}; allowed are 0..{num_classes - 1} (and {ignore_index} in labels)."
+            )
     offset = np.broadcast_to((np.arange(n) * num_classes)[:, None, None], labels.shape)
 
     def per_class(classes: npt.NDArray[Any], where: npt.NDArray[np.bool_]) -> IntArray:

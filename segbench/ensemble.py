@@ -66,7 +66,9 @@ def worst_case(candidates: Sequence[Counts], *, seed: int = 0, orders: int = 8) 
     union = np.stack([candidate.union for candidate in candidates], axis=1)
     aacc_choice = np.argmin(intersection.sum(axis=2), axis=1)
     start = int(np.argmin([candidate.miou() for candidate in candidates]))
-    differing = np.flatnonzero((intersection != intersection[:, :1]).any(axis=(1, 2)) | (union != union[:, :1]).any(axis=(1, 2)))
+    differing = np.flatnonzero(
+        (intersection != intersection[:, :1]).any(axis=(1, 2)) | (union != union[:, :1]).any(axis=(1, 2))
+    )
     found: list[tuple[float, Choice]] = []
     for order in range(orders):
         rng = np.random.default_rng([seed, order])
@@ -99,10 +101,14 @@ def _check(candidates: Sequence[Counts], orders: int) -> None:
         raise UsageError(f"orders must be at least 1, not {orders}.")
     for candidate in candidates[1:]:
         if not np.array_equal(candidate.target, candidates[0].target):
-            raise UsageError("The candidates of worst_case differ in their targets: they are not counts of the same images in the same order.")
+            raise UsageError(
+                "The candidates of worst_case differ in their targets: they are not counts of the same images in the same order."
+            )
 
 
-def _descend(intersection: IntArray, union: IntArray, choice: Choice, images: npt.NDArray[np.intp], rng: np.random.Generator) -> float:
+def _descend(
+    intersection: IntArray, union: IntArray, choice: Choice, images: npt.NDArray[np.intp], rng: np.random.Generator
+) -> float:
     """Greedy descent on mIoU; changes ``choice`` in place and returns the mIoU reached."""
     rows = np.arange(len(choice))
     total_i = intersection[rows, choice].sum(axis=0)
@@ -124,7 +130,7 @@ def _descend(intersection: IntArray, union: IntArray, choice: Choice, images: np
 
 
 def _mious(intersection: IntArray, union: IntArray) -> npt.NDArray[np.float64]:
-    """mIoU of each row of (A,K) sums."""
+    """MIoU of each row of (A,K) sums."""
     ratios: npt.NDArray[np.float64] = intersection / np.maximum(union, 1)  # an empty union has an empty intersection
     means: npt.NDArray[np.float64] = ratios.sum(axis=1) / np.maximum(np.count_nonzero(union, axis=1), 1)
     return means
@@ -160,7 +166,9 @@ def _smallest_ratio(intersection: IntArray, union: IntArray) -> npt.NDArray[np.f
         p, q = np.where(lower, new_p, p), np.where(lower, new_q, q)
 
 
-def bootstrap_intervals(aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> Intervals:
+def bootstrap_intervals(
+    aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> Intervals:
     """Percentile intervals over resampled images, the choice of candidates held fixed.
 
     Args:

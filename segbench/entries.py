@@ -39,7 +39,9 @@ def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
         candidates = {"clean": clean, **losses}
         for loss, group in losses.items():
             if group.image_ids != clean.image_ids:
-                raise ContentError(f"The evidence of ε = {eps:g}/255, {loss} holds other images than the clean evidence.")
+                raise ContentError(
+                    f"The evidence of ε = {eps:g}/255, {loss} holds other images than the clean evidence."
+                )
         try:
             worst = ensemble.worst_case([group.counts for group in candidates.values()], seed=seed, orders=orders)
         except SegbenchError as error:
@@ -83,12 +85,26 @@ def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, An
         flags.append(flag(name, share, level, f"Share of attacks on an image in which some input gradient was {text}."))
     rises = [b[m] - a[m] for a, b in _neighbours(scores) for m in ("aacc", "miou")]
     rise = max(rises, default=0.0)
-    flags.append(flag("falls_with_eps", rise, "ok" if rise <= 0 else "warning", "Largest rise of a robust score from one ε to the next larger one."))
+    flags.append(
+        flag(
+            "falls_with_eps",
+            rise,
+            "ok" if rise <= 0 else "warning",
+            "Largest rise of a robust score from one ε to the next larger one.",
+        )
+    )
     huge = [(eps, group) for (eps, loss), group in found.groups.items() if loss == CHECK_LOSS]
     for eps, group in huge:
         left = group.counts.aacc()
         level = "ok" if left <= 0.02 else "warning"
-        flags.append(flag("falls_to_zero", left, level, f"aAcc left by APGD on {group.counts.num_images} images at ε = {eps:g}/255; above 0.02 hints at masked gradients."))
+        flags.append(
+            flag(
+                "falls_to_zero",
+                left,
+                level,
+                f"aAcc left by APGD on {group.counts.num_images} images at ε = {eps:g}/255; above 0.02 hints at masked gradients.",
+            )
+        )
     return flags
 
 
@@ -97,7 +113,9 @@ def _neighbours(scores: Mapping[str, Any]) -> list[tuple[Mapping[str, float], Ma
     return list(zip(rows, rows[1:], strict=False))
 
 
-def deviations(protocol: Mapping[str, Any], results: list[Mapping[str, Any]], images: int, available: int, precision: str) -> list[str]:
+def deviations(
+    protocol: Mapping[str, Any], results: list[Mapping[str, Any]], images: int, available: int, precision: str
+) -> list[str]:
     """In what a run differs from its official protocol; empty makes the entry official."""
     official = PROTOCOLS[protocol["name"]]
     found = []
@@ -145,7 +163,9 @@ def build(
         "schema_version": ENTRY_VERSION,
         "model": {key: model[key] for key in ("id", "title", "architecture", "parameters", "weights_sha256")},
         "paper": model["paper"],
-        "dataset": {key: dataset[key] for key in ("id", "split", "images", "num_classes", "fingerprint", "class_weights_from")},
+        "dataset": {
+            key: dataset[key] for key in ("id", "split", "images", "num_classes", "fingerprint", "class_weights_from")
+        },
         "protocol": {
             "name": protocol["name"],
             "digest": manifest["identity"]["protocol"],
@@ -169,7 +189,9 @@ def build(
 
 def merge_groups(parts: list[Group]) -> Group:
     """Chunks of one (ε, loss), in order."""
-    return Group(tuple(image_id for part in parts for image_id in part.image_ids), counts.merge(part.counts for part in parts))
+    return Group(
+        tuple(image_id for part in parts for image_id in part.image_ids), counts.merge(part.counts for part in parts)
+    )
 
 
 def entry_paths(root: Path | None = None) -> list[Path]:
@@ -209,7 +231,9 @@ def validate_entry(path: Path, *, published: bool) -> list[str]:
         found += _placement(path, entry)
     if entry["evidence"] is None:
         if entry["claim"]["tier"] != "reported":
-            found.append(f"claim.tier is {entry['claim']['tier']!r} without evidence: add the Parquet file, or say 'reported'.")
+            found.append(
+                f"claim.tier is {entry['claim']['tier']!r} without evidence: add the Parquet file, or say 'reported'."
+            )
         return [f"{path}: {text}" for text in found]
     try:
         found += _against_evidence(path, entry)
@@ -224,16 +248,23 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
     if protocol is None:
         found.append(f"protocol.name {entry['protocol']['name']!r} is unknown; known are {', '.join(PROTOCOLS)}.")
     elif entry["protocol"]["official"] and entry["protocol"]["digest"] != protocol.digest():
-        found.append("protocol.digest is not that of the official protocol: evaluate again with this version, or set `official` to false.")
+        found.append(
+            "protocol.digest is not that of the official protocol: evaluate again with this version, or set `official` to false."
+        )
     if entry["protocol"]["official"] == bool(entry["protocol"]["deviations"]):
-        found.append("protocol.official and protocol.deviations contradict each other: an official entry has no deviation.")
+        found.append(
+            "protocol.official and protocol.deviations contradict each other: an official entry has no deviation."
+        )
     radii = [row["eps_255"] for row in entry["results"]]
     if radii != sorted(set(radii)):
         found.append("results must be sorted by eps_255, each ε once.")
     for row in entry["results"]:
         where = f"results at ε = {row['eps_255']:g}/255"
         for metric in ("aacc", "miou"):
-            limits = {"clean": entry["clean"][metric], **{loss: scores[metric] for loss, scores in row["per_loss"].items()}}
+            limits = {
+                "clean": entry["clean"][metric],
+                **{loss: scores[metric] for loss, scores in row["per_loss"].items()},
+            }
             found += [
                 f"{where}: the worst case {metric} {row[metric]} is above that of {name}, {value}: recompute it from the evidence."
                 for name, value in limits.items()
@@ -250,14 +281,22 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     found = []
     expected = (entry["protocol"]["name"], entry["dataset"]["id"], f"{entry['model']['id']}.json")
     if path.parts[-3:] != expected:
-        found.append(f"the entry belongs at entries/{'/'.join(expected)}: move it, or correct protocol.name, dataset.id or model.id.")
+        found.append(
+            f"the entry belongs at entries/{'/'.join(expected)}: move it, or correct protocol.name, dataset.id or model.id."
+        )
     if not entry["protocol"]["official"]:
-        found.append(f"it is not official ({'; '.join(entry['protocol']['deviations'])}): evaluate with the whole protocol.")
+        found.append(
+            f"it is not official ({'; '.join(entry['protocol']['deviations'])}): evaluate with the whole protocol."
+        )
     known = FINGERPRINTS.get(entry["dataset"]["id"])
     if known is None:
-        found.append(f"the fingerprint of {entry['dataset']['id']} is not known to this version: add it to FINGERPRINTS in segbench/entries.py.")
+        found.append(
+            f"the fingerprint of {entry['dataset']['id']} is not known to this version: add it to FINGERPRINTS in segbench/entries.py."
+        )
     elif entry["dataset"]["fingerprint"] != known:
-        found.append(f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: evaluate on the unchanged data set.")
+        found.append(
+            f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: evaluate on the unchanged data set."
+        )
     card_path = path.parents[3] / "model_zoo" / entry["dataset"]["id"] / f"{entry['model']['id']}.json"
     try:
         card = cards.read_card(card_path)
@@ -281,9 +320,15 @@ def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
     except OSError as error:
         raise ContentError(f"its evidence cannot be read: {error}. Put the file beside the entry.") from error
     if sha256_bytes(data) != entry["evidence"]["sha256"]:
-        raise ContentError(f"evidence.sha256 is not the hash of {file.name}: the evidence was changed or swapped. Restore it.")
+        raise ContentError(
+            f"evidence.sha256 is not the hash of {file.name}: the evidence was changed or swapped. Restore it."
+        )
     found = evidence.from_bytes(data, source=file.name)
-    stated = {"model": entry["model"]["weights_sha256"], "dataset": entry["dataset"]["fingerprint"], "protocol": entry["protocol"]["digest"]}
+    stated = {
+        "model": entry["model"]["weights_sha256"],
+        "dataset": entry["dataset"]["fingerprint"],
+        "protocol": entry["protocol"]["digest"],
+    }
     carried = {"model": "weights", "dataset": "fingerprint", "protocol": "protocol"}
     problems = [
         f"the evidence was made with another {name} than the entry states: evaluate again."
@@ -291,7 +336,9 @@ def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
         if found.metadata.get("identity", {}).get(carried[name]) != value
     ]
     if found.groups.get(CLEAN) is None or len(found.groups[CLEAN].image_ids) != entry["dataset"]["images"]:
-        problems.append(f"dataset.images is {entry['dataset']['images']}, the clean evidence holds another number of images.")
+        problems.append(
+            f"dataset.images is {entry['dataset']['images']}, the clean evidence holds another number of images."
+        )
     try:
         scores = recompute(found, seed=entry["protocol"]["search_seed"], orders=entry["protocol"]["search_orders"])
         scores["flags"] = reliability(found, scores)
@@ -308,8 +355,16 @@ def _differences(where: str, computed: Any, stated: Any) -> list[str]:
         keys = sorted(computed.keys() | stated.keys())
         return [text for key in keys for text in _differences(f"{where}.{key}", computed.get(key), stated.get(key))]
     if isinstance(computed, list) and isinstance(stated, list) and len(computed) == len(stated):
-        return [text for i, pair in enumerate(zip(computed, stated, strict=True)) for text in _differences(f"{where}.{i}", *pair)]
+        return [
+            text
+            for i, pair in enumerate(zip(computed, stated, strict=True))
+            for text in _differences(f"{where}.{i}", *pair)
+        ]
     numbers = isinstance(computed, float | int) and isinstance(stated, float | int)
     if numbers and math.isclose(computed, stated, rel_tol=0, abs_tol=TOLERANCE):
         return []
-    return [] if computed == stated else [f"{where} states {stated!r}, the evidence gives {computed!r}: correct the entry."]
+    return (
+        []
+        if computed == stated
+        else [f"{where} states {stated!r}, the evidence gives {computed!r}: correct the entry."]
+    )

@@ -38,14 +38,25 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     sections = []
     groups = sorted({(entry["protocol"]["name"], entry["dataset"]["id"]) for entry in rows})
     for protocol, dataset in groups:
-        members = [entry for entry in rows if (entry["protocol"]["name"], entry["dataset"]["id"]) == (protocol, dataset)]
+        members = [
+            entry for entry in rows if (entry["protocol"]["name"], entry["dataset"]["id"]) == (protocol, dataset)
+        ]
         sections.append(f"## {escape(dataset)} ({escape(protocol)})\n\n{_table(members)}")
     return "\n\n".join(sections) if sections else "No entries yet."
 
 
 def _table(members: Sequence[Mapping[str, Any]]) -> str:
     radii = sorted({row["eps_255"] for entry in members for row in entry["results"]})
-    header = ["#", "model", "architecture", "parameters", "clean", *(f"ε = {eps:g}/255" for eps in radii), "warnings", "tier"]
+    header = [
+        "#",
+        "model",
+        "architecture",
+        "parameters",
+        "clean",
+        *(f"ε = {eps:g}/255" for eps in radii),
+        "warnings",
+        "tier",
+    ]
     lines = [header, ["--:", ":--", ":--", "--:", "--:", *("--:" for _ in radii), ":--", ":--"]]
     for place, entry in enumerate(rank(members), 1):
         scores = {row["eps_255"]: row for row in entry["results"]}
@@ -62,7 +73,10 @@ def _table(members: Sequence[Mapping[str, Any]]) -> str:
                 entry["claim"]["tier"],
             ]
         )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\nEach score: aAcc / mIoU in percent, the worst case over the attacks of the protocol."
+    return (
+        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        + "\n\nEach score: aAcc / mIoU in percent, the worst case over the attacks of the protocol."
+    )
 
 
 def _score(row: Mapping[str, float]) -> str:

@@ -203,7 +203,12 @@ def run_stage(problem: Problem, tally: Tally, start: Tensor, *, eps: float, iter
                 return
             keep = active.nonzero().squeeze(1)
             index, images, x, previous, gradient = index[keep], images[keep], x[keep], previous[keep], gradient[keep]
-            tracked, best_x, best_gradient, best_tracked = tracked[keep], best_x[keep], best_gradient[keep], best_tracked[keep]
+            tracked, best_x, best_gradient, best_tracked = (
+                tracked[keep],
+                best_x[keep],
+                best_gradient[keep],
+                best_tracked[keep],
+            )
             step_size, was_halved, rises = step_size[keep], was_halved[keep], rises[keep]
             tracked_at_checkpoint = tracked_at_checkpoint[keep]
 

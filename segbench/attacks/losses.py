@@ -79,7 +79,9 @@ def _mce(terms: PixelTerms, _: Context) -> Tensor:
 
 def _mce_bal(terms: PixelTerms, context: Context) -> Tensor:
     if context.class_weights is None:
-        raise UsageError("The loss 'mce_bal' needs class_weights, a tensor (K,): pass class_weights=dataset.class_weights().")
+        raise UsageError(
+            "The loss 'mce_bal' needs class_weights, a tensor (K,): pass class_weights=dataset.class_weights()."
+        )
     weights = context.class_weights.to(terms.ce)
     return weights[terms.labels.where(terms.valid, 0)] * _mce(terms, context)
 

@@ -44,7 +44,9 @@ class ManyValues(click.Command):
     """A command whose ``multiple`` options take several values at once: ``--eps 4 8/255 0.25``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        names = {name for param in self.params if isinstance(param, click.Option) and param.multiple for name in param.opts}
+        names = {
+            name for param in self.params if isinstance(param, click.Option) and param.multiple for name in param.opts
+        }
         spread: list[str] = []
         current = None
         for position, arg in enumerate(args):
@@ -61,7 +63,10 @@ class ManyValues(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.group(cls=Segbench, context_settings={"auto_envvar_prefix": "SEGBENCH", "help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Segbench,
+    context_settings={"auto_envvar_prefix": "SEGBENCH", "help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(segbench.__version__, prog_name="segbench")
 def app() -> None:
     """Robustness of semantic segmentation, measured by a fixed protocol.

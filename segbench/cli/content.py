@@ -51,14 +51,24 @@ def _problems(file: Path) -> list[str]:
         card = cards.read_card(file)
     except ContentError as error:
         return [str(error)]
-    if len(parents) > 1 and parents[1] == "model_zoo" and (file.stem, file.resolve().parent.name) != (card.id, card.dataset):
-        return [f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: move it, or correct `id` or `dataset`."]
+    if (
+        len(parents) > 1
+        and parents[1] == "model_zoo"
+        and (file.stem, file.resolve().parent.name) != (card.id, card.dataset)
+    ):
+        return [
+            f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: move it, or correct `id` or `dataset`."
+        ]
     return []
 
 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; fail if leaderboard/README.md is stale.")
-@click.option("--root", type=click.Path(path_type=Path, file_okay=False), help="Checkout whose entries and README are meant.  [default: this one]")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Checkout whose entries and README are meant.  [default: this one]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
 def leaderboard(check: bool, root: Path | None, as_json: bool) -> None:
     """Write the tables of leaderboard/README.md from the entries."""

@@ -12,12 +12,18 @@ from segbench.cli.zoo import print_scores
 
 
 @click.command(cls=ManyValues)
-@click.option("--model", required=True, help="Id of the zoo, path of a card, or package.module:function returning an nn.Module.")
+@click.option(
+    "--model", required=True, help="Id of the zoo, path of a card, or package.module:function returning an nn.Module."
+)
 @click.option("--dataset", help="Data set id; by default that of the model's card.")
-@click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255). Several after one --eps.  [default: 4 8 12]")
+@click.option(
+    "--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255). Several after one --eps.  [default: 4 8 12]"
+)
 @click.option("--protocol", default="sea-v1", help="Name of the protocol.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--batch-size", default="auto", help="Images attacked at once, or auto; changes speed and memory only.")
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
@@ -56,9 +62,17 @@ def evaluate(
     if as_json:
         print_json(entry)
     else:
-        protocol_text = entry["protocol"]["name"] + ("" if entry["protocol"]["official"] else f", unofficial: {'; '.join(entry['protocol']['deviations'])}")
-        click.echo(printable(f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), {protocol_text}. Percent; per loss aAcc / mIoU."))
+        protocol_text = entry["protocol"]["name"] + (
+            "" if entry["protocol"]["official"] else f", unofficial: {'; '.join(entry['protocol']['deviations'])}"
+        )
+        click.echo(
+            printable(
+                f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), {protocol_text}. Percent; per loss aAcc / mIoU."
+            )
+        )
         print_scores(entry)
     cost = entry["run"]
-    note(f"{cost['seconds']:.0f} s, {cost['forward_passes']} forward and {cost['backward_passes']} backward passes on {cost['device']}")
+    note(
+        f"{cost['seconds']:.0f} s, {cost['forward_passes']} forward and {cost['backward_passes']} backward passes on {cost['device']}"
+    )
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")

@@ -29,10 +29,17 @@ def status(run: Path, as_json: bool) -> None:
     if as_json:
         groups = [{"eps_255": eps, "loss": loss, "done": row[0], "units": row[1]} for (eps, loss), row in rows.items()]
         model, dataset = store.manifest["model"]["id"], store.manifest["dataset"]["id"]
-        print_json({"model": model, "dataset": dataset, "done": done, "units": total, "seconds": seconds, "groups": groups})
+        print_json(
+            {"model": model, "dataset": dataset, "done": done, "units": total, "seconds": seconds, "groups": groups}
+        )
     else:
-        click.echo(f"{store.manifest['model']['id']} on {store.manifest['dataset']['id']}: {done} of {total} units done in {seconds:.0f} s")
-        print_table([">ε", "loss", ">done", ">units"], [[f"{eps:g}/255", loss, str(row[0]), str(row[1])] for (eps, loss), row in rows.items()])
+        click.echo(
+            f"{store.manifest['model']['id']} on {store.manifest['dataset']['id']}: {done} of {total} units done in {seconds:.0f} s"
+        )
+        print_table(
+            [">ε", "loss", ">done", ">units"],
+            [[f"{eps:g}/255", loss, str(row[0]), str(row[1])] for (eps, loss), row in rows.items()],
+        )
     if done < total:
         raise IncompleteError(f"{total - done} units are missing. Continue: run the same `segbench evaluate` again.")
 

@@ -12,13 +12,25 @@ from segbench.errors import UsageError
 
 @click.command(cls=ManyValues)
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for weights, card, log and checkpoint.  [default: runs/train-<recipe>]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for weights, card, log and checkpoint.  [default: runs/train-<recipe>]",
+)
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, ...")
 @click.option("--set", "overrides", multiple=True, help="field=value of the recipe; several after one --set.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def train(recipe: str, out: Path | None, data_root: Path | None, device: str, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def train(
+    recipe: str,
+    out: Path | None,
+    data_root: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Train a model by RECIPE: a name (a wrong one lists them) or a file.yaml.
 
     A checkpoint is written after each epoch; the same command continues a stopped run.
@@ -40,7 +52,14 @@ def train(recipe: str, out: Path | None, data_root: Path | None, device: str, ov
     folder = out or Path("runs") / f"train-{chosen.id}"
     note(f"Reading {chosen.dataset} ...")
     data, validation = (load_dataset(chosen.dataset, data_root, split=split) for split in ("train", "val"))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=Console(stderr=True), disable=quiet, refresh_per_second=4) as bar:
         task = bar.add_task("start", total=None)
 
@@ -52,6 +71,10 @@ def train(recipe: str, out: Path | None, data_root: Path | None, device: str, ov
     if as_json:
         print_json(card.document())
     elif card.expected:
-        click.echo(f"{card.id}: clean aAcc {100 * card.expected['aacc']:.1f}, mIoU {100 * card.expected['miou']:.1f} percent")
+        click.echo(
+            f"{card.id}: clean aAcc {100 * card.expected['aacc']:.1f}, mIoU {100 * card.expected['miou']:.1f} percent"
+        )
     root = f" --data-root {data_root}" if data_root else ""
-    note(f"card      {trained.card_path}\nweights   {trained.weights_path}\nnext      segbench evaluate --model {trained.card_path}{root}")
+    note(
+        f"card      {trained.card_path}\nweights   {trained.weights_path}\nnext      segbench evaluate --model {trained.card_path}{root}"
+    )

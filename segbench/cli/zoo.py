@@ -20,7 +20,17 @@ def models(pattern: str, as_json: bool) -> None:
     if as_json:
         print_json([card.document() for card in found])
         return
-    rows = [[card.id, card.dataset, card.training["method"], card.architecture["name"], _millions(card.parameters), card.title] for card in found]
+    rows = [
+        [
+            card.id,
+            card.dataset,
+            card.training["method"],
+            card.architecture["name"],
+            _millions(card.parameters),
+            card.title,
+        ]
+        for card in found
+    ]
     print_table(["id", "data set", "method", "architecture", ">parameters", "title"], rows)
 
 
@@ -30,7 +40,11 @@ def models(pattern: str, as_json: bool) -> None:
 def show(model_id: str, as_json: bool) -> None:
     """Show the card of MODEL_ID and its entries."""
     card = cards.get_card(model_id)
-    found = [entries.read_entry(path) for path in entries.entry_paths() if path.stem == model_id and path.parent.name == card.dataset]
+    found = [
+        entries.read_entry(path)
+        for path in entries.entry_paths()
+        if path.stem == model_id and path.parent.name == card.dataset
+    ]
     if as_json:
         print_json({"card": card.document(), "entries": found})
         return
@@ -48,7 +62,10 @@ def _card_rows(card: ModelCard) -> list[list[str]]:
         ["data set", f"{card.dataset}, {card.num_classes} classes"],
         ["architecture", f"{card.architecture['name']} {card.architecture['arguments']}"],
         ["parameters", _millions(card.parameters)],
-        ["training", f"{training['method']}, ε {_eps(training['eps_255'])}, {training['attack_steps']} steps, {training['epochs']} epochs, {training['initialisation']} initialisation"],
+        [
+            "training",
+            f"{training['method']}, ε {_eps(training['eps_255'])}, {training['attack_steps']} steps, {training['epochs']} epochs, {training['initialisation']} initialisation",
+        ],
         ["expected clean", f"aAcc {_percent(expected['aacc'])}, mIoU {_percent(expected['miou'])}"],
         ["sources", ", ".join(f"{source['type']}: {source['file']}" for source in card.sources) or "none"],
         ["sha256", card.sha256 or "not pinned"],
@@ -65,10 +82,23 @@ def print_scores(entry: dict[str, Any]) -> None:
     clean = entry["clean"]
     rows = [["0", _percent(clean["aacc"]), "", _percent(clean["miou"]), "", "", *("" for _ in losses)]]
     for row in entry["results"]:
-        each = [f"{_percent(row['per_loss'][loss]['aacc'])} / {_percent(row['per_loss'][loss]['miou'])}" if loss in row["per_loss"] else "" for loss in losses]
+        each = [
+            f"{_percent(row['per_loss'][loss]['aacc'])} / {_percent(row['per_loss'][loss]['miou'])}"
+            if loss in row["per_loss"]
+            else ""
+            for loss in losses
+        ]
         intervals = {metric: f"{_percent(low)}–{_percent(high)}" for metric, (low, high) in row["interval"].items()}
         rows.append(
-            [f"{row['eps_255']:g}/255", _percent(row["aacc"]), intervals["aacc"], _percent(row["miou"]), intervals["miou"], _percent(row["miou_lower_bound"]), *each]
+            [
+                f"{row['eps_255']:g}/255",
+                _percent(row["aacc"]),
+                intervals["aacc"],
+                _percent(row["miou"]),
+                intervals["miou"],
+                _percent(row["miou_lower_bound"]),
+                *each,
+            ]
         )
     print_table(columns, rows)
     for flag in entry["flags"]:

@@ -53,7 +53,9 @@ def load_folder(root: Path | None, split: str = "val") -> SegmentationDataset:
     root = _root("folder", root, FOLDER_LAYOUT, ("images", "masks", "classes.txt"))
     names = tuple(line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip())
     if not 2 <= len(names) <= IGNORE_INDEX:
-        raise DataError(f"{root / 'classes.txt'} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line.")
+        raise DataError(
+            f"{root / 'classes.txt'} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line."
+        )
     base = root / "train" if split == "train" else root
     files = _pairs("folder", base / "images", base / "masks")
     training = (root / "train" / "images", root / "train" / "masks")
@@ -120,7 +122,9 @@ def _by_stem(directory: Path) -> dict[str, Path]:
     for path in sorted(directory.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             if path.stem in found:
-                raise DataError(f"{directory} has {found[path.stem].name} and {path.name}: image ids must be unique. Rename one.")
+                raise DataError(
+                    f"{directory} has {found[path.stem].name} and {path.name}: image ids must be unique. Rename one."
+                )
             found[path.stem] = path
     return found
 
@@ -142,5 +146,7 @@ def read_mask(path: Path, void: int | None) -> Labels:
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataError(f"Cannot read the mask {path}: {error}") from error
     if labels.ndim != 2 or labels.dtype == bool:
-        raise DataError(f"The mask {path} is not a one-channel image of labels (it is {image.mode}). Convert it to indexed PNG.")
+        raise DataError(
+            f"The mask {path} is not a one-channel image of labels (it is {image.mode}). Convert it to indexed PNG."
+        )
     return labels if void is None else np.where(labels == void, IGNORE_INDEX, labels)

@@ -137,7 +137,9 @@ def class_weights_of_training(seed: int = 0) -> npt.NDArray[np.float64]:
 def _stored_validation() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     data = (files("segbench.data") / "files" / "shapes_val.npz").read_bytes()
     if sha256_bytes(data) != VALIDATION_SHA256:
-        raise DataError("The stored images of 'shapes' are damaged (checksum). Mend: pip install --force-reinstall segbench")
+        raise DataError(
+            "The stored images of 'shapes' are damaged (checksum). Mend: pip install --force-reinstall segbench"
+        )
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         return archive["images"], archive["labels"]
 

@@ -35,7 +35,9 @@ class Metered(nn.Module):
         on_images: called with the number of images after each forward pass.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, on_images: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, on_images: Callable[[int], None] = lambda _: None
+    ) -> None:
         super().__init__()
         self.model = model
         self.device = device

@@ -37,18 +37,31 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
                 "It must map images (N,3,H,W) to logits (N,K,H,W)."
             ) from error
     if not isinstance(first, Tensor):
-        raise ModelError(f"The model returns {type(first).__name__}, not a tensor of logits. Wrap it so that forward returns the logits (N,K,H,W).")
+        raise ModelError(
+            f"The model returns {type(first).__name__}, not a tensor of logits. Wrap it so that forward returns the logits (N,K,H,W)."
+        )
     n, _, height, width = images.shape
     if first.ndim != 4 or first.shape[0] != n or tuple(first.shape[2:]) != (height, width):
-        raise ModelError(f"The model returns {tuple(first.shape)} for images {tuple(images.shape)}; needed are logits {(n, num_classes, height, width)} at image size.")
+        raise ModelError(
+            f"The model returns {tuple(first.shape)} for images {tuple(images.shape)}; needed are logits {(n, num_classes, height, width)} at image size."
+        )
     if first.shape[1] != num_classes:
-        raise ModelError(f"The model has {first.shape[1]} classes, the data set {num_classes}. Choose the data set that it was trained on.")
+        raise ModelError(
+            f"The model has {first.shape[1]} classes, the data set {num_classes}. Choose the data set that it was trained on."
+        )
     if not bool(torch.isfinite(first).all()):
-        raise ModelError("The model's logits have NaN or infinite values on clean images. Check weights and normalisation.")
+        raise ModelError(
+            "The model's logits have NaN or infinite values on clean images. Check weights and normalisation."
+        )
     return [
         _determinism(first, second),
         _logits(first),
-        flag("eval_mode", float(was_training), "note" if was_training else "ok", "1 if a module was in training mode; it was put in eval mode."),
+        flag(
+            "eval_mode",
+            float(was_training),
+            "note" if was_training else "ok",
+            "1 if a module was in training mode; it was put in eval mode.",
+        ),
     ]
 
 
@@ -56,7 +69,9 @@ def _determinism(first: Tensor, second: Tensor) -> dict[str, Any]:
     difference = float((first.double() - second.double()).abs().max())
     scale = float(first.double().abs().max())
     level = "ok" if difference == 0 else "note" if difference <= 1e-5 * scale else "warning"
-    return flag("deterministic", difference, level, "Largest difference between the logits of two passes over the same images.")
+    return flag(
+        "deterministic", difference, level, "Largest difference between the logits of two passes over the same images."
+    )
 
 
 def _logits(logits: Tensor) -> dict[str, Any]:
@@ -64,7 +79,12 @@ def _logits(logits: Tensor) -> dict[str, Any]:
     looks = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
     logs = bool((logits <= 0).all()) and bool(((logits.double().exp().sum(dim=1) - 1).abs() < 1e-3).all())
     level = "warning" if looks else "note" if logs else "ok"
-    return flag("logits", float(looks), level, "1 if the output sums to 1 like probabilities, which weakens every attack; return logits.")
+    return flag(
+        "logits",
+        float(looks),
+        level,
+        "1 if the output sums to 1 like probabilities, which weakens every attack; return logits.",
+    )
 
 
 def verify_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
@@ -74,7 +94,11 @@ def verify_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
         RunError: the attack broke the threat model, which is a fault of the attack.
     """
     if not bool(torch.isfinite(adversarial).all()):
-        raise RunError("The attack returned images with NaN or infinite values. Nothing was counted; please report this.")
+        raise RunError(
+            "The attack returned images with NaN or infinite values. Nothing was counted; please report this."
+        )
     excess = float((adversarial.double() - images.double()).abs().max()) - eps
     if excess > BUDGET_TOLERANCE or float(adversarial.min()) < 0 or float(adversarial.max()) > 1:
-        raise RunError(f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, values {float(adversarial.min())}..{float(adversarial.max())}). Nothing was counted; please report this.")
+        raise RunError(
+            f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, values {float(adversarial.min())}..{float(adversarial.max())}). Nothing was counted; please report this."
+        )

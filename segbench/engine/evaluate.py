@@ -136,7 +136,9 @@ def evaluate(
     try:
         merged = merge(store)
     except IncompleteError as error:
-        raise IncompleteError(f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}") from error
+        raise IncompleteError(
+            f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
+        ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
 
 
@@ -192,19 +194,27 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env") from error
+        raise UsageError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env"
+        ) from error
     return device
 
 
-def _dataset(subject: Subject, dataset: str | SegmentationDataset | None, data_root: str | Path | None) -> SegmentationDataset:
+def _dataset(
+    subject: Subject, dataset: str | SegmentationDataset | None, data_root: str | Path | None
+) -> SegmentationDataset:
     if isinstance(dataset, SegmentationDataset):
         return dataset
     if dataset is None and subject.card is None:
-        raise UsageError("A model of your own needs a data set: dataset='camvid' in Python, --dataset camvid on the command line.")
+        raise UsageError(
+            "A model of your own needs a data set: dataset='camvid' in Python, --dataset camvid on the command line."
+        )
     return load_dataset(dataset or subject.card.dataset, data_root)  # type: ignore[union-attr]
 
 
-def _probe(module: nn.Module, data: SegmentationDataset, device: torch.device, was_training: bool) -> list[dict[str, Any]]:
+def _probe(
+    module: nn.Module, data: SegmentationDataset, device: torch.device, was_training: bool
+) -> list[dict[str, Any]]:
     first = data[0].image
     images = [data[row].image for row in range(min(2, len(data)))]
     batch = torch.stack([image for image in images if image.shape == first.shape]).to(device)
@@ -251,7 +261,9 @@ def _manifest(
         "environment": {
             "versions": versions(),
             "git_commit": git_commit(root) if root else None,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads",
+            "device": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{device.type}, {torch.get_num_threads()} threads",
             "precision": precision,
             "command": _command(),
         },

@@ -35,7 +35,9 @@ def merge(store: Store) -> Merged:
         RunError: a unit is damaged or belongs to another run.
     """
     groups: dict[tuple[float, str], list[Group]] = {}
-    totals = dict.fromkeys(("attacks", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "changed_pixels"), 0)
+    totals = dict.fromkeys(
+        ("attacks", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "changed_pixels"), 0
+    )
     missing = []
     for unit in store.units():
         done = store.read(unit)
@@ -46,7 +48,9 @@ def merge(store: Store) -> Merged:
         groups.setdefault((unit.eps_255, unit.loss), []).append(group)
         _add(totals, unit, stats)
     if missing:
-        raise IncompleteError(f"{len(missing)} of {len(store.units())} units are missing, the first is {missing[0].name}. Continue: run the same `segbench evaluate` again.")
+        raise IncompleteError(
+            f"{len(missing)} of {len(store.units())} units are missing, the first is {missing[0].name}. Continue: run the same `segbench evaluate` again."
+        )
     manifest = store.manifest
     found = Evidence(
         {key: entries.merge_groups(parts) for key, parts in groups.items()},
@@ -114,5 +118,7 @@ def git_commit(folder: Path) -> str | None:
     """The commit of the checkout at ``folder``; None outside a checkout or without git."""
     if shutil.which("git") is None or not (folder / ".git").exists():
         return None
-    result = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() if result.returncode == 0 else None

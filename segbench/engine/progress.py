@@ -53,7 +53,8 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
 
         def done(count: int, aacc: float) -> None:
             state["images"] += count
-            progress.update(task, completed=state["end"], images=f"{state['images']}/{total_images}", aacc=f"{aacc:.3f}")
+            progress.update(
+                task, completed=state["end"], images=f"{state['images']}/{total_images}", aacc=f"{aacc:.3f}"
+            )
 
         yield Report(unit, images, done)
-

@@ -50,7 +50,9 @@ class Store:
         file = path / "run.json"
         if file.exists():
             old = cls.open(path)
-            differing = [text for key, text in IDENTITY.items() if old.manifest["identity"][key] != manifest["identity"][key]]
+            differing = [
+                text for key, text in IDENTITY.items() if old.manifest["identity"][key] != manifest["identity"][key]
+            ]
             if differing:
                 raise RunError(
                     f"{path} is the run of another {' and another '.join(differing)} ({old.manifest['model']['id']} on "
@@ -62,7 +64,9 @@ class Store:
                 old.save()
             return old
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunError(f"{path} exists and is not a run directory. Nothing was changed. Give another folder with --out.")
+            raise RunError(
+                f"{path} exists and is not a run directory. Nothing was changed. Give another folder with --out."
+            )
         store = cls(path, manifest)
         store.save()
         return store
@@ -80,9 +84,13 @@ class Store:
         except (OSError, UnicodeDecodeError, ContentError) as error:
             raise RunError(f"{path} is not a usable run directory: {error}") from error
         if not isinstance(manifest, dict) or manifest.get("schema_version") != MANIFEST_VERSION:
-            raise RunError(f"{file} is not a manifest of this version of segbench. Start again with another --out folder.")
+            raise RunError(
+                f"{file} is not a manifest of this version of segbench. Start again with another --out folder."
+            )
         if run_id(manifest["identity"]) != manifest["run_id"]:
-            raise RunError(f"{file} was changed by hand: its run_id does not fit its content. Restore it, or give another --out folder.")
+            raise RunError(
+                f"{file} was changed by hand: its run_id does not fit its content. Restore it, or give another --out folder."
+            )
         return cls(path, manifest)
 
     def save(self) -> None:
@@ -101,12 +109,19 @@ class Store:
 
     def write(self, unit: Unit, group: Group, stats: Mapping[str, Any]) -> None:
         """Writes a finished unit; the same unit gives the same bytes."""
-        metadata = {"run_id": self.manifest["run_id"], "unit": unit.name, "num_classes": group.counts.num_classes, "stats": stats}
+        metadata = {
+            "run_id": self.manifest["run_id"],
+            "unit": unit.name,
+            "num_classes": group.counts.num_classes,
+            "stats": stats,
+        }
         data = evidence.to_bytes(Evidence({(unit.eps_255, unit.loss): group}, metadata))
         try:
             write_atomic(self.file(unit), data)
         except OSError as error:
-            raise RunError(f"Cannot write {self.file(unit)}: {error}. Mend it and run the same command again; finished units are kept.") from error
+            raise RunError(
+                f"Cannot write {self.file(unit)}: {error}. Mend it and run the same command again; finished units are kept."
+            ) from error
 
     def read(self, unit: Unit) -> tuple[Group, dict[str, Any]] | None:
         """Counts and statistics of a unit, or None if it is not done.

@@ -67,7 +67,9 @@ class Worker:
         cost = {"unit": unit.name, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory(self.device)}
         return Group(unit.image_ids, group_counts), ordered, cost
 
-    def _do_group(self, unit: Unit, samples: Sequence[Sample], parts: dict[str, counts.Counts], stats: dict[str, dict[str, int]]) -> None:
+    def _do_group(
+        self, unit: Unit, samples: Sequence[Sample], parts: dict[str, counts.Counts], stats: dict[str, dict[str, int]]
+    ) -> None:
         """Images of one size, in batches; out of memory halves the batch and repeats it."""
         position = 0
         while position < len(samples):
@@ -79,7 +81,9 @@ class Worker:
                 if not _out_of_memory(error):
                     raise
                 if size == 1:
-                    raise RunError(f"Not enough memory for one image {tuple(batch[0].image.shape)} on {self.device}. Use a device with more, or --device cpu.") from error
+                    raise RunError(
+                        f"Not enough memory for one image {tuple(batch[0].image.shape)} on {self.device}. Use a device with more, or --device cpu."
+                    ) from error
                 self.batch_size = max(1, min(size, len(batch)) // 2)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -109,12 +113,22 @@ class Worker:
         if numbers:
             numbers["changed_pixels"] = (predictions != result.predictions).flatten(1).sum(dim=1).cpu().numpy()
         num_classes = self.dataset.num_classes
-        return counts.count(predictions.cpu().numpy(), labels.cpu().numpy(), num_classes, self.dataset.ignore_index), numbers
+        return counts.count(
+            predictions.cpu().numpy(), labels.cpu().numpy(), num_classes, self.dataset.ignore_index
+        ), numbers
 
     def _attack(self, unit: Unit, images: Tensor, labels: Tensor, image_ids: Sequence[str]) -> AttackResult:
         eps, ignore_index = unit.eps_255 / 255, self.dataset.ignore_index
         if unit.loss == CHECK_LOSS:
-            return attacks.apgd(self.metered, images, labels, eps=eps, loss="mce", iterations=CHECK_ITERATIONS, ignore_index=ignore_index)
+            return attacks.apgd(
+                self.metered,
+                images,
+                labels,
+                eps=eps,
+                loss="mce",
+                iterations=CHECK_ITERATIONS,
+                ignore_index=ignore_index,
+            )
         seeds = [self.protocol.start_seed(image_id, unit.loss, unit.eps_255) for image_id in image_ids]
         start = attacks.random_start(images, eps=2 * eps, seeds=seeds)
         return attacks.red_eps_apgd(
@@ -140,7 +154,11 @@ def _same_size(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -66,7 +66,9 @@ def build(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
     try:
         return ARCHITECTURES[name](num_classes=num_classes, **arguments)
     except TypeError as error:
-        raise ModelError(f"Architecture {name!r} does not take these arguments: {error}. Correct `architecture.kwargs` in the card.") from error
+        raise ModelError(
+            f"Architecture {name!r} does not take these arguments: {error}. Correct `architecture.kwargs` in the card."
+        ) from error
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:

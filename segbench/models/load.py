@@ -103,7 +103,9 @@ def _from_function(spec: str) -> Subject:
         ) from error
     module = function() if callable(function) else None
     if not isinstance(module, nn.Module):
-        raise ModelError(f"{spec} must be a function without arguments that returns a torch.nn.Module; it gave {type(module).__name__}.")
+        raise ModelError(
+            f"{spec} must be a function without arguments that returns a torch.nn.Module; it gave {type(module).__name__}."
+        )
     return Subject(module, _identifier(function_name), None, _state_hash(module))
 
 

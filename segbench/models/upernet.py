@@ -89,7 +89,9 @@ class UPerNet(nn.Module):
         auxiliary_channels: width of the auxiliary head (256 in the released models).
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, channels: int = 512, auxiliary_channels: int = 256) -> None:
+    def __init__(
+        self, backbone: nn.Module, num_classes: int, channels: int = 512, auxiliary_channels: int = 256
+    ) -> None:
         super().__init__()
         widths: Sequence[int] = backbone.widths  # type: ignore[assignment]
         self.backbone = backbone

@@ -100,7 +100,9 @@ def training_attack(model: nn.Module, images: Tensor, labels: Tensor, recipe: Re
         for _ in range(recipe.attack_steps):
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, ignore_index=255), x)
-            x = torch.minimum(torch.maximum(x.detach() + step_size * gradient.sign(), images - eps), images + eps).clamp(0, 1)
+            x = torch.minimum(
+                torch.maximum(x.detach() + step_size * gradient.sign(), images - eps), images + eps
+            ).clamp(0, 1)
     return x.detach()
 
 
@@ -139,11 +141,14 @@ def train(
     split = load_split(dataset)
     steps_an_epoch = len(split.images) // recipe.batch_size
     if not steps_an_epoch:
-        raise RunError(f"{len(split.images)} training images do not fill one batch of {recipe.batch_size}: lower batch_size.")
+        raise RunError(
+            f"{len(split.images)} training images do not fill one batch of {recipe.batch_size}: lower batch_size."
+        )
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps_an_epoch, steps_an_epoch * recipe.epochs)
@@ -160,7 +165,9 @@ def train(
             loss = F.cross_entropy(logits, labels, ignore_index=255)
             loss = loss + recipe.auxiliary_weight * F.cross_entropy(auxiliary, labels, ignore_index=255)
             if not math.isfinite(loss.item()):
-                raise RunError(f"The loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate. The last good checkpoint is kept.")
+                raise RunError(
+                    f"The loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate. The last good checkpoint is kept."
+                )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -173,7 +180,9 @@ def train(
     return _finish(recipe, model.eval(), dataset, validation, out, log, seconds, device)
 
 
-def _save(path: Path, recipe: Recipe, model: nn.Module, optimizer: Any, scheduler: Any, log: list[float], seconds: float) -> None:
+def _save(
+    path: Path, recipe: Recipe, model: nn.Module, optimizer: Any, scheduler: Any, log: list[float], seconds: float
+) -> None:
     buffer = io.BytesIO()
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
     torch.save({"recipe": _recipe_json(recipe), **state, "log": log, "seconds": seconds}, buffer)

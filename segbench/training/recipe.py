@@ -59,7 +59,11 @@ class Recipe:
 
 def list_recipes() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in (files("segbench.training") / "recipes").iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in (files("segbench.training") / "recipes").iterdir()
+        if path.name.endswith(".yaml")
+    )
 
 
 def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -97,13 +101,19 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
     for key, kind in fields.items():
         allowed = kinds.get(kind, (dict,))
         if not isinstance(values[key], allowed) or isinstance(values[key], bool):
-            raise UsageError(f"Recipe {name}: {key} must be {' or '.join(t.__name__ for t in allowed)}, not {values[key]!r}.")
+            raise UsageError(
+                f"Recipe {name}: {key} must be {' or '.join(t.__name__ for t in allowed)}, not {values[key]!r}."
+            )
     recipe = Recipe(**{key: float(values[key]) if kind == "float" else values[key] for key, kind in fields.items()})
     positive = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "learning_rate": recipe.learning_rate}
     if bad := [key for key, value in positive.items() if not value > 0]:
         raise UsageError(f"Recipe {name}: {bad[0]} must be positive, not {positive[bad[0]]}.")
-    if not 0 <= recipe.eps_255 <= 255 or (recipe.eps_255 > 0 and not (recipe.attack_steps > 0 and recipe.step_size_255 > 0)):
-        raise UsageError(f"Recipe {name}: eps_255 must be in 0..255, and above 0 it needs attack_steps and step_size_255 above 0.")
-    if not 0 <= recipe.crop:
+    if not 0 <= recipe.eps_255 <= 255 or (
+        recipe.eps_255 > 0 and not (recipe.attack_steps > 0 and recipe.step_size_255 > 0)
+    ):
+        raise UsageError(
+            f"Recipe {name}: eps_255 must be in 0..255, and above 0 it needs attack_steps and step_size_255 above 0."
+        )
+    if not recipe.crop >= 0:
         raise UsageError(f"Recipe {name}: crop must be 0 or a side in pixels, not {recipe.crop}.")
     return recipe
