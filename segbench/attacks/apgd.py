@@ -114,13 +114,13 @@ class Tally:
 
     def __init__(self, problem: Problem) -> None:
         n, shape = len(problem.images), problem.labels.shape
-        integers = {"dtype": torch.int64, "device": problem.images.device}
+        device = problem.images.device
         self.valid = (problem.labels != problem.ignore_index).flatten(1).sum(dim=1)
         self.adversarial = problem.images.clone()
-        self.correct = torch.zeros(n, **integers)  # type: ignore[arg-type]
-        self.predictions = torch.zeros(shape, **integers)  # type: ignore[arg-type]
-        self.tracked = torch.full((n,), -torch.inf, dtype=torch.float64, device=problem.images.device)
-        self.counters = torch.zeros(4, n, **integers)  # type: ignore[call-overload]
+        self.correct = torch.zeros(n, dtype=torch.int64, device=device)
+        self.predictions = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.tracked = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
+        self.counters = torch.zeros(4, n, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
         """A new stage: points of the stages before no longer count."""

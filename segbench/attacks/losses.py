@@ -94,7 +94,8 @@ def _js(terms: PixelTerms, _: Context) -> Tensor:
 
 def _segpgd(terms: PixelTerms, context: Context) -> Tensor:
     share = (context.step - 1) / (2 * context.iterations)
-    return terms.ce * torch.where(terms.correct, 1 - share, share)
+    weight: Tensor = torch.where(terms.correct, 1 - share, share)
+    return terms.ce * weight
 
 
 def _cospgd(terms: PixelTerms, _: Context) -> Tensor:

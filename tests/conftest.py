@@ -1,0 +1,86 @@
+"""Shared fixtures. Several workers share the cores, so each computes with one thread."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    """The arrays of one golden file by name."""
+
+    def read(name: str) -> dict[str, Any]:
+        with np.load(GOLDEN / f"{name}.npz") as archive:
+            return dict(archive)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_network(golden: Callable[[str], dict[str, Any]]) -> nn.Module:
+    """The network of the golden attack vectors, float64, eval mode."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 7, 1),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+    )
+    inputs = golden("apgd_inputs")
+    state = {key.removeprefix("param_"): torch.from_numpy(value) for key, value in inputs.items() if key.startswith("param_")}
+    network.load_state_dict(state)
+    return network.double().eval()
+
+
+@pytest.fixture(scope="session")
+def golden_batch(golden: Callable[[str], dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and class weights of the golden attack vectors, float64."""
+    inputs = golden("apgd_inputs")
+    x, weights = (torch.from_numpy(inputs[name]).double() for name in ("x", "class_weights"))
+    return x, torch.from_numpy(inputs["y"]).long(), weights
+
+
+def recipe_weights(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """The weight recipe of tests/golden/README.md."""
+    state = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros((), dtype=torch.long)
+            continue
+        r = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+        if name.endswith("running_var"):
+            r = 0.5 + np.abs(r)
+        elif name.endswith("running_mean"):
+            r = 0.1 * r
+        elif r.ndim == 1 and name.endswith("weight"):
+            r = 1 + 0.1 * r
+        elif name.endswith("gamma"):
+            r = 0.5 + 0.1 * r
+        elif r.ndim == 1:
+            r = 0.1 * r
+        else:
+            r = r / np.sqrt(np.prod(shape[1:]))
+        state[name] = torch.from_numpy(np.asarray(r))
+    return state
+
+
+def released_layout(name: str) -> dict[str, list[int]]:
+    """State-dict names and shapes of a released architecture."""
+    layout: dict[str, list[int]] = json.loads((GOLDEN / "architectures" / f"{name}.json").read_text())["state_dict"]
+    return layout

@@ -1,0 +1,119 @@
+"""Losses against golden vectors, their definitions by hand, and their limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segbench.attacks import losses
+from segbench.attacks.losses import LOSSES, Context, get_loss, pixel_terms
+from segbench.errors import UsageError
+
+
+@pytest.mark.parametrize("name", ["ce", "mce", "mce_bal", "js"])
+def test_values_and_gradients_equal_the_golden_ones(golden, name):
+    data = golden("losses")
+    logits = torch.from_numpy(data["logits"]).requires_grad_()
+    labels = torch.from_numpy(data["labels"])
+    arguments = {"class_weights": torch.from_numpy(data["class_weights"])} if name == "mce_bal" else {}
+    values = getattr(losses, name)(logits, labels, **arguments)
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    torch.testing.assert_close(values, torch.from_numpy(data[f"value_{name}"]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, torch.from_numpy(data[f"grad_{name}"]), rtol=1e-10, atol=1e-10)
+
+
+def by_hand(name, u, y, t=1, T=1):
+    """One pixel's loss from its definition in SEA.md, section 2, in plain Python."""
+    exps = [math.exp(v) for v in u]
+    p = [e / sum(exps) for e in exps]
+    ce = -math.log(p[y])
+    correct = max(range(len(u)), key=lambda k: u[k]) == y
+    if name == "ce":
+        return ce
+    if name == "mce":
+        return ce if correct else 0.0
+    if name == "js":
+        e = [float(k == y) for k in range(len(u))]
+        m = [(a + b) / 2 for a, b in zip(p, e, strict=True)]
+        kl = lambda a, b: sum(x * math.log(x / z) for x, z in zip(a, b, strict=True) if x > 0)  # noqa: E731
+        return 0.5 * kl(p, m) + 0.5 * kl(e, m)
+    if name == "segpgd":
+        share = (t - 1) / (2 * T)
+        return (1 - share if correct else share) * ce
+    if name == "cospgd":
+        return p[y] / math.sqrt(sum(v * v for v in p)) * ce
+    q = -2 + 3 * (t - 1) / (T - 1)
+    return ce if q == 1 else (1 - p[y] ** (1 - q)) / (1 - q)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["ce", "mce", "js", "segpgd", "cospgd", "tsallis"]),
+    st.lists(st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=4, max_size=4),
+    st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    st.integers(1, 5),
+)
+def test_losses_equal_their_definitions_on_2x2_images(name, pixels, labels, step):
+    logits = torch.tensor(pixels, dtype=torch.float64).T.reshape(1, 3, 2, 2)
+    terms = pixel_terms(logits, torch.tensor(labels).reshape(1, 2, 2))
+    values = LOSSES[name](terms, Context(step, 5, None)).flatten().tolist()
+    expected = [by_hand(name, u, y, step, 5) for u, y in zip(pixels, labels, strict=True)]
+    assert values == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_js_is_finite_and_correct_at_any_logit_gap():
+    gaps = torch.tensor([0.0, 50.0, 103.0, 200.0, 1e4, 1e30])
+    logits = torch.stack([torch.zeros_like(gaps), gaps])[None, :, None, :].requires_grad_()
+    values = losses.js(logits, torch.zeros(1, 1, 6, dtype=torch.long))
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(gradient).all()
+    assert values[0, 0, 2:].tolist() == pytest.approx([math.log(2)] * 4, abs=1e-6)
+
+
+def test_cospgd_has_no_gradient_through_its_weight():
+    logits = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(5, (2, 3, 4))
+    (gradient,) = torch.autograd.grad(losses.cospgd(logits, labels).sum(), logits)
+    weight = (losses.cospgd(logits, labels) / losses.ce(logits, labels)).detach()
+    (expected,) = torch.autograd.grad((weight * losses.ce(logits, labels)).sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_tsallis_at_one_is_cross_entropy_and_segpgd_begins_as_it_masked():
+    logits, labels = torch.randn(1, 4, 5, 5, dtype=torch.float64), torch.randint(4, (1, 5, 5))
+    torch.testing.assert_close(losses.tsallis(logits, labels, q=1.0), losses.ce(logits, labels))
+    torch.testing.assert_close(losses.tsallis(logits, labels, q=1 - 1e-9), losses.ce(logits, labels), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(losses.segpgd(logits, labels, step=1, iterations=9), losses.mce(logits, labels))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("ignore_index", [255, -1])
+def test_ignored_pixels_have_no_value_and_no_gradient(name, ignore_index):
+    logits = torch.randn(2, 4, 6, 6, requires_grad=True)
+    labels = torch.randint(4, (2, 6, 6))
+    ignored = torch.rand(2, 6, 6) < 0.5
+    labels[ignored] = ignore_index
+    terms = pixel_terms(logits, labels, ignore_index)
+    values = get_loss(name)(terms, Context(2, 5, torch.full((4,), 0.25)))
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert (values[ignored] == 0).all()
+    assert (gradient.permute(0, 2, 3, 1)[ignored] == 0).all()
+    assert not terms.correct[ignored].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_dtype(dtype):
+    logits, labels = torch.randn(1, 4, 5, 5).to(dtype), torch.randint(4, (1, 5, 5))
+    torch.testing.assert_close(losses.js(logits, labels).double(), losses.js(logits.double(), labels), rtol=1e-4, atol=1e-5)
+
+
+def test_missing_weights_and_unknown_loss_are_said():
+    with pytest.raises(UsageError, match="needs class_weights"):
+        get_loss("mce_bal")(pixel_terms(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)), Context(1, 1, None))
+    with pytest.raises(UsageError, match="Did you mean 'mce'"):
+        get_loss("mcee")
