@@ -94,8 +94,7 @@ def _js(terms: PixelTerms, _: Context) -> Tensor:
 
 def _segpgd(terms: PixelTerms, context: Context) -> Tensor:
     share = (context.step - 1) / (2 * context.iterations)
-    weight: Tensor = torch.where(terms.correct, 1 - share, share)
-    return terms.ce * weight
+    return torch.where(terms.correct, (1 - share) * terms.ce, share * terms.ce)
 
 
 def _cospgd(terms: PixelTerms, _: Context) -> Tensor:
