@@ -45,7 +45,8 @@ class Counts(NamedTuple):
     @property
     def correct(self) -> IntArray:
         """(N,) correct valid pixels per image."""
-        return self.intersection.sum(axis=1)
+        correct: IntArray = self.intersection.sum(axis=1)
+        return correct
 
     def aacc(self) -> float:
         """Correct valid pixels over valid pixels, pooled, in [0,1]; 0 if no pixel is valid."""
@@ -58,7 +59,10 @@ class Counts(NamedTuple):
     def iou(self) -> npt.NDArray[np.float64]:
         """(K,) intersection over union per class, pooled; NaN where the union is empty."""
         union = self.union.sum(axis=0)
-        return np.divide(self.intersection.sum(axis=0), union, out=np.full(len(union), np.nan), where=union > 0)
+        undefined = np.full(len(union), np.nan)
+        iou: npt.NDArray[np.float64]
+        iou = np.divide(self.intersection.sum(axis=0), union, out=undefined, where=union > 0)
+        return iou
 
     def miou(self) -> float:
         """Mean over the classes with a non-empty union, in [0,1]; 0 if there is none."""

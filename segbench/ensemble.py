@@ -102,7 +102,8 @@ def _check(candidates: Sequence[Counts], orders: int) -> None:
     for candidate in candidates[1:]:
         if not np.array_equal(candidate.target, candidates[0].target):
             raise UsageError(
-                "The candidates of worst_case differ in their targets: they are not counts of the same images in the same order."
+                "The candidates of worst_case differ in their targets: "
+                "they are not counts of the same images in the same order."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,7 +103,8 @@ def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, An
                 "falls_to_zero",
                 left,
                 level,
-                f"aAcc left by APGD on {group.counts.num_images} images at ε = {eps:g}/255; above 0.02 hints at masked gradients.",
+                f"aAcc left by APGD on {group.counts.num_images} images at ε = {eps:g}/255; "
+                "above 0.02 hints at masked gradients.",
             )
         )
     return flags
@@ -110,7 +112,7 @@ def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, An
 
 def _neighbours(scores: Mapping[str, Any]) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
     rows = [scores["clean"], *scores["results"]]
-    return list(zip(rows, rows[1:], strict=False))
+    return list(itertools.pairwise(rows))
 
 
 def deviations(
@@ -249,7 +251,8 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
         found.append(f"protocol.name {entry['protocol']['name']!r} is unknown; known are {', '.join(PROTOCOLS)}.")
     elif entry["protocol"]["official"] and entry["protocol"]["digest"] != protocol.digest():
         found.append(
-            "protocol.digest is not that of the official protocol: evaluate again with this version, or set `official` to false."
+            "protocol.digest is not that of the official protocol: "
+            "evaluate again with this version, or set `official` to false."
         )
     if entry["protocol"]["official"] == bool(entry["protocol"]["deviations"]):
         found.append(
@@ -266,7 +269,8 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
                 **{loss: scores[metric] for loss, scores in row["per_loss"].items()},
             }
             found += [
-                f"{where}: the worst case {metric} {row[metric]} is above that of {name}, {value}: recompute it from the evidence."
+                f"{where}: the worst case {metric} {row[metric]} is above that of {name}, {value}: "
+                "recompute it from the evidence."
                 for name, value in limits.items()
                 if row[metric] > value + TOLERANCE
             ]
@@ -282,7 +286,8 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     expected = (entry["protocol"]["name"], entry["dataset"]["id"], f"{entry['model']['id']}.json")
     if path.parts[-3:] != expected:
         found.append(
-            f"the entry belongs at entries/{'/'.join(expected)}: move it, or correct protocol.name, dataset.id or model.id."
+            f"the entry belongs at entries/{'/'.join(expected)}: "
+            "move it, or correct protocol.name, dataset.id or model.id."
         )
     if not entry["protocol"]["official"]:
         found.append(
@@ -291,20 +296,25 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     known = FINGERPRINTS.get(entry["dataset"]["id"])
     if known is None:
         found.append(
-            f"the fingerprint of {entry['dataset']['id']} is not known to this version: add it to FINGERPRINTS in segbench/entries.py."
+            f"the fingerprint of {entry['dataset']['id']} is not known to this version: "
+            "add it to FINGERPRINTS in segbench/entries.py."
         )
     elif entry["dataset"]["fingerprint"] != known:
         found.append(
-            f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: evaluate on the unchanged data set."
+            f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: "
+            "evaluate on the unchanged data set."
         )
     card_path = path.parents[3] / "model_zoo" / entry["dataset"]["id"] / f"{entry['model']['id']}.json"
     try:
         card = cards.read_card(card_path)
     except ContentError as error:
         return [*found, f"its card: {error} Add the card."]
-    pairs = {"dataset.id": (entry["dataset"]["id"], card.dataset), "model.id": (entry["model"]["id"], card.id)}
-    pairs["model.weights_sha256"] = (entry["model"]["weights_sha256"], card.sha256)
-    pairs["dataset.num_classes"] = (entry["dataset"]["num_classes"], card.num_classes)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "dataset.id": (entry["dataset"]["id"], card.dataset),
+        "model.id": (entry["model"]["id"], card.id),
+        "model.weights_sha256": (entry["model"]["weights_sha256"], card.sha256),
+        "dataset.num_classes": (entry["dataset"]["num_classes"], card.num_classes),
+    }
     found += [
         f"{field} is {stated!r}, the card {card_path.name} says {known!r}: correct the wrong one, or evaluate again."
         for field, (stated, known) in pairs.items()

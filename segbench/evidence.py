@@ -119,9 +119,10 @@ def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
     if (np.stack(values) < 0).any() or (values[0] > values[1]).any() or (values[0] > values[2]).any():
         raise ContentError(f"{source} has counts that cannot be (negative, or an intersection above its parts).")
     groups: dict[Key, Group] = {}
-    starts = (
-        np.flatnonzero(np.r_[True, (eps[1:] != eps[:-1]) | (loss_codes[1:] != loss_codes[:-1])]) if len(eps) else []
-    )
+    starts: list[int] = []
+    if len(eps):
+        changes = (eps[1:] != eps[:-1]) | (loss_codes[1:] != loss_codes[:-1])
+        starts = np.flatnonzero(np.r_[True, changes]).tolist()
     for start, end in zip(starts, [*starts[1:], len(eps)], strict=True):
         key = (float(eps[start]), loss_names[loss_codes[start]])
         if key in groups:

@@ -100,7 +100,7 @@ def _segpgd(terms: PixelTerms, context: Context) -> Tensor:
 def _cospgd(terms: PixelTerms, _: Context) -> Tensor:
     with torch.no_grad():
         probs = terms.log_probs.exp()
-        cosine = torch.exp(-terms.ce) / probs.norm(dim=1)
+        cosine: Tensor = torch.exp(-terms.ce) / probs.norm(dim=1)
     return cosine * terms.ce
 
 

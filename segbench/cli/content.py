@@ -57,7 +57,8 @@ def _problems(file: Path) -> list[str]:
         and (file.stem, file.resolve().parent.name) != (card.id, card.dataset)
     ):
         return [
-            f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: move it, or correct `id` or `dataset`."
+            f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: "
+            "move it, or correct `id` or `dataset`."
         ]
     return []
 

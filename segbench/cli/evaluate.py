@@ -67,12 +67,14 @@ def evaluate(
         )
         click.echo(
             printable(
-                f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), {protocol_text}. Percent; per loss aAcc / mIoU."
+                f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), "
+                f"{protocol_text}. Percent; per loss aAcc / mIoU."
             )
         )
         print_scores(entry)
     cost = entry["run"]
     note(
-        f"{cost['seconds']:.0f} s, {cost['forward_passes']} forward and {cost['backward_passes']} backward passes on {cost['device']}"
+        f"{cost['seconds']:.0f} s, {cost['forward_passes']} forward and {cost['backward_passes']} backward passes "
+        f"on {cost['device']}"
     )
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")

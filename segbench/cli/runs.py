@@ -34,7 +34,8 @@ def status(run: Path, as_json: bool) -> None:
         )
     else:
         click.echo(
-            f"{store.manifest['model']['id']} on {store.manifest['dataset']['id']}: {done} of {total} units done in {seconds:.0f} s"
+            f"{store.manifest['model']['id']} on {store.manifest['dataset']['id']}: "
+            f"{done} of {total} units done in {seconds:.0f} s"
         )
         print_table(
             [">ε", "loss", ">done", ">units"],

@@ -76,5 +76,6 @@ def train(
         )
     root = f" --data-root {data_root}" if data_root else ""
     note(
-        f"card      {trained.card_path}\nweights   {trained.weights_path}\nnext      segbench evaluate --model {trained.card_path}{root}"
+        f"card      {trained.card_path}\nweights   {trained.weights_path}\n"
+        f"next      segbench evaluate --model {trained.card_path}{root}"
     )

@@ -64,7 +64,8 @@ def _card_rows(card: ModelCard) -> list[list[str]]:
         ["parameters", _millions(card.parameters)],
         [
             "training",
-            f"{training['method']}, ε {_eps(training['eps_255'])}, {training['attack_steps']} steps, {training['epochs']} epochs, {training['initialisation']} initialisation",
+            f"{training['method']}, ε {_eps(training['eps_255'])}, {training['attack_steps']} steps, "
+            f"{training['epochs']} epochs, {training['initialisation']} initialisation",
         ],
         ["expected clean", f"aAcc {_percent(expected['aacc'])}, mIoU {_percent(expected['miou'])}"],
         ["sources", ", ".join(f"{source['type']}: {source['file']}" for source in card.sources) or "none"],

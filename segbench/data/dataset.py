@@ -67,13 +67,14 @@ class SegmentationDataset:
         pixels, labels = self.read(image_id)
         if pixels.shape[:2] != labels.shape:
             raise DataError(
-                f"{self.id}: image {image_id!r} is {_size(pixels)}, its mask {_size(labels)} pixels. Mend or remove the pair."
+                f"{self.id}: image {image_id!r} is {_size(pixels)}, its mask {_size(labels)} pixels. "
+                "Mend or remove the pair."
             )
         wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= self.num_classes))]
         if wrong.size:
             raise DataError(
-                f"{self.id}: the mask of {image_id!r} has the label {int(wrong[0])}; allowed are 0..{self.num_classes - 1} and "
-                f"{IGNORE_INDEX} (ignored). Correct the mask or the class list."
+                f"{self.id}: the mask of {image_id!r} has the label {int(wrong[0])}; allowed are "
+                f"0..{self.num_classes - 1} and {IGNORE_INDEX} (ignored). Correct the mask or the class list."
             )
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
         return Sample(image, torch.from_numpy(labels.astype(np.int64)), image_id)

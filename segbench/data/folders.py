@@ -45,7 +45,9 @@ def load_camvid(root: Path | None, split: str = "val") -> SegmentationDataset:
 
 
 def load_folder(root: Path | None, split: str = "val") -> SegmentationDataset:
-    """Any data set as ``images/``, ``masks/`` and ``classes.txt``; ``split="train"`` reads ``train/images``, ``train/masks``.
+    """Any data set as ``images/``, ``masks/`` and ``classes.txt``.
+
+    ``split="train"`` reads ``train/images`` and ``train/masks``.
 
     Raises:
         DataError: no root, a missing folder, mask or class list, an unreadable file.

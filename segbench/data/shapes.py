@@ -67,7 +67,8 @@ OUTLINES: tuple[Callable[[Array, Array], Array], ...] = (_disc, _square, _triang
 def _hue(hue: float, saturation: float, value: float) -> Array:
     """An RGB colour from hue, saturation and value in [0,1]."""
     k = np.mod(np.array([5.0, 3.0, 1.0]) + 6 * hue, 6)
-    return value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)
+    colour: Array = value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)
+    return colour
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> Array:
@@ -77,7 +78,8 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> Array:
     low = position.astype(int)
     part = position - low
     rows = grid[low] * (1 - part)[:, None] + grid[low + 1] * part[:, None]
-    return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+    noise: Array = rows[:, low] * (1 - part) + rows[:, low + 1] * part
+    return noise
 
 
 def _background(rng: np.random.Generator, x: Array, y: Array) -> Array:

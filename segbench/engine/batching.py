@@ -51,7 +51,7 @@ class Metered(nn.Module):
             return logits
         size = cpu_batch(*images.shape[-2:])
         outputs = []
-        for part in images.split(size):
+        for part in torch.split(images, size):
             missing = size - len(part)
             filled = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
             outputs.append(self.model(filled)[: len(part)])

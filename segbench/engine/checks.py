@@ -38,16 +38,19 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
             ) from error
     if not isinstance(first, Tensor):
         raise ModelError(
-            f"The model returns {type(first).__name__}, not a tensor of logits. Wrap it so that forward returns the logits (N,K,H,W)."
+            f"The model returns {type(first).__name__}, not a tensor of logits. "
+            "Wrap it so that forward returns the logits (N,K,H,W)."
         )
     n, _, height, width = images.shape
     if first.ndim != 4 or first.shape[0] != n or tuple(first.shape[2:]) != (height, width):
         raise ModelError(
-            f"The model returns {tuple(first.shape)} for images {tuple(images.shape)}; needed are logits {(n, num_classes, height, width)} at image size."
+            f"The model returns {tuple(first.shape)} for images {tuple(images.shape)}; "
+            f"needed are logits {(n, num_classes, height, width)} at image size."
         )
     if first.shape[1] != num_classes:
         raise ModelError(
-            f"The model has {first.shape[1]} classes, the data set {num_classes}. Choose the data set that it was trained on."
+            f"The model has {first.shape[1]} classes, the data set {num_classes}. "
+            "Choose the data set that it was trained on."
         )
     if not bool(torch.isfinite(first).all()):
         raise ModelError(
@@ -100,5 +103,6 @@ def verify_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
     excess = float((adversarial.double() - images.double()).abs().max()) - eps
     if excess > BUDGET_TOLERANCE or float(adversarial.min()) < 0 or float(adversarial.max()) > 1:
         raise RunError(
-            f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, values {float(adversarial.min())}..{float(adversarial.max())}). Nothing was counted; please report this."
+            f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, "
+            f"values {float(adversarial.min())}..{float(adversarial.max())}). Nothing was counted; please report this."
         )

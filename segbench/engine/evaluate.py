@@ -61,7 +61,8 @@ class Result:
             for loss, scores in result["per_loss"].items():
                 row |= {f"aacc_{loss}": scores["aacc"], f"miou_{loss}": scores["miou"]}
             rows.append(row)
-        return pd.DataFrame(rows)
+        table: pd.DataFrame = pd.DataFrame(rows)
+        return table
 
 
 def evaluate(
@@ -205,11 +206,13 @@ def _dataset(
 ) -> SegmentationDataset:
     if isinstance(dataset, SegmentationDataset):
         return dataset
-    if dataset is None and subject.card is None:
+    if dataset:
+        return load_dataset(dataset, data_root)
+    if subject.card is None:
         raise UsageError(
             "A model of your own needs a data set: dataset='camvid' in Python, --dataset camvid on the command line."
         )
-    return load_dataset(dataset or subject.card.dataset, data_root)  # type: ignore[union-attr]
+    return load_dataset(subject.card.dataset, data_root)
 
 
 def _probe(

@@ -49,7 +49,8 @@ def merge(store: Store) -> Merged:
         _add(totals, unit, stats)
     if missing:
         raise IncompleteError(
-            f"{len(missing)} of {len(store.units())} units are missing, the first is {missing[0].name}. Continue: run the same `segbench evaluate` again."
+            f"{len(missing)} of {len(store.units())} units are missing, the first is {missing[0].name}. "
+            "Continue: run the same `segbench evaluate` again."
         )
     manifest = store.manifest
     found = Evidence(

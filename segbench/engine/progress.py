@@ -37,8 +37,9 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
         yield SILENT
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("images {task.fields[images]}"),
-        TextColumn("aAcc {task.fields[aacc]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("images {task.fields[images]}"), TextColumn("aAcc {task.fields[aacc]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, speed_estimate_period=120) as progress:
         task = progress.add_task("start", total=total_passes, images=f"0/{total_images}", aacc="-")

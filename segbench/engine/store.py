@@ -89,7 +89,8 @@ class Store:
             )
         if run_id(manifest["identity"]) != manifest["run_id"]:
             raise RunError(
-                f"{file} was changed by hand: its run_id does not fit its content. Restore it, or give another --out folder."
+                f"{file} was changed by hand: its run_id does not fit its content. "
+                "Restore it, or give another --out folder."
             )
         return cls(path, manifest)
 
@@ -120,7 +121,8 @@ class Store:
             write_atomic(self.file(unit), data)
         except OSError as error:
             raise RunError(
-                f"Cannot write {self.file(unit)}: {error}. Mend it and run the same command again; finished units are kept."
+                f"Cannot write {self.file(unit)}: {error}. "
+                "Mend it and run the same command again; finished units are kept."
             ) from error
 
     def read(self, unit: Unit) -> tuple[Group, dict[str, Any]] | None:

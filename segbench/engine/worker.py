@@ -82,7 +82,8 @@ class Worker:
                     raise
                 if size == 1:
                     raise RunError(
-                        f"Not enough memory for one image {tuple(batch[0].image.shape)} on {self.device}. Use a device with more, or --device cpu."
+                        f"Not enough memory for one image {tuple(batch[0].image.shape)} on {self.device}. "
+                        "Use a device with more, or --device cpu."
                     ) from error
                 self.batch_size = max(1, min(size, len(batch)) // 2)
                 if self.device.type == "cuda":

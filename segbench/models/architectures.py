@@ -25,7 +25,7 @@ def upernet_convnext(
 ) -> nn.Module:
     """UPerNet on ConvNeXt with a ConvStem; the defaults are ConvNeXt-T as released (SEA.md, section 7)."""
     model = UPerNet(ConvNeXtBackbone(depths, widths, drop_path_rate), num_classes, channels, auxiliary_channels)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"upernet_convnext": upernet_convnext}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
 
@@ -59,7 +59,7 @@ class ConvNeXtBackbone(nn.Module):
         self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in widths)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (N,3,H,W) to four feature maps (N,widths[i],H/2^(i+2),W/2^(i+2)), sizes rounded up or down by the stages."""
+        """Images (N,3,H,W) to four feature maps (N,widths[i],H/2^(i+2),W/2^(i+2)), sizes rounded by the stages."""
         x = self.stem(images)
         features = []
         for stage, norm in zip(self.stages, self.norms, strict=True):

@@ -99,12 +99,14 @@ def _from_function(spec: str) -> Subject:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ModelError(
-            f"Cannot import {spec!r}: {error}. Write package.module:function; the module must be importable from here (PYTHONPATH=.)."
+            f"Cannot import {spec!r}: {error}. Write package.module:function; "
+            "the module must be importable from here (PYTHONPATH=.)."
         ) from error
     module = function() if callable(function) else None
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"{spec} must be a function without arguments that returns a torch.nn.Module; it gave {type(module).__name__}."
+            f"{spec} must be a function without arguments that returns a torch.nn.Module; "
+            f"it gave {type(module).__name__}."
         )
     return Subject(module, _identifier(function_name), None, _state_hash(module))
 

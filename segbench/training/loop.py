@@ -66,7 +66,7 @@ def batches(split: Split, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, 
     order = torch.randperm(len(split.images), generator=generator)
     height, width = split.labels.shape[1:]
     size = (min(recipe.crop or height, height), min(recipe.crop or width, width))
-    for chunk in order.split(recipe.batch_size):
+    for chunk in torch.split(order, recipe.batch_size):
         if len(chunk) < recipe.batch_size:
             return
         top = int(torch.randint(height - size[0] + 1, (), generator=generator))
@@ -166,7 +166,8 @@ def train(
             loss = loss + recipe.auxiliary_weight * F.cross_entropy(auxiliary, labels, ignore_index=255)
             if not math.isfinite(loss.item()):
                 raise RunError(
-                    f"The loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate. The last good checkpoint is kept."
+                    f"The loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate. "
+                    "The last good checkpoint is kept."
                 )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

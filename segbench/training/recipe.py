@@ -104,7 +104,10 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
             raise UsageError(
                 f"Recipe {name}: {key} must be {' or '.join(t.__name__ for t in allowed)}, not {values[key]!r}."
             )
-    recipe = Recipe(**{key: float(values[key]) if kind == "float" else values[key] for key, kind in fields.items()})
+    arguments: dict[str, Any] = {
+        key: float(values[key]) if kind == "float" else values[key] for key, kind in fields.items()
+    }
+    recipe = Recipe(**arguments)
     positive = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "learning_rate": recipe.learning_rate}
     if bad := [key for key, value in positive.items() if not value > 0]:
         raise UsageError(f"Recipe {name}: {bad[0]} must be positive, not {positive[bad[0]]}.")
