@@ -90,8 +90,8 @@ def escape(text: str) -> str:
     'a&#124;b &lt;i&gt;'
     """
     text = "".join(char for char in text if char.isprintable())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-    return re.sub(r"([\\`*_\[\]()#!~])", r"\\\1", text)
+    text = re.sub(r"([\\`*_\[\]()#!~])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
 
 
 def update(readme: Path, tables: str, *, check: bool) -> bool:
