@@ -92,7 +92,7 @@ def count(predictions: Any, labels: Any, num_classes: int, ignore_index: int = 2
         ignore_index: label of pixels that do not count.
 
     Raises:
-        UsageError: shapes differ, or a value is out of range on a valid pixel.
+        UsageError: shapes differ, values are not integers, or one is out of range on a valid pixel.
 
     >>> c = count(np.array([[[0, 1]]]), np.array([[[0, 0]]]), 2)
     >>> c.aacc(), c.miou()
@@ -104,6 +104,8 @@ def count(predictions: Any, labels: Any, num_classes: int, ignore_index: int = 2
     n = len(labels)
     valid = labels != ignore_index
     for name, array in (("labels", labels), ("predictions", predictions)):
+        if not np.issubdtype(array.dtype, np.integer):
+            raise UsageError(f"{name} are {array.dtype}; they must be integers.")
         outside = array[valid & ((array < 0) | (array >= num_classes))]
         if outside.size:
             raise UsageError(
@@ -126,9 +128,11 @@ def merge(parts: Iterable[Counts]) -> Counts:
     """Counts of several batches, one after the other.
 
     Raises:
-        UsageError: no part.
+        UsageError: no part, or parts of different numbers of classes.
     """
     parts = list(parts)
     if not parts:
         raise UsageError("There are no counts to merge.")
+    if len({part.num_classes for part in parts}) > 1:
+        raise UsageError("The counts to merge have different numbers of classes.")
     return Counts(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
