@@ -1,0 +1,169 @@
+"""Data sets: the embedded one never changes, folders are read exactly, and broken trees are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segbench
+from segbench import entries
+from segbench.data import shapes
+from segbench.data.dataset import inverse_frequency
+from segbench.errors import DataError
+
+
+def test_shapes_never_changes():
+    data = segbench.load_dataset("shapes")
+    assert len(data) == 32
+    assert data.num_classes == 8
+    assert data.image_ids == tuple(sorted(data.image_ids))
+    assert data.fingerprint() == entries.FINGERPRINTS["shapes"]
+    sample = data[3]
+    assert (sample.image.shape, sample.image.dtype, sample.label.dtype) == ((3, 64, 64), torch.float32, torch.int64)
+    assert 0 <= float(sample.image.min()) < float(sample.image.max()) <= 1
+    assert set(torch.cat([item.label.flatten() for item in data]).tolist()) == set(range(8))
+
+
+def test_stored_validation_images_come_from_the_generator():
+    images, labels = shapes.draw_split(shapes.VALIDATION_SEED, 4)
+    stored, stored_labels = shapes._stored_validation()
+    assert np.abs(images.astype(int) - stored[:4]).max() <= 1  # another libm may round differently
+    assert (labels != stored_labels[:4]).mean() < 1e-3
+
+
+def test_shapes_refuses_changed_files_and_unknown_splits(monkeypatch):
+    monkeypatch.setattr(shapes, "VALIDATION_SHA256", "0" * 64)
+    shapes._stored_validation.cache_clear()
+    with pytest.raises(DataError, match=r"damaged.*--force-reinstall"):
+        shapes.load_shapes()
+    monkeypatch.undo()
+    shapes._stored_validation.cache_clear()
+    with pytest.raises(DataError, match="has the splits"):
+        shapes.load_shapes("test")
+
+
+def test_training_scenes_depend_on_seed_and_index_alone():
+    first, second = shapes.draw_scene(0, 5), shapes.load_shapes("train", count=6).read("00005")
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    assert (shapes.draw_scene(1, 5)[0] != first[0]).any()
+
+
+def test_class_weights_of_shapes_follow_the_training_split():
+    _, labels = shapes.draw_split(0, 400)
+    expected = inverse_frequency(np.bincount(labels.ravel(), minlength=8))
+    assert sum(shapes.CLASS_WEIGHTS) == pytest.approx(1, abs=1e-4)
+    assert np.abs(np.array(shapes.CLASS_WEIGHTS) - expected).max() < 0.03
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """A tiny tree in the SegNet layout."""
+    rng = np.random.default_rng(0)
+    for split, ids in {"val": ["b", "a", "c"], "train": ["t"]}.items():
+        for folder in (split, f"{split}annot"):
+            (tmp_path / folder).mkdir()
+        for name in ids:
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(tmp_path / split / f"{name}.png")
+            Image.fromarray(rng.integers(0, 12, (12, 16)).astype(np.uint8)).save(tmp_path / f"{split}annot" / f"{name}.png")
+    return tmp_path
+
+
+def test_camvid_layout(camvid):
+    data = segbench.load_dataset("camvid", root=str(camvid))
+    assert data.image_ids == ("a", "b", "c")
+    assert data.num_classes == 11
+    raw = np.asarray(Image.open(camvid / "valannot" / "a.png"))
+    assert (data[0].label.numpy() == np.where(raw == 11, 255, raw)).all()
+    assert (data[0].image.numpy() == np.asarray(Image.open(camvid / "val" / "a.png")).transpose(2, 0, 1).astype(np.float32) / 255).all()
+    raw = np.asarray(Image.open(camvid / "trainannot" / "t.png"))
+    expected = inverse_frequency(np.bincount(raw.ravel(), minlength=12)[:11])
+    torch.testing.assert_close(data.class_weights().double(), torch.from_numpy(expected), rtol=1e-6, atol=0)
+    assert data.count_weights()[1] == "training split"
+    assert segbench.load_dataset("camvid", camvid, split="train").image_ids == ("t",)
+
+
+def test_fingerprint_sees_pixels_labels_and_ids(camvid):
+    def fingerprint():
+        return segbench.load_dataset("camvid", camvid).fingerprint()
+
+    original = fingerprint()
+    assert fingerprint() == original
+    assert segbench.load_dataset("camvid", camvid).first(2).fingerprint() != original
+    for folder in ("val", "valannot"):
+        pixels = np.asarray(Image.open(camvid / folder / "a.png")).copy()
+        changed = pixels.copy()
+        changed.flat[0] = (changed.flat[0] + 1) % 11
+        Image.fromarray(changed).save(camvid / folder / "a.png")
+        assert fingerprint() != original
+        Image.fromarray(pixels).save(camvid / folder / "a.png")
+        assert fingerprint() == original
+    for folder in ("val", "valannot"):
+        (camvid / folder / "c.png").rename(camvid / folder / "d.png")
+    assert fingerprint() != original
+
+
+def test_folder_layout(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "images" / "ä b.jpg")  # grey, odd name
+    Image.fromarray(np.array([[0, 1, 255, 1, 1]] * 5, np.uint8).repeat(2, axis=1)[:, :7]).save(tmp_path / "masks" / "ä b.png")
+    data = segbench.load_dataset("folder", tmp_path)
+    assert data.class_names == ("sky", "road")
+    assert data.image_ids == ("ä b",)
+    assert data[0].image.shape == (3, 5, 7)
+    assert sorted(set(data[0].label.flatten().tolist())) == [0, 1, 255]
+    assert "no training split" in data.count_weights()[1]
+
+
+@pytest.mark.parametrize(
+    ("breakage", "texts"),
+    [
+        ("label", ["'a'", "200", "0..10", "Correct the mask"]),
+        ("size", ["'a'", "16x12", "8x8"]),
+        ("truncated", ["Cannot read the image", "a.png"]),
+        ("not an image", ["Cannot read the mask", "a.png"]),
+        ("colour mask", ["a.png", "not a one-channel image"]),
+        ("missing mask", ["1 images have no mask", "a.png"]),
+        ("no images", ["no images in"]),
+        ("no folder", ["has no valannot", "Expected layout", "trainannot/"]),
+        ("twice", ["a.jpg and a.png", "Rename one"]),
+    ],
+)
+def test_broken_trees_are_named(camvid, breakage, texts):
+    image, mask = camvid / "val" / "a.png", camvid / "valannot" / "a.png"
+    if breakage == "label":
+        Image.fromarray(np.full((12, 16), 200, np.uint8)).save(mask)
+    elif breakage == "size":
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(mask)
+    elif breakage == "truncated":
+        image.write_bytes(image.read_bytes()[:200])
+    elif breakage == "not an image":
+        mask.write_text("<html>")
+    elif breakage == "colour mask":
+        Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(mask)
+    elif breakage == "missing mask":
+        mask.unlink()
+    elif breakage == "no images":
+        for path in (camvid / "val").iterdir():
+            path.unlink()
+    elif breakage == "no folder":
+        for path in (camvid / "valannot").iterdir():
+            path.unlink()
+        (camvid / "valannot").rmdir()
+    else:
+        Image.open(image).save(image.with_suffix(".jpg"))
+    with pytest.raises(DataError) as caught:
+        list(segbench.load_dataset("camvid", camvid))
+    assert all(text in str(caught.value) for text in texts), str(caught.value)
+
+
+def test_missing_roots_draw_the_layout(tmp_path):
+    for root, text in {None: "needs a data root: --data-root", str(tmp_path / "x"): "is not a folder"}.items():
+        with pytest.raises(DataError, match=text) as caught:
+            segbench.load_dataset("camvid", root)
+        assert "valannot/" in str(caught.value)
+    with pytest.raises(DataError, match="Did you mean 'camvid'"):
+        segbench.load_dataset("camvd")

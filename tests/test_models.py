@@ -1,0 +1,133 @@
+"""Architectures against golden logits, and loading that refuses what does not fit."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import segbench
+from segbench import cards
+from segbench.errors import ContentError, ModelError
+from segbench.models import from_released, load
+from segbench.models.architectures import build
+from tests.conftest import GOLDEN, recipe_weights, released_layout
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("upernet_convnext_t", 21), ("upernet_convnext_s", 151)])
+def test_released_layout_gives_the_golden_logits(name, num_classes):
+    model = from_released(name, recipe_weights(released_layout(name)), num_classes=num_classes)
+    with np.load(GOLDEN / "architectures" / f"{name}.npz") as archive, torch.no_grad():
+        logits = model(torch.from_numpy(archive["image"]).double())[..., ::6, ::6].numpy()
+        expected = archive["logits"]
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert not model.training
+    assert model(torch.from_numpy(np.zeros((1, 3, 33, 47)))).shape == (1, num_classes, 33, 47)
+
+
+def test_released_checkpoints_that_do_not_fit_are_refused():
+    state = recipe_weights(released_layout("upernet_convnext_t"))
+    with pytest.raises(ModelError, match="head.classifier.weight is \\(21, 512, 1, 1\\), the model has \\(19"):
+        from_released("upernet_convnext_t", state, num_classes=19)
+    del state["backbone.norm0.weight"]
+    with pytest.raises(ModelError, match=r"missing backbone.norms.0.weight"):
+        from_released("upernet_convnext_t", {**state, "more": torch.zeros(1)}, num_classes=21)
+    with pytest.raises(ModelError, match="Did you mean 'upernet_convnext_t'"):
+        from_released("upernet_convnext_tiny", state, num_classes=21)
+
+
+def test_shipped_models_load_and_score_as_their_cards_say():
+    for card in segbench.list_models("*_shapes"):
+        model = segbench.load_model(card.id)
+        assert not any(module.training for module in model.modules())
+        assert sum(p.numel() for p in model.parameters()) == card.parameters
+        data = segbench.load_dataset("shapes")
+        with torch.inference_mode():
+            predictions = [model(sample.image[None]).argmax(dim=1) for sample in data]
+        found = segbench.counts.count(torch.cat(predictions), torch.stack([sample.label for sample in data]), 8)
+        assert found.aacc() == pytest.approx(card.expected["aacc"], abs=1e-3)
+        assert found.miou() == pytest.approx(card.expected["miou"], abs=1e-3)
+
+
+def test_mini_weights_are_well_under_a_megabyte():
+    for card in segbench.list_models("*_mini_shapes"):
+        assert (card.path.parent / card.sources[0]["file"]).stat().st_size < 700_000
+
+
+@pytest.fixture
+def copied_card(tmp_path):
+    """A shipped card and its weights in a folder of their own."""
+    card = cards.get_card("clean_convnext_mini_shapes")
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(card.path.with_suffix(suffix), tmp_path / card.path.with_suffix(suffix).name)
+    return tmp_path / card.path.name
+
+
+def test_a_card_is_loaded_from_its_path(copied_card):
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(segbench.load_model(str(copied_card))(image), segbench.load_model(copied_card.stem)(image))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other"])
+def test_damaged_weights_are_named_and_refused(copied_card, damage):
+    weights = copied_card.with_suffix(".safetensors")
+    data = weights.read_bytes()
+    weights.write_bytes(data[:1000] if damage == "truncated" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ModelError, match=r"clean_convnext_mini_shapes\.safetensors are not those of the card.*Restore"):
+        segbench.load_model(str(copied_card))
+    text = copied_card.read_text()
+    copied_card.write_text(text.replace(cards.read_card(copied_card).sha256, load.sha256_bytes(weights.read_bytes())))
+    if damage == "truncated":
+        with pytest.raises(ModelError, match="are damaged"):
+            segbench.load_model(str(copied_card))
+    weights.unlink()
+    with pytest.raises(ModelError, match="Cannot read the weights"):
+        segbench.load_model(str(copied_card))
+
+
+def test_weights_of_another_architecture_are_listed(copied_card):
+    weights = copied_card.with_suffix(".safetensors")
+    other = safetensors.torch.save({"a": torch.zeros(2)})
+    old = cards.read_card(copied_card).sha256
+    weights.write_bytes(other)
+    copied_card.write_text(copied_card.read_text().replace(old, load.sha256_bytes(other)))
+    with pytest.raises(ModelError, match=r"do not fit the architecture \(\d+ keys\)") as caught:
+        segbench.load_model(str(copied_card))
+    assert len(str(caught.value).splitlines()) == 12  # a head, the first ten, the likely cause
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(ModelError, match="Did you mean 'clean_convnext_mini_shapes'"):
+        segbench.load_model("clean_convnext_mini_shape")
+    with pytest.raises(ModelError, match="Did you mean 'upernet_convnext'"):
+        build("upernet_convnex", num_classes=2)
+    with pytest.raises(ModelError, match="does not take these arguments.*blocks"):
+        build("upernet_convnext", num_classes=2, blocks=3)
+    with pytest.raises(ContentError, match="Cannot read the card"):
+        segbench.load_model("nowhere/card.json")
+
+
+def test_own_models_by_function_name(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import torch\ndef net():\n    return torch.nn.Conv2d(3, 8, 1)\ndef nothing():\n    return 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    subject = load.resolve("mine:net")
+    assert (subject.id, subject.card) == ("net", None)
+    assert load.resolve(subject.module).weights_sha256 == subject.weights_sha256
+    with torch.no_grad():
+        subject.module.bias[0] += 1
+    assert load.resolve(subject.module).weights_sha256 != subject.weights_sha256
+    for spec, text in {"mine:nothing": "gave int", "mine:absent": "Cannot import", "absent:net": "Cannot import"}.items():
+        with pytest.raises(ModelError, match=text):
+            load.resolve(spec)
+
+
+def test_the_auxiliary_head_is_for_training_only():
+    model = build("upernet_convnext", num_classes=3, depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), channels=8, auxiliary_channels=8)
+    assert isinstance(model, nn.Module)
+    logits, auxiliary = model.eval().forward_with_auxiliary(torch.rand(2, 3, 40, 56))
+    assert logits.shape == auxiliary.shape == (2, 3, 40, 56)
+    assert torch.equal(model(torch.zeros(1, 3, 40, 56)), model.forward_with_auxiliary(torch.zeros(1, 3, 40, 56))[0])
