@@ -2,12 +2,14 @@
 
 Columns: ``eps_255, loss, image_id, class, intersection, predicted, target``. Rows are sorted as the groups and ids are
 given and hold only classes that occur; an image without any counted pixel keeps one row of zeros, so that no image
-can vanish. The same content gives the same bytes.
+can vanish. The same content gives the same bytes, and a digest of the content tells damage that Parquet does not see.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +33,12 @@ SCHEMA = pa.schema(
         ("target", pa.int64()),
     ]
 )
-METADATA_KEY = b"segbench"
+METADATA_KEY, DIGEST_KEY = b"segbench", b"segbench.sha256"
+# What is read of strangers: a small file may declare enough to fill any memory.
 MAX_ROWS = 50_000_000
+MAX_GROUPS = 1000
+MAX_CELLS = 50_000_000  # images x classes, over all groups
+MAX_PIXELS = 2**31 - 1  # of one image, so that sums stay in int64
 CLEAN = (0.0, "clean")
 CHECK_LOSS = "check"  # the loss name of the attack at a huge ε: a reliability check, never a candidate
 
@@ -60,7 +66,7 @@ def to_bytes(evidence: Evidence) -> bytes:
     parts = [_rows(key, group) for key, group in evidence.groups.items()]
     text = json.dumps(evidence.metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
     table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
-    table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    table = table.replace_schema_metadata({METADATA_KEY: text.encode(), DIGEST_KEY: _digest(table, text.encode())})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=["loss", "image_id"])
     return buffer.getvalue()
@@ -81,6 +87,19 @@ def _rows(key: Key, group: Group) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
+def _digest(table: pa.Table, metadata: bytes) -> bytes:
+    """SHA-256 of metadata and cells, however Parquet stores them."""
+    digest = hashlib.sha256(metadata)
+    for column in table.columns:
+        values = column.combine_chunks()
+        if pa.types.is_string(values.type):
+            values = values.dictionary_encode()
+            digest.update(json.dumps(values.dictionary.to_pylist()).encode())
+            values = values.indices
+        digest.update(np.ascontiguousarray(values.to_numpy()).tobytes())
+    return digest.hexdigest().encode()
+
+
 def from_bytes(data: bytes, *, source: str) -> Evidence:
     """Reads and checks a Parquet file.
 
@@ -97,11 +116,14 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
             table = file.read()
         table.validate(full=True)
         run = json.loads(metadata.get(METADATA_KEY, b"null"))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise ContentError(f"{source} is damaged or not a Parquet file: {error}".splitlines()[0]) from error
     if not isinstance(run, dict) or not isinstance(run.get("num_classes"), int) or not 2 <= run["num_classes"] <= 65535:
         raise ContentError(f"{source} carries no segbench metadata.")
-    return Evidence(_groups(table, run["num_classes"], source), run)
+    groups = _groups(table, run["num_classes"], source)
+    if metadata.get(DIGEST_KEY) != _digest(table, metadata[METADATA_KEY]):
+        raise ContentError(f"{source} is damaged: its content does not fit its digest.")
+    return Evidence(groups, run)
 
 
 def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
@@ -114,21 +136,29 @@ def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
     loss_codes, image_codes = losses.indices.to_numpy(), ids.indices.to_numpy()
     classes = table["class"].to_numpy()
     values = [table[name].to_numpy() for name in ("intersection", "predicted", "target")]
-    if not np.isfinite(eps).all() or (classes < 0).any() or (classes >= num_classes).any():
+    if not ((eps >= 0) & (eps <= 255)).all() or (classes < 0).any() or (classes >= num_classes).any():
         raise ContentError(f"{source} has a radius or class out of range.")
-    if (np.stack(values) < 0).any() or (values[0] > values[1]).any() or (values[0] > values[2]).any():
-        raise ContentError(f"{source} has counts that cannot be (negative, or an intersection above its parts).")
+    if any((value < 0).any() or (value > MAX_PIXELS).any() for value in values):
+        raise ContentError(f"{source} has counts that cannot be: negative, or more pixels than an image has.")
+    if (values[0] > values[1]).any() or (values[0] > values[2]).any():
+        raise ContentError(f"{source} has counts that cannot be: an intersection above its parts.")
     groups: dict[Key, Group] = {}
     starts: list[int] = []
     if len(eps):
         changes = (eps[1:] != eps[:-1]) | (loss_codes[1:] != loss_codes[:-1])
         starts = np.flatnonzero(np.r_[True, changes]).tolist()
-    for start, end in zip(starts, [*starts[1:], len(eps)], strict=True):
+    if len(starts) > MAX_GROUPS:
+        raise ContentError(f"{source} has {len(starts)} groups of rows; at most {MAX_GROUPS} are read.")
+    cells = 0
+    for start, end in itertools.pairwise([*starts, len(eps)]):
         key = (float(eps[start]), loss_names[loss_codes[start]])
         if key in groups:
             raise ContentError(f"{source}: the rows of ε = {key[0]}/255, {key[1]} are not together.")
         codes, first = np.unique(image_codes[start:end], return_index=True)
         codes = codes[np.argsort(first)]
+        cells += len(codes) * num_classes
+        if cells > MAX_CELLS:
+            raise ContentError(f"{source} has more than {MAX_CELLS} images x classes; no more are read.")
         row_of = np.full(len(image_names), -1)
         row_of[codes] = np.arange(len(codes))
         rows = row_of[image_codes[start:end]]
@@ -140,5 +170,10 @@ def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
             dense = np.zeros(len(codes) * num_classes, np.int64)
             dense[flat] = value[start:end]
             arrays.append(dense.reshape(len(codes), num_classes))
-        groups[key] = Group(tuple(image_names[code] for code in codes), Counts(*arrays))
+        counts = Counts(*arrays)
+        if (counts.predicted.sum(axis=1) != counts.target.sum(axis=1)).any():
+            raise ContentError(
+                f"{source}: ε = {key[0]}/255, {key[1]} has an image with more or fewer predicted than labelled pixels."
+            )
+        groups[key] = Group(tuple(image_names[code] for code in codes), counts)
     return groups
