@@ -15,6 +15,7 @@ from segbench.counts import Counts, IntArray
 from segbench.errors import UsageError
 
 Choice = npt.NDArray[np.intp]
+MAX_PIXELS = 2**31 - 1  # of a class in the data set, so that the products of two sums stay in int64
 
 
 class WorstCase(NamedTuple):
@@ -55,7 +56,7 @@ def worst_case(candidates: Sequence[Counts], *, seed: int = 0, orders: int = 8) 
         orders: number of searches; the lowest is kept.
 
     Raises:
-        UsageError: no candidate or image, shapes or targets differ.
+        UsageError: no candidate or image, shapes or targets differ, or too many pixels.
 
     >>> one = Counts(*(np.array([row]) for row in ([2, 1], [2, 2], [3, 1])))
     >>> worst_case([one]).miou == one.miou()
@@ -105,6 +106,8 @@ def _check(candidates: Sequence[Counts], orders: int) -> None:
                 "The candidates of worst_case differ in their targets: "
                 "they are not counts of the same images in the same order."
             )
+    if max(float(array.sum(axis=0, dtype=np.float64).max()) for each in candidates for array in each) > MAX_PIXELS:
+        raise UsageError(f"worst_case compares exact integers of up to {MAX_PIXELS} pixels per class; there are more.")
 
 
 def _descend(
@@ -133,7 +136,7 @@ def _descend(
 def _mious(intersection: IntArray, union: IntArray) -> npt.NDArray[np.float64]:
     """MIoU of each row of (A,K) sums."""
     ratios: npt.NDArray[np.float64] = intersection / np.maximum(union, 1)  # an empty union has an empty intersection
-    means: npt.NDArray[np.float64] = ratios.sum(axis=1) / np.maximum(np.count_nonzero(union, axis=1), 1)
+    means: npt.NDArray[np.float64] = ratios.sum(axis=1) / np.maximum((union > 0).sum(axis=1), 1)
     return means
 
 
