@@ -70,12 +70,9 @@ def worst_case(candidates: Sequence[Counts], *, seed: int = 0, orders: int = 8) 
     differing = np.flatnonzero(
         (intersection != intersection[:, :1]).any(axis=(1, 2)) | (union != union[:, :1]).any(axis=(1, 2))
     )
-    found: list[tuple[float, Choice]] = []
-    for order in range(orders):
-        rng = np.random.default_rng([seed, order])
-        choice = np.full(len(intersection), start, np.intp)
-        found.append((_descend(intersection, union, choice, differing, rng), choice))
-    miou_choice = min(found, key=lambda pair: pair[0])[1]
+    choices = np.full((orders, len(intersection)), start, np.intp)
+    rngs = [np.random.default_rng([seed, order]) for order in range(orders)]
+    miou_choice = choices[_descend(intersection, union, choices, differing, rngs).argmin()]
     aacc_counts, miou_counts = chosen(candidates, aacc_choice), chosen(candidates, miou_choice)
     miou = miou_counts.miou()
     return WorstCase(
@@ -111,32 +108,49 @@ def _check(candidates: Sequence[Counts], orders: int) -> None:
 
 
 def _descend(
-    intersection: IntArray, union: IntArray, choice: Choice, images: npt.NDArray[np.intp], rng: np.random.Generator
-) -> float:
-    """Greedy descent on mIoU; changes ``choice`` in place and returns the mIoU reached."""
-    rows = np.arange(len(choice))
-    total_i = intersection[rows, choice].sum(axis=0)
-    total_u = union[rows, choice].sum(axis=0)
-    best = float(_mious(total_i[None], total_u[None])[0])
-    moved = True
-    while moved:
-        moved = False
-        for image in rng.permutation(images):
-            now = choice[image]
-            sums_i = intersection[image] + (total_i - intersection[image, now])
-            sums_u = union[image] + (total_u - union[image, now])
+    intersection: IntArray,
+    union: IntArray,
+    choices: Choice,
+    images: npt.NDArray[np.intp],
+    rngs: Sequence[np.random.Generator],
+) -> npt.NDArray[np.float64]:
+    """Greedy descents on mIoU, one for each generator; changes ``choices`` (O,N) in place.
+
+    The descents do not know of each other. They run side by side because numpy takes about as long for one image as
+    for one image of each. Sums are held as floats, which are exact below 2^53.
+
+    Returns:
+        (O,) the mIoU that each reached.
+    """
+    all_images = np.arange(len(intersection))
+    totals_i = intersection[all_images, choices].sum(axis=1).astype(np.float64)
+    totals_u = union[all_images, choices].sum(axis=1).astype(np.float64)
+    each_i, each_u = intersection.astype(np.float64), union.astype(np.float64)
+    best = _mious(totals_i, totals_u)
+    active = np.arange(len(rngs))
+    while len(active):
+        before, rows = best.copy(), np.arange(len(active))
+        for visited in np.stack([rngs[order].permutation(images) for order in active], axis=1):
+            now = choices[active, visited]
+            sums_i, sums_u = each_i[visited], each_u[visited]  # (O,A,K): if the image were switched to each candidate
+            sums_i += (totals_i[active] - sums_i[rows, now])[:, None]
+            sums_u += (totals_u[active] - sums_u[rows, now])[:, None]
             values = _mious(sums_i, sums_u)
-            candidate = int(values.argmin())
-            if values[candidate] < best:
-                best, choice[image], moved = float(values[candidate]), candidate, True
-                total_i, total_u = sums_i[candidate], sums_u[candidate]
+            candidate = values.argmin(axis=1)
+            lower = np.flatnonzero(values[rows, candidate] < best[active])
+            if len(lower):
+                order, to = active[lower], candidate[lower]
+                best[order], choices[order, visited[lower]] = values[lower, to], to
+                totals_i[order], totals_u[order] = sums_i[lower, to], sums_u[lower, to]
+        active = active[best[active] < before[active]]
     return best
 
 
-def _mious(intersection: IntArray, union: IntArray) -> npt.NDArray[np.float64]:
-    """MIoU of each row of (A,K) sums."""
-    ratios: npt.NDArray[np.float64] = intersection / np.maximum(union, 1)  # an empty union has an empty intersection
-    means: npt.NDArray[np.float64] = ratios.sum(axis=1) / np.maximum((union > 0).sum(axis=1), 1)
+def _mious(intersection: npt.NDArray[Any], union: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """MIoU of sums (...,K)."""
+    ratios = intersection / np.maximum(union, 1)  # an empty union has an empty intersection
+    seen = np.minimum(union, 1).sum(axis=-1)
+    means: npt.NDArray[np.float64] = ratios.sum(axis=-1) / np.maximum(seen, 1)
     return means
 
 
