@@ -1,23 +1,22 @@
-# `make check` is what a commit must pass. PYTHON=... chooses another interpreter.
-PYTHON ?= python
+# `make check` is what a commit must pass, in the environment that is active.
 
 .PHONY: check format lint types imports test
 
 check: lint types imports test
 
 format:  ## rewrite the layout, and what ruff can mend
-	$(PYTHON) -m ruff format .
-	$(PYTHON) -m ruff check --fix .
+	python -m ruff format .
+	python -m ruff check --fix .
 
 lint:
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m ruff check .
+	python -m ruff format --check .
+	python -m ruff check .
 
 types:
-	$(PYTHON) -m mypy
+	python -m mypy
 
 imports:
 	lint-imports --no-logo
 
 test:
-	$(PYTHON) -m pytest -n 2
+	python -m pytest -n 2
