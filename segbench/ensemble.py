@@ -130,7 +130,7 @@ def _descend(
     active = np.arange(len(rngs))
     while len(active):
         before, rows = best.copy(), np.arange(len(active))
-        for visited in np.stack([rngs[order].permutation(images) for order in active], axis=1):
+        for visited in np.stack([rngs[order].permutation(images) for order in active.tolist()], axis=1):
             now = choices[active, visited]
             sums_i, sums_u = each_i[visited], each_u[visited]  # (O,A,K): if the image were switched to each candidate
             sums_i += (totals_i[active] - sums_i[rows, now])[:, None]
