@@ -80,7 +80,9 @@ def measure(case: str, device: torch.device, rounds: int) -> dict[str, object]:
         times["bare"].append(timed(lambda: bare(model, images, iterations), device) / iterations)
         for loss in LOSSES:
             times[loss].append(timed(lambda loss=loss: attack(loss), device) / iterations)  # type: ignore[misc]
-    ratios = {loss: statistics.median(a / b for a, b in zip(times[loss], times["bare"], strict=True)) for loss in LOSSES}
+    ratios = {
+        loss: statistics.median(a / b for a, b in zip(times[loss], times["bare"], strict=True)) for loss in LOSSES
+    }
     return {
         "case": case,
         "image": f"{side}x{side}",
@@ -100,14 +102,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    report = {"device": name, "torch": torch.__version__, "rounds": options.rounds, "cases": [measure(case, device, options.rounds) for case in options.model]}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    report = {
+        "device": name,
+        "torch": torch.__version__,
+        "rounds": options.rounds,
+        "cases": [measure(case, device, options.rounds) for case in options.model],
+    }
     print(json.dumps(report, indent=2))
     print("\n| case | bare ms | " + " | ".join(f"{loss} ratio" for loss in LOSSES) + " | js / mce | target |")
     print("| :-- | --: |" + " --: |" * (len(LOSSES) + 2))
     for case in report["cases"]:  # type: ignore[union-attr]
         ratios = " | ".join(f"{case['overhead'][loss]:.3f}" for loss in LOSSES)
-        print(f"| {case['case']} | {case['milliseconds']['bare']} | {ratios} | {case['js_over_mce']} | <= {case['target']} |")
+        print(
+            f"| {case['case']} | {case['milliseconds']['bare']} | {ratios} | {case['js_over_mce']} | <= {case['target']} |"
+        )
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -12,7 +12,7 @@ from segbench import cards, content, counts, ensemble, evidence, schemas
 from segbench.errors import ContentError, SegbenchError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
 from segbench.files import sha256_bytes
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, Protocol
 
 ENTRY_VERSION = 1
 # SHA-256 of the data as a model sees it (`SegmentationDataset.fingerprint`), for data that is the same everywhere.
@@ -31,8 +31,11 @@ def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
         orders: number of orders in the mIoU search.
 
     Raises:
-        ContentError: a group is missing, or groups hold different images.
+        ContentError: a group is missing or of no use, or groups hold different images.
     """
+    for eps, loss in found.groups:
+        if (eps == CLEAN[0]) != (loss == CLEAN[1]):
+            raise ContentError(f"The evidence has a group of ε = {eps:g}/255, {loss}; only clean images have ε = 0.")
     clean = found.groups.get(CLEAN)
     if clean is None:
         raise ContentError("The evidence has no clean images.")
@@ -251,11 +254,8 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
     protocol = PROTOCOLS.get(entry["protocol"]["name"])
     if protocol is None:
         found.append(f"protocol.name {entry['protocol']['name']!r} is unknown; known are {', '.join(PROTOCOLS)}.")
-    elif entry["protocol"]["official"] and entry["protocol"]["digest"] != protocol.digest():
-        found.append(
-            "protocol.digest is not that of the official protocol: "
-            "evaluate again with this version, or set `official` to false."
-        )
+    elif entry["protocol"]["official"]:
+        found += _official(entry, protocol)
     if entry["protocol"]["official"] == bool(entry["protocol"]["deviations"]):
         found.append(
             "protocol.official and protocol.deviations contradict each other: an official entry has no deviation."
@@ -283,6 +283,32 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _official(entry: Mapping[str, Any], protocol: Protocol) -> list[str]:
+    """In what an entry that calls itself official differs from the protocol."""
+    stated, found = entry["protocol"], []
+    if stated["digest"] != protocol.digest():
+        found.append(
+            "protocol.digest is not that of the official protocol: "
+            "evaluate again with this version, or set `official` to false."
+        )
+    found += [
+        f"protocol.{field} is {stated[field]}, {protocol.name} says {getattr(protocol, field)}: correct the entry, "
+        "or evaluate again."
+        for field in ("seed", "iterations", "search_seed", "search_orders")
+        if stated[field] != getattr(protocol, field)
+    ]
+    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in entry["results"]}]
+    if missing:
+        found.append(f"results lack ε = {', '.join(missing)} (/255): evaluate with every radius of the protocol.")
+    found += [
+        f"results at ε = {row['eps_255']:g}/255: per_loss has {', '.join(row['per_loss'])}, {protocol.name} has "
+        f"{', '.join(protocol.losses)}: evaluate with every loss of the protocol."
+        for row in entry["results"]
+        if set(row["per_loss"]) != set(protocol.losses)
+    ]
+    return found
+
+
 def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     found = []
     expected = (entry["protocol"]["name"], entry["dataset"]["id"], f"{entry['model']['id']}.json")
@@ -295,6 +321,9 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
         found.append(
             f"it is not official ({'; '.join(entry['protocol']['deviations'])}): evaluate with the whole protocol."
         )
+    evidence_name = f"{entry['model']['id']}.parquet"
+    if entry["evidence"] is not None and entry["evidence"]["file"] != evidence_name:
+        found.append(f"evidence.file is {entry['evidence']['file']!r}: it must be named {evidence_name}.")
     known = FINGERPRINTS.get(entry["dataset"]["id"])
     if known is None:
         found.append(
@@ -315,8 +344,11 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
         "dataset.id": (entry["dataset"]["id"], card.dataset),
         "model.id": (entry["model"]["id"], card.id),
         "model.weights_sha256": (entry["model"]["weights_sha256"], card.sha256),
+        "model.architecture": (entry["model"]["architecture"], card.architecture["name"]),
         "dataset.num_classes": (entry["dataset"]["num_classes"], card.num_classes),
     }
+    if card.parameters is not None:
+        pairs["model.parameters"] = (entry["model"]["parameters"], card.parameters)
     found += [
         f"{field} is {stated!r}, the card {card_path.name} says {known!r}: correct the wrong one, or evaluate again."
         for field, (stated, known) in pairs.items()
@@ -342,11 +374,21 @@ def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
         "protocol": entry["protocol"]["digest"],
     }
     carried = {"model": "weights", "dataset": "fingerprint", "protocol": "protocol"}
+    identity = found.metadata.get("identity")
+    if not isinstance(identity, dict):
+        raise ContentError(f"{file.name} lacks the metadata of a run: identity.")
     problems = [
         f"the evidence was made with another {name} than the entry states: evaluate again."
         for name, value in stated.items()
-        if found.metadata.get("identity", {}).get(carried[name]) != value
+        if identity.get(carried[name]) != value
     ]
+    if found.metadata["num_classes"] != entry["dataset"]["num_classes"]:
+        problems.append(
+            f"dataset.num_classes is {entry['dataset']['num_classes']}, the evidence has "
+            f"{found.metadata['num_classes']}: correct the entry."
+        )
+    if entry["protocol"]["official"] and not any(loss == CHECK_LOSS for _, loss in found.groups):
+        problems.append("the evidence holds no attack at a huge ε, a reliability check: evaluate again.")
     if found.groups.get(CLEAN) is None or len(found.groups[CLEAN].image_ids) != entry["dataset"]["images"]:
         problems.append(
             f"dataset.images is {entry['dataset']['images']}, the clean evidence holds another number of images."

@@ -43,7 +43,9 @@ def golden_network(golden: Callable[[str], dict[str, Any]]) -> nn.Module:
         nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
     )
     inputs = golden("apgd_inputs")
-    state = {key.removeprefix("param_"): torch.from_numpy(value) for key, value in inputs.items() if key.startswith("param_")}
+    state = {
+        key.removeprefix("param_"): torch.from_numpy(value) for key, value in inputs.items() if key.startswith("param_")
+    }
     network.load_state_dict(state)
     return network.double().eval()
 

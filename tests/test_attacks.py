@@ -15,13 +15,21 @@ RELEASED_NAMES = {"mce": "mask-ce-avg", "mce_bal": "mask-ce-bal", "js": "js-avg"
 
 @pytest.mark.parametrize("eps", [4, 12])
 @pytest.mark.parametrize("loss", RELEASED_NAMES)
-@pytest.mark.parametrize(("kind", "attack", "iterations"), [("const", attacks.apgd, 25), ("red", attacks.red_eps_apgd, 30)])
+@pytest.mark.parametrize(
+    ("kind", "attack", "iterations"), [("const", attacks.apgd, 25), ("red", attacks.red_eps_apgd, 30)]
+)
 def test_golden_trajectories(golden, golden_network, golden_batch, kind, attack, iterations, loss, eps):
     images, labels, weights = golden_batch
     outputs, key = golden("apgd_outputs"), f"{kind}_{RELEASED_NAMES[loss]}_{eps}_"
-    result = attack(golden_network, images, labels, eps=eps / 255, loss=loss, iterations=iterations, class_weights=weights)
-    torch.testing.assert_close(result.accuracy.float(), torch.from_numpy(outputs[key + "acc"]).float(), rtol=0, atol=1e-7)
-    torch.testing.assert_close(result.adversarial[:4].float(), torch.from_numpy(outputs[key + "xadv"]), rtol=0, atol=1e-6)
+    result = attack(
+        golden_network, images, labels, eps=eps / 255, loss=loss, iterations=iterations, class_weights=weights
+    )
+    torch.testing.assert_close(
+        result.accuracy.float(), torch.from_numpy(outputs[key + "acc"]).float(), rtol=0, atol=1e-7
+    )
+    torch.testing.assert_close(
+        result.adversarial[:4].float(), torch.from_numpy(outputs[key + "xadv"]), rtol=0, atol=1e-6
+    )
     assert (result.predictions.numpy() == outputs[key + "pred"]).all()
     if key + "lossbest" in outputs:
         torch.testing.assert_close(result.tracked_loss, torch.from_numpy(outputs[key + "lossbest"]), rtol=0, atol=1e-5)
@@ -58,7 +66,9 @@ def test_linear_oracle_is_reached(attack, loss):
     expected = model.robust(images, labels, eps).double().mean(dim=(1, 2))
     assert 0.2 < expected.mean() < 0.9
     extra = {"step_size": eps / 4} if attack is attacks.pgd else {}
-    result = attack(model, images, labels, eps=eps, loss=loss, iterations=60, class_weights=torch.tensor([0.3, 0.7]), **extra)
+    result = attack(
+        model, images, labels, eps=eps, loss=loss, iterations=60, class_weights=torch.tensor([0.3, 0.7]), **extra
+    )
     torch.testing.assert_close(result.accuracy, expected, rtol=0, atol=1e-12)
 
 
@@ -89,7 +99,9 @@ def test_every_image_is_attacked_alone(golden_network, golden_batch):
     whole = attacks.red_eps_apgd(golden_network, images, labels, **arguments)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     for size in (1, 3, 7):
-        parts = [attacks.red_eps_apgd(golden_network, images[part], labels[part], **arguments) for part in order.split(size)]
+        parts = [
+            attacks.red_eps_apgd(golden_network, images[part], labels[part], **arguments) for part in order.split(size)
+        ]
         predictions = torch.cat([part.predictions for part in parts])
         assert (predictions == whole.predictions[order]).all()
         for name in ("accuracy", "forwards", "backwards"):
@@ -155,7 +167,9 @@ class Poisoned(nn.Module):
 
     def forward(self, images):
         logits = self.network(images)
-        images.register_hook(lambda gradient: gradient.index_fill(3, torch.tensor([0]), torch.nan)) if images.requires_grad else None
+        images.register_hook(
+            lambda gradient: gradient.index_fill(3, torch.tensor([0]), torch.nan)
+        ) if images.requires_grad else None
         return logits
 
 

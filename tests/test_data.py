@@ -66,7 +66,9 @@ def camvid(tmp_path):
             (tmp_path / folder).mkdir()
         for name in ids:
             Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(tmp_path / split / f"{name}.png")
-            Image.fromarray(rng.integers(0, 12, (12, 16)).astype(np.uint8)).save(tmp_path / f"{split}annot" / f"{name}.png")
+            Image.fromarray(rng.integers(0, 12, (12, 16)).astype(np.uint8)).save(
+                tmp_path / f"{split}annot" / f"{name}.png"
+            )
     return tmp_path
 
 
@@ -76,7 +78,10 @@ def test_camvid_layout(camvid):
     assert data.num_classes == 11
     raw = np.asarray(Image.open(camvid / "valannot" / "a.png"))
     assert (data[0].label.numpy() == np.where(raw == 11, 255, raw)).all()
-    assert (data[0].image.numpy() == np.asarray(Image.open(camvid / "val" / "a.png")).transpose(2, 0, 1).astype(np.float32) / 255).all()
+    assert (
+        data[0].image.numpy()
+        == np.asarray(Image.open(camvid / "val" / "a.png")).transpose(2, 0, 1).astype(np.float32) / 255
+    ).all()
     raw = np.asarray(Image.open(camvid / "trainannot" / "t.png"))
     expected = inverse_frequency(np.bincount(raw.ravel(), minlength=12)[:11])
     torch.testing.assert_close(data.class_weights().double(), torch.from_numpy(expected), rtol=1e-6, atol=0)
@@ -109,7 +114,9 @@ def test_folder_layout(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "images" / "ä b.jpg")  # grey, odd name
-    Image.fromarray(np.array([[0, 1, 255, 1, 1]] * 5, np.uint8).repeat(2, axis=1)[:, :7]).save(tmp_path / "masks" / "ä b.png")
+    Image.fromarray(np.array([[0, 1, 255, 1, 1]] * 5, np.uint8).repeat(2, axis=1)[:, :7]).save(
+        tmp_path / "masks" / "ä b.png"
+    )
     data = segbench.load_dataset("folder", tmp_path)
     assert data.class_names == ("sky", "road")
     assert data.image_ids == ("ä b",)

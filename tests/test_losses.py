@@ -87,7 +87,9 @@ def test_cospgd_has_no_gradient_through_its_weight():
 def test_tsallis_at_one_is_cross_entropy_and_segpgd_begins_as_it_masked():
     logits, labels = torch.randn(1, 4, 5, 5, dtype=torch.float64), torch.randint(4, (1, 5, 5))
     torch.testing.assert_close(losses.tsallis(logits, labels, q=1.0), losses.ce(logits, labels))
-    torch.testing.assert_close(losses.tsallis(logits, labels, q=1 - 1e-9), losses.ce(logits, labels), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        losses.tsallis(logits, labels, q=1 - 1e-9), losses.ce(logits, labels), rtol=1e-6, atol=1e-6
+    )
     torch.testing.assert_close(losses.segpgd(logits, labels, step=1, iterations=9), losses.mce(logits, labels))
 
 
@@ -109,11 +111,15 @@ def test_ignored_pixels_have_no_value_and_no_gradient(name, ignore_index):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_any_float_dtype(dtype):
     logits, labels = torch.randn(1, 4, 5, 5).to(dtype), torch.randint(4, (1, 5, 5))
-    torch.testing.assert_close(losses.js(logits, labels).double(), losses.js(logits.double(), labels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses.js(logits, labels).double(), losses.js(logits.double(), labels), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_missing_weights_and_unknown_loss_are_said():
     with pytest.raises(UsageError, match="needs class_weights"):
-        get_loss("mce_bal")(pixel_terms(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)), Context(1, 1, None))
+        get_loss("mce_bal")(
+            pixel_terms(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)), Context(1, 1, None)
+        )
     with pytest.raises(UsageError, match="Did you mean 'mce'"):
         get_loss("mcee")

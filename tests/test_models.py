@@ -31,7 +31,7 @@ def test_released_layout_gives_the_golden_logits(name, num_classes):
 
 def test_released_checkpoints_that_do_not_fit_are_refused():
     state = recipe_weights(released_layout("upernet_convnext_t"))
-    with pytest.raises(ModelError, match="head.classifier.weight is \\(21, 512, 1, 1\\), the model has \\(19"):
+    with pytest.raises(ModelError, match=r"head.classifier.weight is \(21, 512, 1, 1\), the model has \(19"):
         from_released("upernet_convnext_t", state, num_classes=19)
     del state["backbone.norm0.weight"]
     with pytest.raises(ModelError, match=r"missing backbone.norms.0.weight"):
@@ -105,14 +105,16 @@ def test_unknown_names_are_answered_with_the_nearest():
         segbench.load_model("clean_convnext_mini_shape")
     with pytest.raises(ModelError, match="Did you mean 'upernet_convnext'"):
         build("upernet_convnex", num_classes=2)
-    with pytest.raises(ModelError, match="does not take these arguments.*blocks"):
+    with pytest.raises(ModelError, match=r"does not take these arguments.*blocks"):
         build("upernet_convnext", num_classes=2, blocks=3)
     with pytest.raises(ContentError, match="Cannot read the card"):
         segbench.load_model("nowhere/card.json")
 
 
 def test_own_models_by_function_name(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("import torch\ndef net():\n    return torch.nn.Conv2d(3, 8, 1)\ndef nothing():\n    return 3\n")
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Conv2d(3, 8, 1)\ndef nothing():\n    return 3\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     subject = load.resolve("mine:net")
     assert (subject.id, subject.card) == ("net", None)
@@ -120,13 +122,19 @@ def test_own_models_by_function_name(tmp_path, monkeypatch):
     with torch.no_grad():
         subject.module.bias[0] += 1
     assert load.resolve(subject.module).weights_sha256 != subject.weights_sha256
-    for spec, text in {"mine:nothing": "gave int", "mine:absent": "Cannot import", "absent:net": "Cannot import"}.items():
+    for spec, text in {
+        "mine:nothing": "gave int",
+        "mine:absent": "Cannot import",
+        "absent:net": "Cannot import",
+    }.items():
         with pytest.raises(ModelError, match=text):
             load.resolve(spec)
 
 
 def test_the_auxiliary_head_is_for_training_only():
-    model = build("upernet_convnext", num_classes=3, depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), channels=8, auxiliary_channels=8)
+    model = build(
+        "upernet_convnext", num_classes=3, depths=(1, 1, 1, 1), widths=(8, 8, 8, 8), channels=8, auxiliary_channels=8
+    )
     assert isinstance(model, nn.Module)
     logits, auxiliary = model.eval().forward_with_auxiliary(torch.rand(2, 3, 40, 56))
     assert logits.shape == auxiliary.shape == (2, 3, 40, 56)

@@ -17,6 +17,14 @@ PIXELS_PER_BATCH = 65536
 LARGEST_BATCH = 16
 
 
+def small_on_cpu(device: torch.device, height: int, width: int) -> bool:
+    """Whether images of this size are too small to keep several cores busy one by one.
+
+    Such units run side by side, one core each, which is faster and makes results independent of the number of cores.
+    """
+    return device.type == "cpu" and height * width <= PIXELS_PER_BATCH
+
+
 def cpu_batch(height: int, width: int) -> int:
     """Images in a CPU batch: 16 at 64x64, 4 at 128x128, 1 from 182x182 on, where a batch gains nothing.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,18 @@ import torch
 from torch import nn
 
 from segbench import content
+from segbench.attacks.apgd import STAGES, frozen
 from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
-from segbench.engine.batching import Metered
+from segbench.engine.batching import exact_float32, small_on_cpu
 from segbench.engine.checks import probe
 from segbench.engine.merge import git_commit, merge, versions
-from segbench.engine.plan import Unit, parse_shard
+from segbench.engine.plan import CHECK_ITERATIONS, Unit, parse_shard
 from segbench.engine.progress import Report, bar
 from segbench.engine.store import MANIFEST_VERSION, Store, run_id
 from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, UsageError
+from segbench.evidence import CHECK_LOSS, CLEAN
 from segbench.models.load import Subject, resolve
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
 
@@ -126,7 +129,8 @@ def evaluate(
     was_training = any(module.training for module in subject.module.modules())
     module = subject.module.eval().to(torch_device)
     checks = _probe(module, used, torch_device, was_training)
-    manifest = _manifest(subject, data, used, chosen, radii, checks, torch_device, precision)
+    command = _command(model_or_id, used.id, radii, limit, iterations)
+    manifest = _manifest(subject, data, used, chosen, radii, checks, torch_device, precision, command)
     name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
     store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
 
@@ -143,21 +147,59 @@ def evaluate(
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
 
 
+class Stopped(Exception):  # noqa: N818 - not an error: another unit failed, or the user pressed Ctrl-C
+    """Ends the units that still run when the run ends early."""
+
+
 def _run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> None:
-    def passes(unit: Unit) -> int:
-        return len(unit.image_ids) * (1 if not unit.eps_255 else worker.protocol.iterations + 4)
+    """Does the units: side by side with one core each when images are small, else one after the other."""
+    threads = torch.get_num_threads()
+    small = small_on_cpu(worker.device, *worker.dataset[0].image.shape[-2:])
+    worker.parallel = max(1, min(threads, len(units))) if small else 1
+    total = sum(_passes(unit, worker.protocol) for unit in units)
+    stop = threading.Event()
+    try:
+        with (
+            bar(total, sum(len(unit.image_ids) for unit in units), progress) as report,
+            exact_float32(),
+            frozen(worker.model),
+            ThreadPoolExecutor(
+                worker.parallel, initializer=torch.set_num_threads, initargs=(1 if small else threads,)
+            ) as pool,
+        ):
+            futures = [pool.submit(_do, store, worker, unit, report, stop) for unit in units]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(threads)
 
-    with bar(sum(map(passes, units)), sum(len(unit.image_ids) for unit in units), progress) as report:
-        worker.on_images = report.images
-        for unit in units:
-            _do(store, worker, unit, passes(unit), report)
+
+def _passes(unit: Unit, protocol: Protocol) -> int:
+    """Image passes of a unit in which no image is finished early."""
+    iterations = {CLEAN[1]: 0, CHECK_LOSS: CHECK_ITERATIONS + 1}.get(unit.loss, protocol.iterations + len(STAGES))
+    return len(unit.image_ids) * (iterations + 1)
 
 
-def _do(store: Store, worker: Worker, unit: Unit, passes: int, report: Report) -> None:
-    report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}", passes)
-    group, stats, cost = worker.do(unit)
+def _do(store: Store, worker: Worker, unit: Unit, report: Report, stop: threading.Event) -> None:
+    report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}")
+    left = _passes(unit, worker.protocol)
+
+    def on_images(count: int) -> None:
+        nonlocal left
+        if stop.is_set():
+            raise Stopped
+        left -= count
+        report.images(count)
+
+    group, stats, cost = worker.do(unit, on_images)
     store.write(unit, group, stats)
     store.log(cost)
+    report.images(left)  # the passes that finished images did not need
     report.done(len(unit.image_ids), group.counts.aacc())
 
 
@@ -221,7 +263,7 @@ def _probe(
     first = data[0].image
     images = [data[row].image for row in range(min(2, len(data)))]
     batch = torch.stack([image for image in images if image.shape == first.shape]).to(device)
-    return probe(Metered(module, device), batch, data.num_classes, was_training=was_training)
+    return probe(module, batch, data.num_classes, was_training=was_training)
 
 
 def _manifest(
@@ -233,6 +275,7 @@ def _manifest(
     checks: list[dict[str, Any]],
     device: torch.device,
     precision: str,
+    command: str,
 ) -> dict[str, Any]:
     """What ``run.json`` says."""
     weights, source = data.count_weights()
@@ -268,7 +311,7 @@ def _manifest(
             if device.type == "cuda"
             else f"{device.type}, {torch.get_num_threads()} threads",
             "precision": precision,
-            "command": _command(),
+            "command": command,
         },
     }
 
@@ -285,7 +328,14 @@ def _model(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _command() -> str:
-    """The command line without the folder of the program."""
-    program = Path(sys.argv[0]).name if sys.argv else ""
-    return " ".join(["segbench" if program in ("__main__.py", "segbench") else program, *sys.argv[1:]])[:2000]
+def _command(
+    model: str | nn.Module, dataset: str, radii: Sequence[float], limit: int | None, iterations: int | None
+) -> str:
+    """The command that repeats this run. It is published, so it names no folder of this machine."""
+    name = (
+        type(model).__name__ if isinstance(model, nn.Module) else Path(model).name if model.endswith(".json") else model
+    )
+    parts = ["segbench evaluate --model", name, "--dataset", dataset, "--eps", *(f"{eps:g}" for eps in radii)]
+    parts += ["--limit", str(limit)] if limit is not None else []
+    parts += ["--iterations", str(iterations)] if iterations is not None else []
+    return " ".join(parts)[:2000]

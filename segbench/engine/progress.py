@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,20 +12,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class Report(NamedTuple):
-    """How a run tells what it does.
+    """How a run tells what it does; may be called from several threads.
 
     Attributes:
-        unit: called with a description and the image passes of the unit before it starts.
-        images: called with the number of images after each forward pass.
-        done: called after each unit with its images and the running aAcc of its (ε, loss).
+        unit: called with a description when a unit begins.
+        images: called with a number of image passes done.
+        done: called after each unit with its number of images and its aAcc.
     """
 
-    unit: Callable[[str, int], None]
+    unit: Callable[[str], None]
     images: Callable[[int], None]
     done: Callable[[int, float], None]
 
 
-SILENT = Report(lambda _, __: None, lambda _: None, lambda _, __: None)
+SILENT = Report(lambda _: None, lambda _: None, lambda _, __: None)
 
 
 @contextmanager
@@ -43,19 +44,16 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, speed_estimate_period=120) as progress:
         task = progress.add_task("start", total=total_passes, images=f"0/{total_images}", aacc="-")
-        state = {"end": 0.0, "images": 0}
-
-        def unit(description: str, passes: int) -> None:
-            state["end"] = progress.tasks[0].completed + passes
-            progress.update(task, description=description)
-
-        def images(count: int) -> None:
-            progress.update(task, completed=min(progress.tasks[0].completed + count, state["end"]))
+        lock, finished = threading.Lock(), 0
 
         def done(count: int, aacc: float) -> None:
-            state["images"] += count
-            progress.update(
-                task, completed=state["end"], images=f"{state['images']}/{total_images}", aacc=f"{aacc:.3f}"
-            )
+            nonlocal finished
+            with lock:
+                finished += count
+                progress.update(task, images=f"{finished}/{total_images}", aacc=f"{aacc:.3f}")
 
-        yield Report(unit, images, done)
+        yield Report(
+            unit=lambda description: progress.update(task, description=description),
+            images=lambda count: progress.update(task, advance=count),
+            done=done,
+        )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segbench import attacks, counts
 from segbench.attacks import AttackResult
 from segbench.data import Sample, SegmentationDataset
-from segbench.engine.batching import Metered, cpu_batch, exact_float32
+from segbench.engine.batching import Metered, cpu_batch
 from segbench.engine.checks import verify_images
 from segbench.engine.plan import CHECK_ITERATIONS, CHUNK, Unit
 from segbench.errors import RunError
@@ -36,7 +36,9 @@ class Worker:
         protocol: how to attack.
         device: where to compute.
         batch_size: images attacked at once, or None to choose; halved when memory runs out.
-        on_images: called with the number of images after each forward pass.
+        parallel: units done side by side; each is charged its share of the time.
+
+    Several threads may share a worker: nothing in it changes but ``batch_size``, which changes no result.
     """
 
     model: nn.Module
@@ -44,31 +46,42 @@ class Worker:
     protocol: Protocol
     device: torch.device
     batch_size: int | None = None
-    on_images: Callable[[int], None] = lambda _: None
+    parallel: int = 1
 
     def __post_init__(self) -> None:
-        self.metered = Metered(self.model, self.device, lambda n: self.on_images(n))
         self.class_weights = self.dataset.class_weights().to(self.device)
         self.rows = {image_id: row for row, image_id in enumerate(self.dataset.image_ids)}
 
-    def do(self, unit: Unit) -> tuple[Group, dict[str, Any], dict[str, Any]]:
-        """Counts of the unit, statistics that belong to the result, and its cost."""
+    def do(self, unit: Unit, on_images: Callable[[int], None]) -> tuple[Group, dict[str, Any], dict[str, Any]]:
+        """Counts of the unit, statistics that belong to the result, and its cost.
+
+        ``on_images`` is called with the number of images before each forward pass; what it raises ends the unit.
+        """
         started = time.monotonic()
+        model = Metered(self.model, self.device, on_images)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         parts: dict[str, counts.Counts] = {}
         stats = {name: dict.fromkeys(unit.image_ids, 0) for name in (*STATISTICS, "changed_pixels")}
         samples = [self.dataset[self.rows[image_id]] for image_id in unit.image_ids]
-        with exact_float32():
-            for group in _same_size(samples):
-                self._do_group(unit, group, parts, stats)
+        for group in _same_size(samples):
+            self._do_group(model, unit, group, parts, stats)
         group_counts = counts.merge(parts[image_id] for image_id in unit.image_ids)
         ordered = {name: [values[image_id] for image_id in unit.image_ids] for name, values in stats.items()}
-        cost = {"unit": unit.name, "seconds": time.monotonic() - started, "peak_memory_bytes": peak_memory(self.device)}
+        cost = {
+            "unit": unit.name,
+            "seconds": (time.monotonic() - started) / self.parallel,
+            "peak_memory_bytes": peak_memory(self.device),
+        }
         return Group(unit.image_ids, group_counts), ordered, cost
 
     def _do_group(
-        self, unit: Unit, samples: Sequence[Sample], parts: dict[str, counts.Counts], stats: dict[str, dict[str, int]]
+        self,
+        model: nn.Module,
+        unit: Unit,
+        samples: Sequence[Sample],
+        parts: dict[str, counts.Counts],
+        stats: dict[str, dict[str, int]],
     ) -> None:
         """Images of one size, in batches; out of memory halves the batch and repeats it."""
         position = 0
@@ -76,7 +89,7 @@ class Worker:
             size = self.batch_size or self._automatic(samples[0])
             batch = samples[position : position + size]
             try:
-                found, numbers = self._do_batch(unit, batch)
+                found, numbers = self._do_batch(model, unit, batch)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -98,19 +111,19 @@ class Worker:
     def _automatic(self, sample: Sample) -> int:
         return cpu_batch(*sample.image.shape[-2:]) if self.device.type == "cpu" else CHUNK
 
-    def _do_batch(self, unit: Unit, batch: Sequence[Sample]) -> tuple[counts.Counts, dict[str, Any]]:
+    def _do_batch(self, model: nn.Module, unit: Unit, batch: Sequence[Sample]) -> tuple[counts.Counts, dict[str, Any]]:
         images = torch.stack([sample.image for sample in batch]).to(self.device)
         labels = torch.stack([sample.label for sample in batch]).to(self.device)
         numbers: dict[str, Any] = {}
         if (unit.eps_255, unit.loss) == CLEAN:
             adversarial = images
         else:
-            result = self._attack(unit, images, labels, [sample.image_id for sample in batch])
+            result = self._attack(model, unit, images, labels, [sample.image_id for sample in batch])
             adversarial = result.adversarial
             verify_images(adversarial, images, unit.eps_255 / 255)
             numbers = {name: getattr(result, name).cpu().numpy() for name in STATISTICS}
         with torch.inference_mode():
-            predictions = self.metered(adversarial.float()).max(dim=1).indices
+            predictions = model(adversarial.float()).max(dim=1).indices
         if numbers:
             numbers["changed_pixels"] = (predictions != result.predictions).flatten(1).sum(dim=1).cpu().numpy()
         num_classes = self.dataset.num_classes
@@ -118,11 +131,13 @@ class Worker:
             predictions.cpu().numpy(), labels.cpu().numpy(), num_classes, self.dataset.ignore_index
         ), numbers
 
-    def _attack(self, unit: Unit, images: Tensor, labels: Tensor, image_ids: Sequence[str]) -> AttackResult:
+    def _attack(
+        self, model: nn.Module, unit: Unit, images: Tensor, labels: Tensor, image_ids: Sequence[str]
+    ) -> AttackResult:
         eps, ignore_index = unit.eps_255 / 255, self.dataset.ignore_index
         if unit.loss == CHECK_LOSS:
             return attacks.apgd(
-                self.metered,
+                model,
                 images,
                 labels,
                 eps=eps,
@@ -133,7 +148,7 @@ class Worker:
         seeds = [self.protocol.start_seed(image_id, unit.loss, unit.eps_255) for image_id in image_ids]
         start = attacks.random_start(images, eps=2 * eps, seeds=seeds)
         return attacks.red_eps_apgd(
-            self.metered,
+            model,
             images,
             labels,
             eps=eps,

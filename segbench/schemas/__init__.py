@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, NoReturn
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError, validators
 
 from segbench.errors import ContentError
 
 MAX_BYTES = 1_000_000
+MAX_INTEGER = 2**63 - 1
+
+
+def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+    """Patterns hold for the whole string; searched for, a final ``$`` would let a line break through."""
+    if isinstance(instance, str) and not re.fullmatch(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
 
 
 @lru_cache(maxsize=4)
 def validator(name: str) -> Draft202012Validator:
     """The validator of ``card`` or ``entry``."""
     schema = json.loads((files("segbench.schemas") / f"{name}.schema.json").read_text("utf-8"))
-    return Draft202012Validator(schema)
+    return _Validator(schema)
 
 
 def problems(name: str, document: Any) -> list[str]:
@@ -28,7 +40,7 @@ def problems(name: str, document: Any) -> list[str]:
 
 
 def parse(text: str, *, source: str) -> Any:
-    """JSON without NaN, infinities and duplicate keys.
+    """JSON without NaN, infinities, numbers out of range and duplicate keys.
 
     Raises:
         ContentError: names ``source`` and the place.
@@ -36,7 +48,9 @@ def parse(text: str, *, source: str) -> Any:
     if len(text) > MAX_BYTES:
         raise ContentError(f"{source} is larger than {MAX_BYTES} bytes.")
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+        )
     except (ValueError, RecursionError) as error:
         raise ContentError(f"{source} is not valid JSON: {error}. Restore the file or correct the place.") from error
 
@@ -62,4 +76,11 @@ def _finite(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"{text} is too large")
+    return value
+
+
+def _bounded(text: str) -> int:
+    value = int(text)
+    if abs(value) > MAX_INTEGER:
+        raise ValueError(f"{text[:20]}... is too large")
     return value

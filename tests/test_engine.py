@@ -1,0 +1,414 @@
+"""The engine: the same counts whatever the batches, order, shards or kills, and nothing taken on trust."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import segbench
+from segbench import entries, evidence
+from segbench.engine import worker as worker_module
+from segbench.engine.batching import Metered, cpu_batch
+from segbench.engine.checks import probe, verify_images
+from segbench.engine.plan import parse_shard, plan
+from segbench.engine.store import Store
+from segbench.errors import IncompleteError, ModelError, RunError, UsageError
+
+MODEL = "clean_convnext_mini_shapes"
+SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4, "progress": False}
+
+
+def run(out: Path, **changes):
+    return segbench.evaluate(changes.pop("model", MODEL), out=out, **(SHORT | changes))
+
+
+def units(path: Path) -> dict[str, bytes]:
+    """Name and content of every unit of a run directory."""
+    return {file.name: file.read_bytes() for file in sorted((path / "units").iterdir())}
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """An undisturbed short run."""
+    path = tmp_path_factory.mktemp("reference") / "run"
+    return run(path)
+
+
+def test_result_entry_and_table(reference):
+    entry = reference.entry()
+    assert entry == json.loads(reference.entry_path.read_text())
+    assert entries.validate_entry(reference.entry_path, published=False) == []
+    assert [row["eps_255"] for row in entry["results"]] == [4, 8]
+    assert entry["protocol"]["deviations"] == ["4 iterations instead of 300", "5 of 32 images", "without ε = 12 (/255)"]
+    table = reference.table()
+    assert table["eps_255"].tolist() == [0, 4, 8]
+    assert (table["miou"].diff().dropna() < 0).all()
+    found = evidence.from_bytes(reference.evidence_path.read_bytes(), source="evidence")
+    assert list(found.groups) == [(0, "clean"), (64, "check")] + [
+        (e, l) for e in (4, 8) for loss in ("mce_bal", "mce", "js")
+    ]
+    data = segbench.load_dataset("shapes").first(5)
+    assert all(group.image_ids == data.image_ids for group in found.groups.values())
+    labels = torch.stack([sample.label for sample in data])
+    for group in found.groups.values():
+        assert (group.counts.target == segbench.counts.count(labels, labels, 8).target).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_batch_size_changes_nothing(reference, tmp_path, batch_size):
+    assert units(run(tmp_path / "run", batch_size=batch_size).path) == units(reference.path)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_image_is_alone_in_float32(threads):
+    """Bit for bit: order and neighbours do not change an adversarial image, with one thread or several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        data = segbench.load_dataset("shapes").first(6)
+        images, labels = torch.stack([s.image for s in data]), torch.stack([s.label for s in data])
+        model = Metered(segbench.load_model(MODEL), torch.device("cpu"))
+        arguments = {"eps": 4 / 255, "loss": "mce_bal", "iterations": 12, "class_weights": data.class_weights()}
+        whole = segbench.attacks.red_eps_apgd(model, images, labels, **arguments)
+        for order in (torch.tensor([5, 2, 0]), torch.tensor([3]), torch.tensor([4, 1])):
+            part = segbench.attacks.red_eps_apgd(model, images[order], labels[order], **arguments)
+            assert torch.equal(part.adversarial, whole.adversarial[order])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_order_of_images_changes_nothing(reference, tmp_path):
+    data = segbench.load_dataset("shapes").first(5)
+    backwards = dataclasses.replace(data, image_ids=data.image_ids[::-1])
+    other = segbench.evaluate(MODEL, backwards, out=tmp_path / "run", **(SHORT | {"limit": None}))
+    ours, theirs = (evidence.from_bytes(r.evidence_path.read_bytes(), source="") for r in (reference, other))
+    for key, group in ours.groups.items():
+        assert theirs.groups[key].image_ids == group.image_ids[::-1]
+        assert all((a == b[::-1]).all() for a, b in zip(group.counts, theirs.groups[key].counts, strict=True))
+
+
+def test_shards_give_the_same_bytes(reference, tmp_path):
+    for shard in ("2/3", "3/3"):
+        with pytest.raises(IncompleteError, match=rf"Shard {shard} is done.*units are missing"):
+            run(tmp_path / "run", shard=shard)
+    result = run(tmp_path / "run", shard="1/3")
+    assert units(result.path) == units(reference.path)
+    assert result.evidence_path.read_bytes() == reference.evidence_path.read_bytes()
+
+
+def command(out: Path) -> list[str]:
+    options = ["--eps", "4", "8", "--limit", "5", "--iterations", "4", "--quiet"]
+    return [sys.executable, "-m", "segbench", "evaluate", "--model", MODEL, "--out", str(out), *options]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_killed_runs_continue_to_the_same_bytes(reference, tmp_path):
+    """SIGKILL at random moments, again and again, until a run comes through."""
+    out, rng, kills = tmp_path / "run", random.Random(0), 0
+    wait = 3.0
+    while True:
+        process = subprocess.Popen(command(out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        before = len(list((out / "units").glob("*.parquet"))) if (out / "units").exists() else 0
+        deadline = time.monotonic() + 120
+        # let it get into its work, then kill it somewhere in the next moments
+        while process.poll() is None and kills < 4 and time.monotonic() < deadline:
+            if (out / "units").exists() and len(list((out / "units").glob("*.parquet"))) > before:
+                time.sleep(rng.uniform(0, 0.4))
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.01)
+        code = process.wait(timeout=120 + wait)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, process.stderr.read().decode()
+    assert kills >= 2
+    leftovers = [file for file in (out / "units").iterdir() if file.suffix != ".parquet"]
+    assert units(out) | {file.name: b"" for file in leftovers} == units(reference.path) | {
+        f.name: b"" for f in leftovers
+    }
+    assert (out / f"{MODEL}.parquet").read_bytes() == reference.evidence_path.read_bytes()
+
+
+def test_ctrl_c_is_resumable(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(out.glob("units/*.parquet")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to continue" in errors
+    assert "Traceback" not in errors
+    status = subprocess.run(
+        [sys.executable, "-m", "segbench", "status", str(out)], capture_output=True, text=True, check=False
+    )
+    assert status.returncode == 3
+    assert "units are missing" in status.stderr
+
+
+def test_finished_units_are_not_done_again(reference, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    shutil.copytree(reference.path, path)
+    (path / "units" / "eps8_js_0000.parquet").unlink()
+    done = []
+    original = worker_module.Worker.do
+    monkeypatch.setattr(
+        worker_module.Worker, "do", lambda self, unit, tick: (done.append(unit.name), original(self, unit, tick))[1]
+    )
+    result = run(path)
+    assert done == ["eps8_js_0000"]
+    assert result.evidence_path.read_bytes() == reference.evidence_path.read_bytes()
+
+
+def test_another_radius_extends_a_run(reference, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(reference.path, path)
+    result = run(path, eps=["0.5"])
+    assert [row["eps_255"] for row in result.entry()["results"]] == [0.5, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"iterations": 5}, "run of another protocol"),
+        ({"limit": 4}, "run of another data set"),
+        ({"model": "at_convnext_mini_shapes"}, "run of another model weights"),
+    ],
+)
+def test_directories_of_other_runs_are_refused(reference, tmp_path, changes, text):
+    path = tmp_path / "run"
+    shutil.copytree(reference.path, path)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(RunError, match=rf"{text}.*Nothing was changed.*--out"):
+        run(path, **changes)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is not a run directory"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(RunError, match="not a usable run directory"):
+        Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "manifest"])
+def test_damaged_runs_are_named_and_left_alone(reference, tmp_path, damage):
+    path = tmp_path / "run"
+    shutil.copytree(reference.path, path)
+    file = path / "units" / "eps4_mce_0000.parquet"
+    data = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(data[:-20])
+    elif damage == "flipped":
+        middle = data.index(b"mce") - 3  # in a page of the column "loss"
+        file.write_bytes(data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :])
+    elif damage == "foreign":
+        shutil.copy(path / "units" / "eps4_js_0000.parquet", file)
+    else:
+        file = path / "run.json"
+        file.write_text(file.read_text().replace('"limit', "").replace('"fingerprint": "', '"fingerprint": "0'))
+    damaged = file.read_bytes()
+    with pytest.raises(RunError, match=file.name) as caught:
+        run(path)
+    assert (
+        "Nothing was overwritten" in str(caught.value)
+        or "Restore it" in str(caught.value)
+        or "another" in str(caught.value)
+    )
+    assert file.read_bytes() == damaged
+
+
+def test_out_of_memory_halves_the_batch_and_repeats(reference, tmp_path, monkeypatch):
+    sizes = []
+    original = segbench.attacks.red_eps_apgd
+
+    def short_of_memory(model, images, labels, **arguments):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(model, images, labels, **arguments)
+
+    monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", short_of_memory)
+    result = run(tmp_path / "run")
+    assert sizes[:4] == [5, 2, 2, 1]
+    assert units(result.path) == units(reference.path)
+    monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(RunError, match="Not enough memory for one image"):
+        run(tmp_path / "other")
+
+
+def test_attacks_that_cheat_are_caught(tmp_path, monkeypatch):
+    original = segbench.attacks.red_eps_apgd
+
+    def cheat(model, images, labels, **arguments):
+        result = original(model, images, labels, **arguments)
+        return result._replace(adversarial=result.adversarial + 1e-4)
+
+    monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", cheat)
+    with pytest.raises(RunError, match="left the threat model"):
+        run(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("units/eps4*"))
+
+
+def test_verify_images():
+    images = torch.full((1, 3, 2, 2), 0.5)
+    verify_images(images + 0.1 - 1e-7, images, 0.1)
+    for wrong in (images + 0.1001, images * torch.nan):
+        with pytest.raises(RunError):
+            verify_images(wrong, images, 0.1)
+    with pytest.raises(RunError):
+        verify_images(images + 0.51, images, 0.6)
+
+
+class Pixelwise(nn.Module):
+    """A small trainable stand-in for a user's own model."""
+
+    def __init__(self, num_classes=8, transform=lambda logits: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, num_classes, 3, padding=1)
+        self.transform = transform
+
+    def forward(self, images):
+        return self.transform(self.layer(images))
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (Pixelwise(num_classes=5), "has 5 classes, the data set 8"),
+        (Pixelwise(transform=lambda u: u[..., ::2, ::2]), r"needed are logits \(2, 8, 64, 64\)"),
+        (Pixelwise(transform=lambda u: u * torch.nan), "NaN or infinite"),
+        (Pixelwise(transform=lambda u: {"out": u}), "returns dict"),
+        (nn.Conv2d(4, 8, 1), "fails on a batch"),
+    ],
+)
+def test_unfit_models_are_refused_before_the_first_attack(tmp_path, model, text):
+    with pytest.raises(ModelError, match=text):
+        segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_own_model_in_training_mode_is_put_in_eval_mode_and_noted(tmp_path):
+    model = nn.Sequential(nn.Dropout(0.5), Pixelwise()).train()
+    entry = segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT).entry()
+    flags = {flag["name"]: flag for flag in entry["flags"]}
+    assert flags["eval_mode"]["level"] == "note"
+    assert flags["deterministic"]["level"] == "ok"
+    assert entry["model"]["id"] == "sequential"
+    with pytest.raises(UsageError, match="needs a data set"):
+        segbench.evaluate(model)
+
+
+class Masked(Pixelwise):
+    """Deliberate gradient masking: the input is rounded, so every gradient is zero."""
+
+    def forward(self, images):
+        return super().forward((images * 8).round() / 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "flag"),
+    [
+        (Pixelwise(transform=lambda u: u.softmax(dim=1)), "logits"),
+        (Pixelwise(transform=lambda u: u + 0.1 * torch.rand_like(u)), "deterministic"),
+        (Masked(), "zero_gradients"),
+    ],
+)
+def test_unreliable_models_are_flagged(tmp_path, model, flag):
+    entry = segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT).entry()
+    levels = {found["name"]: found["level"] for found in entry["flags"]}
+    assert levels[flag] == "warning"
+
+
+def test_a_score_that_stays_up_at_a_huge_radius_is_flagged(tmp_path):
+    entry = segbench.evaluate(Masked(), "shapes", out=tmp_path / "run", **SHORT).entry()
+    flags = {found["name"]: found for found in entry["flags"]}
+    expected = "warning" if flags["falls_to_zero"]["value"] > 0.02 else "ok"
+    assert flags["falls_to_zero"]["level"] == expected
+    assert flags["falls_to_zero"]["value"] > 0.02
+
+
+def test_shipped_models_are_not_flagged():
+    for path in entries.entry_paths():
+        entry = entries.read_entry(path)
+        assert [flag["name"] for flag in entry["flags"] if flag["level"] == "warning"] == []
+
+
+def test_images_of_several_sizes_and_without_valid_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"a": (20, 24), "b": (16, 16), "c": (20, 24), "d": (16, 16)}
+    pixels = {name: rng.integers(0, 256, (*size, 3), np.uint8) for name, size in sizes.items()}
+    labels = {name: rng.integers(0, 8, size) for name, size in sizes.items()}
+    labels["b"][:] = 255
+    labels["c"][:10] = 255
+    weights = np.full(8, 1 / 8)
+    data = segbench.data.SegmentationDataset(
+        "folder",
+        "val",
+        tuple("abcdefgh"),
+        tuple(sorted(sizes)),
+        lambda name: (pixels[name], labels[name]),
+        lambda: (weights, "by hand"),
+    )
+    entry = segbench.evaluate(Pixelwise(), data, out=tmp_path / "run", **SHORT).entry()
+    found = evidence.from_bytes((tmp_path / "run" / "pixelwise.parquet").read_bytes(), source="")
+    for group in found.groups.values():
+        assert group.image_ids == ("a", "b", "c", "d")
+        assert group.counts.target.sum(axis=1).tolist() == [480, 0, 240, 256]
+    assert entry["results"][0]["aacc"] <= entry["clean"]["aacc"]
+
+
+def test_plan_covers_every_image_once_per_group():
+    ids = [f"{i:03d}" for i in range(37)]
+    found = plan(ids, [4, 8], ["mce", "js"])
+    assert len({unit.name for unit in found}) == len(found)
+    for key in {(unit.eps_255, unit.loss) for unit in found if unit.loss != "check"}:
+        assert [i for unit in found if (unit.eps_255, unit.loss) == key for i in unit.image_ids] == ids
+    assert parse_shard(None) == (1, 1)
+    for wrong in ("0/3", "4/3", "x", "1", "1/0"):
+        with pytest.raises(UsageError, match="A shard is written"):
+            parse_shard(wrong)
+
+
+def test_cpu_batches_depend_on_the_image_alone():
+    class Sizes(nn.Module):
+        seen: list[int] = []  # noqa: RUF012
+
+        def forward(self, images):
+            self.seen.append(len(images))
+            return images
+
+    model, counted = Sizes(), []
+    metered = Metered(model, torch.device("cpu"), counted.append)
+    for n in (1, 5, 16, 17, 40):
+        x = torch.rand(n, 3, 64, 64)
+        assert torch.equal(metered(x), x)
+    assert set(model.seen) == {cpu_batch(64, 64)} == {16}
+    assert counted == [1, 5, 16, 17, 40]
+    assert cpu_batch(1000, 1000) == 1
+
+
+def test_probe_finds_nothing_wrong_with_a_shipped_model():
+    flags = probe(segbench.load_model(MODEL), torch.rand(2, 3, 64, 64), 8, was_training=False)
+    assert {flag["level"] for flag in flags} == {"ok"}
