@@ -24,11 +24,16 @@ def load_entries(root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def rank(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Entries of one data set, best first: by the mean worst-case mIoU over their radii, then clean mIoU, then id."""
+    """Entries of one data set, best first: by the mean worst-case mIoU, then clean mIoU, then id.
+
+    The mean is over the radii that all of them have, so that an entry gains nothing by more small ones.
+    """
+    radii = [{result["eps_255"] for result in entry["results"]} for entry in rows]
+    shared = set.intersection(*radii) if radii else set()
 
     def key(entry: Mapping[str, Any]) -> tuple[float, float, str]:
-        results = entry["results"]
-        return (-sum(row["miou"] for row in results) / len(results), -entry["clean"]["miou"], entry["model"]["id"])
+        mious = [result["miou"] for result in entry["results"] if result["eps_255"] in shared or not shared]
+        return (-sum(mious) / len(mious), -entry["clean"]["miou"], entry["model"]["id"])
 
     return sorted(rows, key=key)
 
@@ -91,7 +96,9 @@ def escape(text: str) -> str:
     """
     text = "".join(char for char in text if char.isprintable())
     text = re.sub(r"([\\`*_\[\]()#!~])", r"\\\1", text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    # GitHub also links bare addresses
+    return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
 def update(readme: Path, tables: str, *, check: bool) -> bool:
@@ -102,7 +109,7 @@ def update(readme: Path, tables: str, *, check: bool) -> bool:
     """
     try:
         text = readme.read_text("utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ContentError(f"Cannot read {readme}: {error}") from error
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ContentError(f"{readme} must hold these two lines once each, in this order:\n{START}\n{END}")

@@ -194,6 +194,13 @@ def test_integers_out_of_range_are_refused(number: int) -> None:
     assert schemas.parse("[9223372036854775807]", source="f") == [2**63 - 1]
 
 
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"\udfff": 1}'])
+def test_half_a_character_is_refused(text: str) -> None:
+    with pytest.raises(ContentError, match="not valid JSON"):
+        schemas.parse(text, source="f")
+    assert schemas.parse(r'"\ud83d\ude00"', source="f") == "\U0001f600"
+
+
 def test_a_file_that_is_not_text_is_refused(entry_path: Path) -> None:
     entry_path.write_bytes(b"\xff\xfe{}")
     (found,) = problems(entry_path)

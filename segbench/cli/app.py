@@ -96,9 +96,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console.print(table) if console.is_terminal else Console(width=160).print(table)
 
 
-def printable(text: str) -> str:
-    """Text of strangers without control characters, harmless in a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def printable(text: str, *, keep: str = "") -> str:
+    """Text of strangers without control characters but those in ``keep``, harmless in a terminal."""
+    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
 
 
 def note(text: str) -> None:
@@ -108,7 +108,7 @@ def note(text: str) -> None:
 
 def fail(message: str, code: int) -> NoReturn:
     """Ends with a message."""
-    note(f"Error: {message}")
+    note(printable(f"Error: {message}", keep="\n"))
     sys.exit(code)
 
 

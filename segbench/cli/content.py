@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from segbench import cards, content, entries
+from segbench import cards, content, entries, schemas
 from segbench import leaderboard as board
 from segbench.cli.app import fail, note, print_json, printable
 from segbench.errors import ContentError
@@ -27,7 +27,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
         print_json({"checked": len(files), "problems": {file: found for file, found in problems.items() if found}})
     for found in problems.values():
         for text in found:
-            note(printable(text))
+            note(printable(text, keep="\n"))
     if bad:
         fail(f"{bad} of {len(files)} files have problems.", 1)
     note(f"{len(files)} files are valid.")
@@ -45,7 +45,7 @@ def _documents(path: Path) -> list[Path]:
 def _problems(file: Path) -> list[str]:
     parents = [parent.name for parent in file.resolve().parents]
     published = len(parents) > 2 and parents[2] == "entries"
-    if published or (file.with_suffix(".parquet").exists() and not file.with_suffix(".safetensors").exists()):
+    if published or _is_entry(file):
         return entries.validate_entry(file.resolve(), published=published)
     try:
         card = cards.read_card(file)
@@ -61,6 +61,14 @@ def _problems(file: Path) -> list[str]:
             "move it, or correct `id` or `dataset`."
         ]
     return []
+
+
+def _is_entry(file: Path) -> bool:
+    try:
+        document = schemas.parse(file.read_text("utf-8"), source=str(file))
+    except (OSError, UnicodeDecodeError, ContentError):
+        return False  # what is wrong with it is said by whoever reads it next
+    return isinstance(document, dict) and "claim" in document
 
 
 @click.command()

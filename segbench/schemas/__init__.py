@@ -41,7 +41,7 @@ def problems(name: str, document: Any) -> list[str]:
 
 
 def parse(text: str, *, source: str) -> Any:
-    """JSON without NaN, infinities, numbers out of range and duplicate keys.
+    """JSON without NaN, infinities, numbers out of range, half characters and duplicate keys.
 
     Raises:
         ContentError: names ``source`` and the place.
@@ -49,11 +49,13 @@ def parse(text: str, *, source: str) -> Any:
     if len(text) > MAX_BYTES:
         raise ContentError(f"{source} is larger than {MAX_BYTES} bytes.")
     try:
-        return json.loads(
+        document = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
         )
+        dump(document).encode()  # an escape like \ud800 is half a character, which nothing can print
     except (ValueError, RecursionError) as error:
         raise ContentError(f"{source} is not valid JSON: {error}. Restore the file or correct the place.") from error
+    return document
 
 
 def dump(document: Any) -> str:
