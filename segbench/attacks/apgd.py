@@ -34,7 +34,7 @@ class AttackResult(NamedTuple):
         tracked_loss: best plain cross-entropy seen in the last stage, summed over valid pixels / (H*W), (N,).
         forwards: forward passes spent, (N,) int64.
         backwards: backward passes spent, (N,) int64.
-        zero_gradients: gradients that were zero everywhere, (N,) int64.
+        zero_gradients: gradients that were zero everywhere although pixels were still correct, (N,) int64.
         nonfinite_gradients: gradients with a NaN or infinity, (N,) int64; such components do not move.
     """
 
@@ -133,7 +133,7 @@ class Tally:
         if evaluation.gradient is not None:
             self.counters[1, index] += 1
             largest = evaluation.gradient.flatten(1).abs().amax(dim=1)
-            self.counters[2, index] += largest == 0
+            self.counters[2, index] += (largest == 0) & (evaluation.correct > 0)
             self.counters[3, index] += ~torch.isfinite(largest)
         better = (evaluation.correct <= self.correct[index]).nonzero().squeeze(1)
         chosen = index[better]

@@ -15,10 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from segbench.errors import UsageError, unknown_name
+
+Logits = Float[Tensor, "n k h w"]
+Labels = Int[Tensor, "n h w"]
+PixelMap = Float[Tensor, "n h w"]
+ClassWeights = Float[Tensor, " k"]
 
 
 class PixelTerms(NamedTuple):
@@ -58,7 +64,7 @@ class Context(NamedTuple):
 Loss = Callable[[PixelTerms, Context], Tensor]
 
 
-def pixel_terms(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> PixelTerms:
+def pixel_terms(logits: Logits, labels: Labels, ignore_index: int = 255) -> PixelTerms:
     """The shared terms; half-precision logits are raised to float32 first."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
@@ -140,7 +146,7 @@ def get_loss(name: str) -> Loss:
 _FIRST = Context(step=1, iterations=1, class_weights=None)
 
 
-def ce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def ce(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """Cross-entropy -log p_y.
 
     >>> round(ce(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)).item(), 6)
@@ -149,31 +155,31 @@ def ce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     return _ce(pixel_terms(logits, labels, ignore_index), _FIRST)
 
 
-def mce(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def mce(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """Masked cross-entropy: cross-entropy on the pixels that are still correct."""
     return _mce(pixel_terms(logits, labels, ignore_index), _FIRST)
 
 
-def mce_bal(logits: Tensor, labels: Tensor, *, class_weights: Tensor, ignore_index: int = 255) -> Tensor:
+def mce_bal(logits: Logits, labels: Labels, *, class_weights: ClassWeights, ignore_index: int = 255) -> PixelMap:
     """Masked cross-entropy times the weight of the label's class; ``class_weights`` is (K,), proportional to 1/N_c."""
     return _mce_bal(pixel_terms(logits, labels, ignore_index), Context(1, 1, class_weights))
 
 
-def js(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def js(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """Jensen-Shannon divergence between softmax(logits) and the one-hot label, in nats, in [0, log 2]."""
     return _js(pixel_terms(logits, labels, ignore_index), _FIRST)
 
 
-def segpgd(logits: Tensor, labels: Tensor, *, step: int, iterations: int, ignore_index: int = 255) -> Tensor:
+def segpgd(logits: Logits, labels: Labels, *, step: int, iterations: int, ignore_index: int = 255) -> PixelMap:
     """(1-λ) CE on correct pixels, λ CE on wrong ones, λ = (step-1)/(2 iterations), step = 1..iterations."""
     return _segpgd(pixel_terms(logits, labels, ignore_index), Context(step, iterations, None))
 
 
-def cospgd(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def cospgd(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """CE weighted by the cosine between softmax(logits) and the one-hot label; no gradient through the weight."""
     return _cospgd(pixel_terms(logits, labels, ignore_index), _FIRST)
 
 
-def tsallis(logits: Tensor, labels: Tensor, *, q: float, ignore_index: int = 255) -> Tensor:
+def tsallis(logits: Logits, labels: Labels, *, q: float, ignore_index: int = 255) -> PixelMap:
     """Tsallis cross-entropy (1 - p_y^(1-q)) / (1-q); q = 1 is CE."""
     return _tsallis_at(pixel_terms(logits, labels, ignore_index), q)

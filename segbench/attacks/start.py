@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from segbench.errors import UsageError
 
 
-def random_start(images: Tensor, *, eps: float, seeds: Sequence[int]) -> Tensor:
+def random_start(images: Float[Tensor, "n c h w"], *, eps: float, seeds: Sequence[int]) -> Float[Tensor, "n c h w"]:
     """Uniform in the l_inf ball around each image, clipped to [0,1].
 
     Each image's draw depends on its own seed alone: not on the batch, the device or the dtype (drawn in float32 on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from segbench.models.upernet import UPerNet
 def upernet_convnext(
     *,
     num_classes: int,
-    depths: tuple[int, ...] = (3, 3, 9, 3),
-    widths: tuple[int, ...] = (96, 192, 384, 768),
+    depths: Sequence[int] = (3, 3, 9, 3),
+    widths: Sequence[int] = (96, 192, 384, 768),
     channels: int = 512,
     auxiliary_channels: int = 256,
     drop_path_rate: float = 0.0,

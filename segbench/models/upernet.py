@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,7 +99,7 @@ class UPerNet(nn.Module):
         self.head = UPerHead(widths, channels, num_classes)
         self.auxiliary_head = AuxiliaryHead(widths[2], auxiliary_channels, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n k h w"]:
         """Images (N,3,H,W) in [0,1] to logits (N,K,H,W)."""
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         return resize(self.head(features), images.shape[-2:])
