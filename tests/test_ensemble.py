@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segbench.counts import Counts, count
-from segbench.ensemble import _smallest_ratio, bootstrap_intervals, chosen, worst_case
+from segbench.ensemble import _lower_bound, _smallest_ratio, bootstrap_intervals, chosen, worst_case
 from segbench.errors import UsageError
 
 IGNORE = 255
@@ -85,6 +85,16 @@ def test_against_exhaustive_search(candidates: list[Counts]) -> None:
     assert worst.miou >= miou - ROUNDING
     assert worst.miou_lower_bound <= miou + ROUNDING
     assert 0 <= worst.miou_lower_bound <= worst.miou <= 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(ensembles)
+def test_the_bound_itself_is_never_above_the_optimum(candidates: list[Counts]) -> None:
+    """Before `worst_case` caps it at what the search found."""
+    intersection, union = (
+        np.stack([getattr(c, name) for c in candidates], axis=1) for name in ("intersection", "union")
+    )
+    assert _lower_bound(intersection, union, candidates[0].target) <= optimum(candidates)[1] + ROUNDING
 
 
 def test_the_search_nearly_always_finds_the_optimum() -> None:
@@ -199,6 +209,26 @@ def test_the_search_takes_the_best_candidate_not_the_last_that_improves() -> Non
     worst = worst_case([count(p, labels, 2) for p in predictions])
     assert worst.miou_choice.tolist() == worst.aacc_choice.tolist() == [1]
     assert worst.miou == 0
+
+
+def test_of_equal_candidates_the_first_is_chosen() -> None:
+    """Or the shares of wins would depend on nothing."""
+    labels = np.array([[[0, 1]], [[1, 0]]])
+    good, bad = (count(predictions, labels, 2) for predictions in (labels, 1 - labels))
+    for candidates, chosen_first in (([good, bad, bad], 1), ([bad, good, bad], 0), ([good, good], 0)):
+        worst = worst_case(candidates)
+        assert worst.aacc_choice.tolist() == worst.miou_choice.tolist() == [chosen_first] * 2
+
+
+def test_of_equal_switches_the_first_is_made() -> None:
+    """Candidate 3 is the worst of all and wrong on image 1; on image 0, candidates 1 and 2 are equally wrong."""
+    labels = np.array([[[0, 1, IGNORE, IGNORE]], [[0, 1, 0, 1]]])
+    wrong = np.where(labels == IGNORE, 0, 1 - labels)
+    first_wrong, second_wrong = (
+        np.where(np.array([[[image == row]] for row in (0, 1)]), wrong, labels) for image in (0, 1)
+    )
+    candidates = [count(predictions, labels, 2) for predictions in (labels, first_wrong, first_wrong, second_wrong)]
+    assert worst_case(candidates).miou_choice.tolist() == [1, 3]
 
 
 def test_an_empty_class_does_not_shift_the_others() -> None:

@@ -407,6 +407,16 @@ def test_foreign_metadata_is_named(entry_path: Path, key: str, value: Any) -> No
     assert any("metadata" in text or "another" in text for text in found)
 
 
+@pytest.mark.parametrize(("key", "name"), [("weights", "model"), ("fingerprint", "dataset"), ("protocol", "protocol")])
+def test_evidence_of_another_identity_is_named(entry_path: Path, key: str, name: str) -> None:
+    def change(found: Evidence) -> Evidence:
+        identity = {**found.metadata["identity"], key: "0" * 64}
+        return Evidence(found.groups, {**found.metadata, "identity": identity})
+
+    (found,) = rewrite(entry_path, change)
+    assert f"made with another {name} than the entry states: evaluate again" in found
+
+
 def test_evidence_of_another_number_of_classes_is_named(entry_path: Path) -> None:
     found = rewrite(entry_path, lambda found: Evidence(found.groups, {**found.metadata, "num_classes": 5}))
     assert any("dataset.num_classes is 4, the evidence has 5" in text for text in found)
@@ -480,6 +490,41 @@ def test_deviations(changes: dict[str, Any], said: list[str]) -> None:
     rows = [{"eps_255": eps} for eps in changes.get("radii", samples.RADII)]
     found = entries.deviations(protocol, rows, changes.get("images", 6), 6, changes.get("precision", "fp32"))
     assert found == said
+
+
+# Reliability checks.
+
+
+def checked(
+    zero: int = 0, nonfinite: int = 0, left: float = 0.0, mious: tuple[float, ...] = (0.3, 0.2)
+) -> dict[str, Any]:
+    """Levels by name of the checks on 100 attacks, an aAcc left at a huge ε, and a clean mIoU of 0.5."""
+    counts = Counts(np.array([[int(100 * left), 0]]), np.array([[100, 0]]), np.array([[100, 0]]))
+    metadata = {"checks": [], "gradients": {"attacks": 100, "zero_gradients": zero, "nonfinite_gradients": nonfinite}}
+    scores = {"clean": {"aacc": 0.9, "miou": 0.5}, "results": [{"aacc": 0.1, "miou": miou} for miou in mious]}
+    found = Evidence({(64.0, CHECK_LOSS): Group(("a",), counts)}, metadata)
+    return {flag["name"]: flag["level"] for flag in entries.reliability(found, scores)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "level"),
+    [
+        ("zero_gradients", {"zero": 0}, "ok"),
+        ("zero_gradients", {"zero": 4}, "note"),
+        ("zero_gradients", {"zero": 5}, "warning"),
+        ("nonfinite_gradients", {"nonfinite": 0}, "ok"),
+        ("nonfinite_gradients", {"nonfinite": 1}, "note"),
+        ("nonfinite_gradients", {"nonfinite": 100}, "warning"),
+        ("falls_to_zero", {"left": 0.02}, "ok"),
+        ("falls_to_zero", {"left": 0.03}, "warning"),
+        ("falls_with_eps", {"mious": (0.3, 0.2)}, "ok"),
+        ("falls_with_eps", {"mious": (0.3, 0.3)}, "ok"),
+        ("falls_with_eps", {"mious": (0.3, 0.31)}, "warning"),
+        ("falls_with_eps", {"mious": (0.6,)}, "warning"),
+    ],
+)
+def test_levels_of_the_reliability_checks(name: str, changes: dict[str, Any], level: str) -> None:
+    assert checked(**changes)[name] == level
 
 
 # What is shipped.
