@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from segbench import attacks
-from segbench.attacks.apgd import frozen
+from segbench.attacks.problem import frozen
 from segbench.models.architectures import build
 
 MINI = {"depths": (1, 1, 2, 1), "widths": (16, 24, 32, 48), "channels": 16, "auxiliary_channels": 16}
@@ -119,7 +119,8 @@ def main() -> None:
     for case in report["cases"]:  # type: ignore[union-attr]
         ratios = " | ".join(f"{case['overhead'][loss]:.3f}" for loss in LOSSES)
         print(
-            f"| {case['case']} | {case['milliseconds']['bare']} | {ratios} | {case['js_over_mce']} | <= {case['target']} |"
+            f"| {case['case']} | {case['milliseconds']['bare']} | {ratios} "
+            f"| {case['js_over_mce']} | <= {case['target']} |"
         )
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -58,7 +58,7 @@ def test_result_entry_and_table(reference):
     assert (table["miou"].diff().dropna() < 0).all()
     found = evidence.from_bytes(reference.evidence_path.read_bytes(), source="evidence")
     assert list(found.groups) == [(0, "clean"), (64, "check")] + [
-        (e, l) for e in (4, 8) for loss in ("mce_bal", "mce", "js")
+        (eps, loss) for eps in (4, 8) for loss in ("mce_bal", "mce", "js")
     ]
     data = segbench.load_dataset("shapes").first(5)
     assert all(group.image_ids == data.image_ids for group in found.groups.values())
@@ -412,3 +412,24 @@ def test_cpu_batches_depend_on_the_image_alone():
 def test_probe_finds_nothing_wrong_with_a_shipped_model():
     flags = probe(segbench.load_model(MODEL), torch.rand(2, 3, 64, 64), 8, was_training=False)
     assert {flag["level"] for flag in flags} == {"ok"}
+
+
+class Stateful(Pixelwise):
+    """A forward that keeps state between two steps, as research code does; wrong if two threads share it."""
+
+    def forward(self, images):
+        self.kept = self.layer(images)
+        torch.rand(200, 200) @ torch.rand(200, 200)  # time for another thread to come between
+        return self.kept * 2
+
+
+@pytest.mark.parametrize("copyable", [True, False])
+def test_modules_that_keep_state_are_safe(tmp_path, monkeypatch, copyable):
+    model = Stateful()
+    if not copyable:
+        model.handle = (value for value in ())  # a generator cannot be copied
+    alone = segbench.evaluate(model, "shapes", out=tmp_path / "alone", **SHORT)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    together = segbench.evaluate(model, "shapes", out=tmp_path / "together", **SHORT)
+    assert units(together.path) == units(alone.path)
+    assert model.layer.weight.requires_grad

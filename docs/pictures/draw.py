@@ -18,10 +18,12 @@ import segbench
 from segbench.data.shapes import CLASS_NAMES
 from segbench.protocol import SEA_V1
 
-MODELS = {"clean training": "clean_convnext_mini_shapes", "adversarial training": "at_convnext_mini_shapes"}
-PALETTE = np.array(
-    [(235, 235, 230), (214, 69, 65), (63, 127, 191), (240, 180, 41), (38, 145, 115), (126, 87, 194), (233, 120, 45), (90, 98, 110)], np.uint8
-)  # fmt: skip
+MODELS = {
+    "clean training": "clean_convnext_mini_shapes",
+    "adversarial training": "at_convnext_mini_shapes",
+}
+COLOURS = ["ebebe6", "d64541", "3f7fbf", "f0b429", "269173", "7e57c2", "e9782d", "5a626e"]
+PALETTE = np.array([tuple(bytes.fromhex(colour)) for colour in COLOURS], np.uint8)
 IMAGES, EPS_255, SCALE, GAP, HEAD = (3, 7, 12, 21), 8, 3, 8, 44
 
 
@@ -40,7 +42,9 @@ def main() -> None:
         model = segbench.load_model(model_id)
         seeds = [SEA_V1.start_seed(s.image_id, "mce", EPS_255) for s in samples]
         start = segbench.attacks.random_start(images, eps=2 * EPS_255 / 255, seeds=seeds)
-        found = segbench.attacks.red_eps_apgd(model, images, labels, eps=EPS_255 / 255, loss="mce", iterations=SEA_V1.iterations, start=start)
+        found = segbench.attacks.red_eps_apgd(
+            model, images, labels, eps=EPS_255 / 255, loss="mce", iterations=SEA_V1.iterations, start=start
+        )
         with torch.inference_mode():
             clean = model(images).argmax(dim=1)
         for name, predicted in (("clean image", clean), (f"attacked, {EPS_255}/255", found.predictions)):

@@ -9,148 +9,17 @@ backward pass is spent on it. The functions are pure: no I/O, no randomness, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.losses import Context, Loss, PixelTerms, get_loss, pixel_terms
-from segbench.errors import UsageError
+from segbench.attacks.losses import Context
+from segbench.attacks.problem import AttackResult, Problem, Tally, evaluate, frozen, pose, project, usable
 
 MOMENTUM = 0.75
 RHO = 0.75
 STAGES = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))  # radius over ε, share of the iterations
-
-
-class AttackResult(NamedTuple):
-    """The outcome of an attack, per image.
-
-    Attributes:
-        adversarial: the visited point with the lowest pixel accuracy, the latest of equals, (N,3,H,W).
-        accuracy: its share of correct valid pixels, (N,) float64; 0 for an image without valid pixels.
-        predictions: the model's argmax there, (N,H,W) int64.
-        tracked_loss: best plain cross-entropy seen in the last stage, summed over valid pixels / (H*W), (N,).
-        forwards: forward passes spent, (N,) int64.
-        backwards: backward passes spent, (N,) int64.
-        zero_gradients: gradients that were zero everywhere although pixels were still correct, (N,) int64.
-        nonfinite_gradients: gradients with a NaN or infinity, (N,) int64; such components do not move.
-    """
-
-    adversarial: Tensor
-    accuracy: Tensor
-    predictions: Tensor
-    tracked_loss: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    zero_gradients: Tensor
-    nonfinite_gradients: Tensor
-
-
-class Problem(NamedTuple):
-    """What stays the same during an attack."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    loss: Loss
-    class_weights: Tensor | None
-    ignore_index: int
-
-
-class Evaluation(NamedTuple):
-    """One evaluation of a batch of points: tracked loss (N,), correct pixels (N,), predictions, gradient or None."""
-
-    tracked: Tensor
-    correct: Tensor
-    predictions: Tensor
-    gradient: Tensor | None
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Takes the parameters' gradients away for the time of an attack."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def image_sum(values: Tensor) -> Tensor:
-    """(N,H,W) to (N,): rows first, so that rounding does not depend on how many images are in the batch."""
-    return values.sum(dim=-1).sum(dim=-1)
-
-
-def project(x: Tensor, images: Tensor, eps: float) -> Tensor:
-    """Projection on the l_inf ball of radius ``eps`` around ``images`` and then on [0,1]."""
-    return torch.minimum(torch.maximum(x, images - eps), images + eps).clamp_(0, 1)
-
-
-def evaluate(problem: Problem, index: Tensor, x: Tensor, context: Context, *, backward: bool) -> Evaluation:
-    """Forward, and if asked backward, of the images ``index`` at the points ``x``."""
-    labels = problem.labels[index]
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(backward)
-        terms: PixelTerms = pixel_terms(problem.model(x), labels, problem.ignore_index)
-        gradient = None
-        if backward:
-            objective = problem.loss(terms, context).sum()
-            (gradient,) = torch.autograd.grad(objective, x)
-    return Evaluation(
-        tracked=image_sum(terms.ce.detach()) / labels[0].numel(),
-        correct=terms.correct.flatten(1).sum(dim=1),
-        predictions=terms.predictions,
-        gradient=gradient,
-    )
-
-
-class Tally:
-    """What an attack returns, kept while it runs: the best point per image and the passes spent."""
-
-    def __init__(self, problem: Problem) -> None:
-        n, shape = len(problem.images), problem.labels.shape
-        device = problem.images.device
-        self.valid = (problem.labels != problem.ignore_index).flatten(1).sum(dim=1)
-        self.adversarial = problem.images.clone()
-        self.correct = torch.zeros(n, dtype=torch.int64, device=device)
-        self.predictions = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.tracked = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
-        self.counters = torch.zeros(4, n, dtype=torch.int64, device=device)
-
-    def reset(self) -> None:
-        """A new stage: points of the stages before no longer count."""
-        self.correct.fill_(torch.iinfo(torch.int64).max)
-        self.tracked.fill_(-torch.inf)
-
-    def record(self, index: Tensor, x: Tensor, evaluation: Evaluation) -> None:
-        """Counts the passes and keeps the points that have no more correct pixels than the best so far."""
-        self.counters[0, index] += 1
-        if evaluation.gradient is not None:
-            self.counters[1, index] += 1
-            largest = evaluation.gradient.flatten(1).abs().amax(dim=1)
-            self.counters[2, index] += (largest == 0) & (evaluation.correct > 0)
-            self.counters[3, index] += ~torch.isfinite(largest)
-        better = (evaluation.correct <= self.correct[index]).nonzero().squeeze(1)
-        chosen = index[better]
-        self.adversarial[chosen] = x[better]
-        self.correct[chosen] = evaluation.correct[better]
-        self.predictions[chosen] = evaluation.predictions[better]
-        self.tracked[index] = torch.maximum(self.tracked[index], evaluation.tracked.double())
-
-    def result(self) -> AttackResult:
-        """The result so far."""
-        return AttackResult(
-            self.adversarial,
-            self.correct.double() / self.valid.clamp(min=1),
-            self.predictions,
-            self.tracked,
-            *self.counters,
-        )
 
 
 def run_stage(problem: Problem, tally: Tally, start: Tensor, *, eps: float, iterations: int) -> None:
@@ -162,7 +31,7 @@ def run_stage(problem: Problem, tally: Tally, start: Tensor, *, eps: float, iter
     x = project(start, images, eps)
     now = evaluate(problem, index, x, context, backward=True)
     tally.record(index, x, now)
-    gradient = _usable(now.gradient)
+    gradient = usable(now.gradient)
     previous, tracked = x, now.tracked
     best_x, best_gradient, best_tracked = x.clone(), gradient.clone(), tracked.clone()
     step_size = torch.full((len(x), 1, 1, 1), 2 * eps, dtype=x.dtype, device=x.device)
@@ -179,7 +48,7 @@ def run_stage(problem: Problem, tally: Tally, start: Tensor, *, eps: float, iter
         tally.record(index, x, now)
         if step == iterations:
             return
-        gradient = _usable(now.gradient)
+        gradient = usable(now.gradient)
         rises += (now.tracked > tracked) | (step == 1)
         tracked = now.tracked
         improved = tracked > best_tracked
@@ -213,42 +82,8 @@ def run_stage(problem: Problem, tally: Tally, start: Tensor, *, eps: float, iter
             tracked_at_checkpoint = tracked_at_checkpoint[keep]
 
 
-def _usable(gradient: Tensor | None) -> Tensor:
-    """The gradient with non-finite components set to 0: such a component does not move."""
-    assert gradient is not None  # an invariant of run_stage, not a user's mistake
-    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
-
-
-def _problem(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    loss: str,
-    iterations: int,
-    start: Tensor | None,
-    class_weights: Tensor | None,
-    ignore_index: int,
-) -> Problem:
-    """Checks the arguments of an attack."""
-    if images.ndim != 4 or not images.is_floating_point():
-        raise UsageError(f"images must be a float tensor (N,C,H,W), not {images.dtype} {tuple(images.shape)}.")
-    if labels.shape != (images.shape[0], *images.shape[2:]):
-        raise UsageError(f"labels must be (N,H,W) = {(images.shape[0], *images.shape[2:])}, not {tuple(labels.shape)}.")
-    if not 0 < eps <= 1:
-        raise UsageError(f"eps must be in (0, 1], on the scale of the images (8/255 = 0.0314), not {eps}.")
-    if iterations < 1:
-        raise UsageError(f"iterations must be at least 1, not {iterations}.")
-    if start is not None and start.shape != images.shape:
-        raise UsageError(f"start must have the shape of images, {tuple(images.shape)}, not {tuple(start.shape)}.")
-    if class_weights is not None:
-        class_weights = class_weights.to(images.device)
-    return Problem(model, images, labels, get_loss(loss), class_weights, ignore_index)
 
 
 def apgd(
@@ -279,7 +114,7 @@ def apgd(
     Raises:
         UsageError: an argument is out of range.
     """
-    problem = _problem(
+    problem = pose(
         model, images, labels, eps=eps, loss=loss, iterations=iterations, start=start,
         class_weights=class_weights, ignore_index=ignore_index,
     )  # fmt: skip
@@ -303,7 +138,7 @@ def red_eps_apgd(
     Arguments and errors as in `apgd`; n iterations are split as int(0.3n), int(0.3n) and the rest, and only points of
     the last stage count. At most n + 3 forward passes per image.
     """
-    problem = _problem(
+    problem = pose(
         model, images, labels, eps=eps, loss=loss, iterations=iterations, start=start,
         class_weights=class_weights, ignore_index=ignore_index,
     )  # fmt: skip

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.apgd import AttackResult, Tally, _problem, _usable, evaluate, frozen, project
 from segbench.attacks.losses import Context
+from segbench.attacks.problem import AttackResult, Tally, evaluate, frozen, pose, project, usable
 from segbench.errors import UsageError
 
 
@@ -30,7 +30,7 @@ def pgd(
     """
     if not step_size > 0:
         raise UsageError(f"step_size must be positive, not {step_size}.")
-    problem = _problem(
+    problem = pose(
         model, images, labels, eps=eps, loss=loss, iterations=iterations, start=start,
         class_weights=class_weights, ignore_index=ignore_index,
     )  # fmt: skip
@@ -47,7 +47,7 @@ def pgd(
             tally.record(index, x, now)
             if step > iterations:
                 break
-            x = project(x + step_size * _usable(now.gradient).sign(), images[index], eps)
+            x = project(x + step_size * usable(now.gradient).sign(), images[index], eps)
             if step > 1:
                 keep = (now.correct > 0).nonzero().squeeze(1)
                 index, x = index[keep], x[keep]

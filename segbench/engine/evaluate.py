@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from segbench import content
-from segbench.attacks.apgd import STAGES, frozen
-from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
-from segbench.engine.batching import exact_float32, small_on_cpu
 from segbench.engine.checks import probe
-from segbench.engine.merge import git_commit, merge, versions
-from segbench.engine.plan import CHECK_ITERATIONS, Unit, parse_shard
-from segbench.engine.progress import Report, bar
-from segbench.engine.store import MANIFEST_VERSION, Store, run_id
+from segbench.engine.manifest import command_line, describe
+from segbench.engine.merge import merge
+from segbench.engine.plan import parse_shard
+from segbench.engine.run import run
+from segbench.engine.store import Store
 from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, UsageError
-from segbench.evidence import CHECK_LOSS, CLEAN
 from segbench.models.load import Subject, resolve
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
 
@@ -129,15 +120,15 @@ def evaluate(
     was_training = any(module.training for module in subject.module.modules())
     module = subject.module.eval().to(torch_device)
     checks = _probe(module, used, torch_device, was_training)
-    command = _command(model_or_id, used.id, radii, limit, iterations)
-    manifest = _manifest(subject, data, used, chosen, radii, checks, torch_device, precision, command)
+    command = command_line(model_or_id, used.id, radii, limit, iterations)
+    manifest = describe(subject, data, used, chosen, radii, checks, torch_device, precision, command)
     name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
     store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
 
     worker = Worker(module, used, chosen, torch_device, size)
     units = store.units()
     mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
-    _run(store, worker, [unit for unit in mine if store.read(unit) is None], progress)
+    run(store, worker, [unit for unit in mine if store.read(unit) is None], progress)
     try:
         merged = merge(store)
     except IncompleteError as error:
@@ -145,62 +136,6 @@ def evaluate(
             f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
         ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: another unit failed, or the user pressed Ctrl-C
-    """Ends the units that still run when the run ends early."""
-
-
-def _run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> None:
-    """Does the units: side by side with one core each when images are small, else one after the other."""
-    threads = torch.get_num_threads()
-    small = small_on_cpu(worker.device, *worker.dataset[0].image.shape[-2:])
-    worker.parallel = max(1, min(threads, len(units))) if small else 1
-    total = sum(_passes(unit, worker.protocol) for unit in units)
-    stop = threading.Event()
-    try:
-        with (
-            bar(total, sum(len(unit.image_ids) for unit in units), progress) as report,
-            exact_float32(),
-            frozen(worker.model),
-            ThreadPoolExecutor(
-                worker.parallel, initializer=torch.set_num_threads, initargs=(1 if small else threads,)
-            ) as pool,
-        ):
-            futures = [pool.submit(_do, store, worker, unit, report, stop) for unit in units]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _passes(unit: Unit, protocol: Protocol) -> int:
-    """Image passes of a unit in which no image is finished early."""
-    iterations = {CLEAN[1]: 0, CHECK_LOSS: CHECK_ITERATIONS + 1}.get(unit.loss, protocol.iterations + len(STAGES))
-    return len(unit.image_ids) * (iterations + 1)
-
-
-def _do(store: Store, worker: Worker, unit: Unit, report: Report, stop: threading.Event) -> None:
-    report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}")
-    left = _passes(unit, worker.protocol)
-
-    def on_images(count: int) -> None:
-        nonlocal left
-        if stop.is_set():
-            raise Stopped
-        left -= count
-        report.images(count)
-
-    group, stats, cost = worker.do(unit, on_images)
-    store.write(unit, group, stats)
-    store.log(cost)
-    report.images(left)  # the passes that finished images did not need
-    report.done(len(unit.image_ids), group.counts.aacc())
 
 
 def _protocol(name: str, iterations: int | None) -> Protocol:
@@ -264,78 +199,3 @@ def _probe(
     images = [data[row].image for row in range(min(2, len(data)))]
     batch = torch.stack([image for image in images if image.shape == first.shape]).to(device)
     return probe(module, batch, data.num_classes, was_training=was_training)
-
-
-def _manifest(
-    subject: Subject,
-    data: SegmentationDataset,
-    used: SegmentationDataset,
-    protocol: Protocol,
-    radii: Sequence[float],
-    checks: list[dict[str, Any]],
-    device: torch.device,
-    precision: str,
-    command: str,
-) -> dict[str, Any]:
-    """What ``run.json`` says."""
-    weights, source = data.count_weights()
-    identity = {
-        "protocol": protocol.digest(),
-        "weights": subject.weights_sha256,
-        "fingerprint": used.fingerprint(),
-        "class_weights": hashlib.sha256(np.ascontiguousarray(weights, "<f8").tobytes()).hexdigest(),
-    }
-    root = content.checkout()
-    return {
-        "schema_version": MANIFEST_VERSION,
-        "run_id": run_id(identity),
-        "identity": identity,
-        "model": _model(subject),
-        "dataset": {
-            "id": used.id,
-            "split": used.split,
-            "images": len(used),
-            "available": len(data),
-            "num_classes": used.num_classes,
-            "fingerprint": identity["fingerprint"],
-            "class_weights_from": source,
-        },
-        "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
-        "radii_255": list(radii),
-        "image_ids": list(used.image_ids),
-        "checks": checks,
-        "environment": {
-            "versions": versions(),
-            "git_commit": git_commit(root) if root else None,
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{device.type}, {torch.get_num_threads()} threads",
-            "precision": precision,
-            "command": command,
-        },
-    }
-
-
-def _model(subject: Subject) -> dict[str, Any]:
-    card: ModelCard | None = subject.card
-    return {
-        "id": subject.id,
-        "title": card.title if card else subject.id,
-        "architecture": card.architecture["name"] if card else type(subject.module).__name__,
-        "parameters": sum(p.numel() for p in subject.module.parameters()),
-        "weights_sha256": subject.weights_sha256,
-        "paper": card.paper if card else None,
-    }
-
-
-def _command(
-    model: str | nn.Module, dataset: str, radii: Sequence[float], limit: int | None, iterations: int | None
-) -> str:
-    """The command that repeats this run. It is published, so it names no folder of this machine."""
-    name = (
-        type(model).__name__ if isinstance(model, nn.Module) else Path(model).name if model.endswith(".json") else model
-    )
-    parts = ["segbench evaluate --model", name, "--dataset", dataset, "--eps", *(f"{eps:g}" for eps in radii)]
-    parts += ["--limit", str(limit)] if limit is not None else []
-    parts += ["--iterations", str(iterations)] if iterations is not None else []
-    return " ".join(parts)[:2000]

@@ -1,0 +1,97 @@
+"""The manifest of a run: what is evaluated, and the run's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segbench import content
+from segbench.cards import ModelCard
+from segbench.data import SegmentationDataset
+from segbench.engine.merge import git_commit, versions
+from segbench.engine.store import MANIFEST_VERSION, run_id
+from segbench.models.load import Subject
+from segbench.protocol import Protocol
+
+
+def describe(
+    subject: Subject,
+    data: SegmentationDataset,
+    used: SegmentationDataset,
+    protocol: Protocol,
+    radii: Sequence[float],
+    checks: list[dict[str, Any]],
+    device: torch.device,
+    precision: str,
+    command: str,
+) -> dict[str, Any]:
+    """What ``run.json`` says."""
+    weights, source = data.count_weights()
+    identity = {
+        "protocol": protocol.digest(),
+        "weights": subject.weights_sha256,
+        "fingerprint": used.fingerprint(),
+        "class_weights": hashlib.sha256(np.ascontiguousarray(weights, "<f8").tobytes()).hexdigest(),
+    }
+    root = content.checkout()
+    return {
+        "schema_version": MANIFEST_VERSION,
+        "run_id": run_id(identity),
+        "identity": identity,
+        "model": _model(subject),
+        "dataset": {
+            "id": used.id,
+            "split": used.split,
+            "images": len(used),
+            "available": len(data),
+            "num_classes": used.num_classes,
+            "fingerprint": identity["fingerprint"],
+            "class_weights_from": source,
+        },
+        "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
+        "radii_255": list(radii),
+        "image_ids": list(used.image_ids),
+        "checks": checks,
+        "environment": {
+            "versions": versions(),
+            "git_commit": git_commit(root) if root else None,
+            "device": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{device.type}, {torch.get_num_threads()} threads",
+            "precision": precision,
+            "command": command,
+        },
+    }
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    card: ModelCard | None = subject.card
+    return {
+        "id": subject.id,
+        "title": card.title if card else subject.id,
+        "architecture": card.architecture["name"] if card else type(subject.module).__name__,
+        "parameters": sum(p.numel() for p in subject.module.parameters()),
+        "weights_sha256": subject.weights_sha256,
+        "paper": card.paper if card else None,
+    }
+
+
+def command_line(
+    model: str | nn.Module, dataset: str, radii: Sequence[float], limit: int | None, iterations: int | None
+) -> str:
+    """The command that repeats this run. It is published, so it names no folder of this machine."""
+    name = (
+        type(model).__name__ if isinstance(model, nn.Module) else Path(model).name if model.endswith(".json") else model
+    )
+    parts = ["segbench evaluate --model", name, "--dataset", dataset, "--eps", *(f"{eps:g}" for eps in radii)]
+    parts += ["--limit", str(limit)] if limit is not None else []
+    parts += ["--iterations", str(iterations)] if iterations is not None else []
+    return " ".join(parts)[:2000]
