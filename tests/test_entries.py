@@ -19,6 +19,7 @@ from segbench import cards, content, entries, evidence, schemas
 from segbench.counts import Counts
 from segbench.errors import ContentError, ModelError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
+from segbench.files import sha256_bytes
 from tests import samples
 
 MODEL, OTHER = "at_convnext_mini_shapes", "clean_convnext_mini_shapes"
@@ -271,7 +272,7 @@ def rewrite(entry_path: Path, change: Callable[[Evidence], Evidence]) -> list[st
     data = evidence.to_bytes(change(evidence.from_bytes(file.read_bytes(), source="f")))
     file.write_bytes(data)
     entry = json.loads(entry_path.read_text())
-    entry["evidence"]["sha256"] = entries.sha256_bytes(data)
+    entry["evidence"]["sha256"] = sha256_bytes(data)
     samples.write_json(entry_path, entry)
     return problems(entry_path)
 
@@ -315,7 +316,7 @@ def test_damaged_evidence_is_named(entry_path: Path) -> None:
     file = entry_path.with_suffix(".parquet")
     file.write_bytes(file.read_bytes()[:-20])
     entry = json.loads(entry_path.read_text())
-    entry["evidence"]["sha256"] = entries.sha256_bytes(file.read_bytes())
+    entry["evidence"]["sha256"] = sha256_bytes(file.read_bytes())
     samples.write_json(entry_path, entry)
     assert any("is damaged or not a Parquet file" in text for text in problems(entry_path))
 
@@ -545,7 +546,7 @@ def test_shipped_cards_are_valid_and_their_weights_have_the_stated_hash(path: Pa
     assert (card.dataset, card.id) == (path.parent.name, path.stem)
     assert card.to_json() == path.read_text("utf-8")
     for source in card.sources:
-        assert entries.sha256_bytes((path.parent / source["file"]).read_bytes()) == card.sha256
+        assert sha256_bytes((path.parent / source["file"]).read_bytes()) == card.sha256
 
 
 def test_every_shipped_file_belongs_to_a_card_or_an_entry() -> None:

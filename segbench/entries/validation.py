@@ -1,225 +1,25 @@
-"""Entries: the result of one model under one protocol, every number computed from its evidence."""
+"""Checks an entry: schema, meaning, place, and every number against the evidence."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segbench import cards, content, counts, ensemble, evidence, schemas
-from segbench.errors import ContentError, SegbenchError
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
+from segbench import cards, evidence
+from segbench.entries.document import read_entry
+from segbench.entries.scores import recompute, reliability
+from segbench.errors import ContentError
+from segbench.evidence import CHECK_LOSS, CLEAN
 from segbench.files import sha256_bytes
 from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, Protocol
 
-ENTRY_VERSION = 1
 # SHA-256 of the data as a model sees it (`SegmentationDataset.fingerprint`), for data that is the same everywhere.
 FINGERPRINTS: Mapping[str, str] = {
     "shapes": "2e52644c808c020aa73ecc72d855a4de60a4630d4b0638cc0dda4c7de67b6eb3",
 }
 TOLERANCE = 1e-9
-
-
-def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
-    """``clean`` and ``results`` of an entry from its evidence.
-
-    Args:
-        found: evidence with the clean group and the groups of every radius.
-        seed: of the mIoU search and the bootstrap.
-        orders: number of orders in the mIoU search.
-
-    Raises:
-        ContentError: a group is missing or of no use, or groups hold different images.
-    """
-    for eps, loss in found.groups:
-        if (eps == CLEAN[0]) != (loss == CLEAN[1]):
-            raise ContentError(f"The evidence has a group of ε = {eps:g}/255, {loss}; only clean images have ε = 0.")
-    clean = found.groups.get(CLEAN)
-    if clean is None:
-        raise ContentError("The evidence has no clean images.")
-    results = []
-    for eps in sorted({eps for eps, loss in found.groups if eps > 0 and loss != CHECK_LOSS}):
-        losses = {loss: group for (radius, loss), group in found.groups.items() if radius == eps and loss != CHECK_LOSS}
-        candidates = {"clean": clean, **losses}
-        for loss, group in losses.items():
-            if group.image_ids != clean.image_ids:
-                raise ContentError(
-                    f"The evidence of ε = {eps:g}/255, {loss} holds other images than the clean evidence."
-                )
-        try:
-            worst = ensemble.worst_case([group.counts for group in candidates.values()], seed=seed, orders=orders)
-        except SegbenchError as error:
-            raise ContentError(f"The evidence of ε = {eps:g}/255 does not fit together: {error}") from error
-        interval = ensemble.bootstrap_intervals(worst.aacc_counts, worst.miou_counts, seed=seed)
-        results.append(
-            {
-                "eps_255": eps,
-                "aacc": worst.aacc,
-                "miou": worst.miou,
-                "miou_lower_bound": worst.miou_lower_bound,
-                "interval": {"aacc": list(interval.aacc), "miou": list(interval.miou)},
-                "per_loss": {
-                    loss: {
-                        "aacc": group.counts.aacc(),
-                        "miou": group.counts.miou(),
-                        "won_aacc": float((worst.aacc_choice == position).mean()),
-                        "won_miou": float((worst.miou_choice == position).mean()),
-                    }
-                    for position, (loss, group) in enumerate(candidates.items())
-                    if loss != "clean"
-                },
-            }
-        )
-    scores = clean.counts
-    return {"clean": {"aacc": scores.aacc(), "macc": scores.macc(), "miou": scores.miou()}, "results": results}
-
-
-def flag(name: str, value: float | None, level: str, message: str) -> dict[str, Any]:
-    """One reliability check: ``level`` is ``ok``, ``note`` or ``warning``."""
-    return {"name": name, "level": level, "value": value, "message": message}
-
-
-def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reliability checks of an entry: those of the probe (in the metadata), and those on gradients and scores."""
-    flags = list(found.metadata["checks"])
-    gradients = found.metadata["gradients"]
-    for name, text in (("zero_gradients", "zero everywhere"), ("nonfinite_gradients", "not finite")):
-        share = gradients[name] / max(gradients["attacks"], 1)
-        level = "ok" if share == 0 else "note" if share < 0.05 else "warning"
-        flags.append(flag(name, share, level, f"Share of attacks on an image in which some input gradient was {text}."))
-    rises = [b[m] - a[m] for a, b in _neighbours(scores) for m in ("aacc", "miou")]
-    rise = max(rises, default=0.0)
-    flags.append(
-        flag(
-            "falls_with_eps",
-            rise,
-            "ok" if rise <= 0 else "warning",
-            "Largest rise of a robust score from one ε to the next larger one.",
-        )
-    )
-    huge = [(eps, group) for (eps, loss), group in found.groups.items() if loss == CHECK_LOSS]
-    for eps, group in huge:
-        left = group.counts.aacc()
-        level = "ok" if left <= 0.02 else "warning"
-        flags.append(
-            flag(
-                "falls_to_zero",
-                left,
-                level,
-                f"aAcc left by APGD on {group.counts.num_images} images at ε = {eps:g}/255; "
-                "above 0.02 hints at masked gradients.",
-            )
-        )
-    return flags
-
-
-def _neighbours(scores: Mapping[str, Any]) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
-    rows = [scores["clean"], *scores["results"]]
-    return list(itertools.pairwise(rows))
-
-
-def deviations(
-    protocol: Mapping[str, Any], results: list[Mapping[str, Any]], images: int, available: int, precision: str
-) -> list[str]:
-    """In what a run differs from its official protocol; empty makes the entry official."""
-    official = PROTOCOLS[protocol["name"]]
-    found = []
-    if protocol["iterations"] != official.iterations:
-        found.append(f"{protocol['iterations']} iterations instead of {official.iterations}")
-    if images != available:
-        found.append(f"{images} of {available} images")
-    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in results}]
-    if missing:
-        found.append(f"without ε = {', '.join(missing)} (/255)")
-    if precision != "fp32":
-        found.append(f"precision {precision}")
-    return found
-
-
-def build(
-    manifest: Mapping[str, Any],
-    found: Evidence,
-    *,
-    evidence_name: str,
-    evidence_bytes: bytes,
-    run: Mapping[str, Any],
-    submitter: str | None,
-    date: str,
-) -> dict[str, Any]:
-    """The entry of a finished run.
-
-    Args:
-        manifest: of the run directory.
-        found: merged evidence.
-        evidence_name: name of its file, beside the entry.
-        evidence_bytes: its content.
-        run: versions, device and cost.
-        submitter: who made the entry, if known.
-        date: ISO date of the claim.
-
-    Raises:
-        ContentError: the result does not fit the schema, which is a fault of segbench.
-    """
-    protocol = manifest["protocol"]
-    scores = recompute(found, seed=protocol["search_seed"], orders=protocol["search_orders"])
-    model, dataset = manifest["model"], manifest["dataset"]
-    differences = deviations(protocol, scores["results"], dataset["images"], dataset["available"], run["precision"])
-    entry = {
-        "schema_version": ENTRY_VERSION,
-        "model": {key: model[key] for key in ("id", "title", "architecture", "parameters", "weights_sha256")},
-        "paper": model["paper"],
-        "dataset": {
-            key: dataset[key] for key in ("id", "split", "images", "num_classes", "fingerprint", "class_weights_from")
-        },
-        "protocol": {
-            "name": protocol["name"],
-            "digest": manifest["identity"]["protocol"],
-            "seed": protocol["seed"],
-            "iterations": protocol["iterations"],
-            "search_seed": protocol["search_seed"],
-            "search_orders": protocol["search_orders"],
-            "official": not differences,
-            "deviations": differences,
-        },
-        **scores,
-        "flags": reliability(found, scores),
-        "evidence": {"file": evidence_name, "sha256": sha256_bytes(evidence_bytes)},
-        "run": dict(run),
-        "claim": {"tier": "checked", "submitter": submitter, "date": date},
-    }
-    if wrong := schemas.problems("entry", entry):
-        raise ContentError("The entry does not fit its schema:\n  " + "\n  ".join(wrong[:10]))
-    return entry
-
-
-def merge_groups(parts: list[Group]) -> Group:
-    """Chunks of one (ε, loss), in order."""
-    return Group(
-        tuple(image_id for part in parts for image_id in part.image_ids), counts.merge(part.counts for part in parts)
-    )
-
-
-def entry_paths(root: Path | None = None) -> list[Path]:
-    """All entry files ``<protocol>/<dataset>/<id>.json``, sorted; the installed ones by default."""
-    return sorted((root or content.folder("entries")).glob("*/*/*.json"))
-
-
-def read_entry(path: Path) -> dict[str, Any]:
-    """An entry that fits the schema.
-
-    Raises:
-        ContentError: missing, not JSON, or against the schema.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContentError(f"Cannot read the entry {path}: {error}") from error
-    entry: dict[str, Any] = schemas.parse(text, source=str(path))
-    if wrong := schemas.problems("entry", entry):
-        raise ContentError(f"The entry {path} is not valid:\n  " + "\n  ".join(wrong[:10]))
-    return entry
 
 
 def validate_entry(path: Path, *, published: bool) -> list[str]:
@@ -328,7 +128,7 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     if known is None:
         found.append(
             f"the fingerprint of {entry['dataset']['id']} is not known to this version: "
-            "add it to FINGERPRINTS in segbench/entries.py."
+            "add it to FINGERPRINTS in segbench/entries/validation.py."
         )
     elif entry["dataset"]["fingerprint"] != known:
         found.append(

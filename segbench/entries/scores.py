@@ -1,0 +1,135 @@
+"""Scores and reliability flags, computed from evidence alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from segbench import counts, ensemble
+from segbench.errors import ContentError, SegbenchError
+from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS
+
+
+def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
+    """``clean`` and ``results`` of an entry from its evidence.
+
+    Args:
+        found: evidence with the clean group and the groups of every radius.
+        seed: of the mIoU search and the bootstrap.
+        orders: number of orders in the mIoU search.
+
+    Raises:
+        ContentError: a group is missing or of no use, or groups hold different images.
+    """
+    for eps, loss in found.groups:
+        if (eps == CLEAN[0]) != (loss == CLEAN[1]):
+            raise ContentError(f"The evidence has a group of ε = {eps:g}/255, {loss}; only clean images have ε = 0.")
+    clean = found.groups.get(CLEAN)
+    if clean is None:
+        raise ContentError("The evidence has no clean images.")
+    results = []
+    for eps in sorted({eps for eps, loss in found.groups if eps > 0 and loss != CHECK_LOSS}):
+        losses = {loss: group for (radius, loss), group in found.groups.items() if radius == eps and loss != CHECK_LOSS}
+        candidates = {"clean": clean, **losses}
+        for loss, group in losses.items():
+            if group.image_ids != clean.image_ids:
+                raise ContentError(
+                    f"The evidence of ε = {eps:g}/255, {loss} holds other images than the clean evidence."
+                )
+        try:
+            worst = ensemble.worst_case([group.counts for group in candidates.values()], seed=seed, orders=orders)
+        except SegbenchError as error:
+            raise ContentError(f"The evidence of ε = {eps:g}/255 does not fit together: {error}") from error
+        interval = ensemble.bootstrap_intervals(worst.aacc_counts, worst.miou_counts, seed=seed)
+        results.append(
+            {
+                "eps_255": eps,
+                "aacc": worst.aacc,
+                "miou": worst.miou,
+                "miou_lower_bound": worst.miou_lower_bound,
+                "interval": {"aacc": list(interval.aacc), "miou": list(interval.miou)},
+                "per_loss": {
+                    loss: {
+                        "aacc": group.counts.aacc(),
+                        "miou": group.counts.miou(),
+                        "won_aacc": float((worst.aacc_choice == position).mean()),
+                        "won_miou": float((worst.miou_choice == position).mean()),
+                    }
+                    for position, (loss, group) in enumerate(candidates.items())
+                    if loss != "clean"
+                },
+            }
+        )
+    scores = clean.counts
+    return {"clean": {"aacc": scores.aacc(), "macc": scores.macc(), "miou": scores.miou()}, "results": results}
+
+
+def flag(name: str, value: float | None, level: str, message: str) -> dict[str, Any]:
+    """One reliability check: ``level`` is ``ok``, ``note`` or ``warning``."""
+    return {"name": name, "level": level, "value": value, "message": message}
+
+
+def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reliability checks of an entry: those of the probe (in the metadata), and those on gradients and scores."""
+    flags = list(found.metadata["checks"])
+    gradients = found.metadata["gradients"]
+    for name, text in (("zero_gradients", "zero everywhere"), ("nonfinite_gradients", "not finite")):
+        share = gradients[name] / max(gradients["attacks"], 1)
+        level = "ok" if share == 0 else "note" if share < 0.05 else "warning"
+        flags.append(flag(name, share, level, f"Share of attacks on an image in which some input gradient was {text}."))
+    rises = [b[m] - a[m] for a, b in _neighbours(scores) for m in ("aacc", "miou")]
+    rise = max(rises, default=0.0)
+    flags.append(
+        flag(
+            "falls_with_eps",
+            rise,
+            "ok" if rise <= 0 else "warning",
+            "Largest rise of a robust score from one ε to the next larger one.",
+        )
+    )
+    huge = [(eps, group) for (eps, loss), group in found.groups.items() if loss == CHECK_LOSS]
+    for eps, group in huge:
+        left = group.counts.aacc()
+        level = "ok" if left <= 0.02 else "warning"
+        flags.append(
+            flag(
+                "falls_to_zero",
+                left,
+                level,
+                f"aAcc left by APGD on {group.counts.num_images} images at ε = {eps:g}/255; "
+                "above 0.02 hints at masked gradients.",
+            )
+        )
+    return flags
+
+
+def _neighbours(scores: Mapping[str, Any]) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:
+    rows = [scores["clean"], *scores["results"]]
+    return list(itertools.pairwise(rows))
+
+
+def deviations(
+    protocol: Mapping[str, Any], results: list[Mapping[str, Any]], images: int, available: int, precision: str
+) -> list[str]:
+    """In what a run differs from its official protocol; empty makes the entry official."""
+    official = PROTOCOLS[protocol["name"]]
+    found = []
+    if protocol["iterations"] != official.iterations:
+        found.append(f"{protocol['iterations']} iterations instead of {official.iterations}")
+    if images != available:
+        found.append(f"{images} of {available} images")
+    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in results}]
+    if missing:
+        found.append(f"without ε = {', '.join(missing)} (/255)")
+    if precision != "fp32":
+        found.append(f"precision {precision}")
+    return found
+
+
+def merge_groups(parts: list[Group]) -> Group:
+    """Chunks of one (ε, loss), in order."""
+    return Group(
+        tuple(image_id for part in parts for image_id in part.image_ids), counts.merge(part.counts for part in parts)
+    )
