@@ -385,6 +385,7 @@ def test_plan_covers_every_image_once_per_group():
     assert len({unit.name for unit in found}) == len(found)
     for key in {(unit.eps_255, unit.loss) for unit in found if unit.loss != "check"}:
         assert [i for unit in found if (unit.eps_255, unit.loss) == key for i in unit.image_ids] == ids
+    assert len({unit.name for unit in plan(ids, [4.0, 4.0000001], ["mce"])}) == 10
     assert parse_shard(None) == (1, 1)
     for wrong in ("0/3", "4/3", "x", "1", "1/0"):
         with pytest.raises(UsageError, match="A shard is written"):

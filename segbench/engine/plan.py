@@ -26,7 +26,8 @@ class Unit:
     @property
     def name(self) -> str:
         """File name without suffix, e.g. ``eps8_mce_0003``."""
-        return f"eps{self.eps_255:g}_{self.loss}_{self.chunk:04d}"
+        radius = repr(self.eps_255).removesuffix(".0")  # all digits: two radii never share a file
+        return f"eps{radius}_{self.loss}_{self.chunk:04d}"
 
 
 def plan(image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
