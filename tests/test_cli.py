@@ -111,7 +111,7 @@ def test_wrong_classes_and_labels_are_said_before_the_first_attack(cli, tmp_path
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(tmp_path / "valannot" / "a.png")
     code, _, err = cli("evaluate", "--model", MODEL, "--dataset", "camvid", "--data-root", ".", *SHORT)
     assert code == 1
-    assert "the mask of 'a' has the label 77" in err
+    assert "valannot/a.png: the mask has the label 77" in err
     assert not (tmp_path / "runs").exists()
 
 

@@ -128,8 +128,8 @@ def test_folder_layout(tmp_path):
 @pytest.mark.parametrize(
     ("breakage", "texts"),
     [
-        ("label", ["'a'", "200", "0..10", "Correct the mask"]),
-        ("size", ["'a'", "16x12", "8x8"]),
+        ("label", ["valannot/a.png", "200", "0..10", "Correct the mask"]),
+        ("size", ["val/a.png with", "valannot/a.png", "16x12", "8x8"]),
         ("truncated", ["Cannot read the image", "a.png"]),
         ("not an image", ["Cannot read the mask", "a.png"]),
         ("colour mask", ["a.png", "not a one-channel image"]),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segbench import cards, content, entries, evidence, schemas
+from segbench.cli.zoo import print_scores
 from segbench.counts import Counts
 from segbench.errors import ContentError, ModelError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
@@ -209,7 +210,7 @@ def test_a_file_that_is_not_text_is_refused(entry_path: Path) -> None:
 
 
 def test_a_huge_file_is_refused(entry_path: Path) -> None:
-    entry_path.write_text(" " * (schemas.MAX_BYTES + 1))
+    entry_path.write_text(" " * (schemas.MAX_CHARACTERS + 1))
     assert "is larger than" in problems(entry_path)[0]
 
 
@@ -659,3 +660,32 @@ def test_a_renamed_card_is_refused(zoo: Path) -> None:
     (zoo / "shapes" / "b_shapes.json").rename(zoo / "shapes" / "d_shapes.json")
     with pytest.raises(ContentError, match=r"says it is 'b_shapes'\. Rename the file or correct `id`"):
         cards.get_card("d_shapes")
+
+
+def test_reported_entries_need_no_evidence_and_leave_out_what_papers_do_not_say(tmp_path: Path) -> None:
+    entry = json.loads(entries.entry_paths()[0].read_text("utf-8"))
+    entry |= {"evidence": None, "run": None, "flags": [], "clean": entry["clean"] | {"macc": None}}
+    entry["claim"]["tier"] = "reported"
+    for row in entry["results"]:
+        row |= {"interval": None, "per_loss": None, "miou_lower_bound": None}
+    path = tmp_path / "entry.json"
+    samples.write_json(path, entry)
+    assert entries.validate_entry(path, published=False) == []
+    print_scores(entry)
+    entry["claim"] |= {"tier": "checked", "date": "2026-02-30"}
+    samples.write_json(path, entry)
+    found = entries.validate_entry(path, published=False)
+    assert any("without evidence" in text for text in found)
+    assert any("2026-02-30 is not a day" in text for text in found)
+
+
+def test_a_reworded_flag_keeps_an_entry_valid(tmp_path: Path) -> None:
+    path = entries.entry_paths()[0]
+    entry = json.loads(path.read_text("utf-8"))
+    entry["flags"][0]["message"] = "Said in other words."
+    samples.write_json(tmp_path / path.name, entry)
+    (tmp_path / path.with_suffix(".parquet").name).write_bytes(path.with_suffix(".parquet").read_bytes())
+    assert entries.validate_entry(tmp_path / path.name, published=False) == []
+    entry["flags"][0]["level"] = "warning"
+    samples.write_json(tmp_path / path.name, entry)
+    assert any("flags.0.level" in text for text in entries.validate_entry(tmp_path / path.name, published=False))

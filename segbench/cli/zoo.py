@@ -78,27 +78,22 @@ def _card_rows(card: ModelCard) -> list[list[str]]:
 
 def print_scores(entry: dict[str, Any]) -> None:
     """The table of an entry, in percent."""
-    losses = list(entry["results"][0]["per_loss"])
+    losses = list(dict.fromkeys(loss for row in entry["results"] for loss in row["per_loss"] or ()))
     columns = [">ε", ">aAcc", ">95%", ">mIoU", ">95%", ">bound", *(f">{loss}" for loss in losses)]
     clean = entry["clean"]
     rows = [["0", _percent(clean["aacc"]), "", _percent(clean["miou"]), "", "", *("" for _ in losses)]]
     for row in entry["results"]:
-        each = [
-            f"{_percent(row['per_loss'][loss]['aacc'])} / {_percent(row['per_loss'][loss]['miou'])}"
-            if loss in row["per_loss"]
-            else ""
-            for loss in losses
-        ]
-        intervals = {metric: f"{_percent(low)}–{_percent(high)}" for metric, (low, high) in row["interval"].items()}
+        interval = {metric: "–".join(map(_percent, ends)) for metric, ends in (row["interval"] or {}).items()}
+        scores = [(row["per_loss"] or {}).get(loss) for loss in losses]
         rows.append(
             [
                 f"{row['eps_255']:g}/255",
                 _percent(row["aacc"]),
-                intervals["aacc"],
+                interval.get("aacc", "–"),
                 _percent(row["miou"]),
-                intervals["miou"],
+                interval.get("miou", "–"),
                 _percent(row["miou_lower_bound"]),
-                *each,
+                *(f"{_percent(each['aacc'])} / {_percent(each['miou'])}" if each else "–" for each in scores),
             ]
         )
     print_table(columns, rows)

@@ -39,6 +39,7 @@ class SegmentationDataset:
         image_ids: unique, sorted.
         read: image id to pixels (H,W,3) uint8 and labels (H,W) of integers, as the model sees them.
         count_weights: computes the class weights (K,) of `mce_bal` and says what they were counted on.
+        where: image id to the words that name its image and mask in a message.
     """
 
     id: str
@@ -47,6 +48,7 @@ class SegmentationDataset:
     image_ids: tuple[str, ...]
     read: Callable[[str], tuple[Pixels, Labels]]
     count_weights: Callable[[], tuple[npt.NDArray[np.float64], str]]
+    where: Callable[[str], str] = repr
 
     @property
     def num_classes(self) -> int:
@@ -67,15 +69,10 @@ class SegmentationDataset:
         pixels, labels = self.read(image_id)
         if pixels.shape[:2] != labels.shape:
             raise DataError(
-                f"{self.id}: image {image_id!r} is {_size(pixels)}, its mask {_size(labels)} pixels. "
+                f"{self.id}: the image is {_size(pixels)}, its mask {_size(labels)} pixels: {self.where(image_id)}. "
                 "Mend or remove the pair."
             )
-        wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= self.num_classes))]
-        if wrong.size:
-            raise DataError(
-                f"{self.id}: the mask of {image_id!r} has the label {int(wrong[0])}; allowed are "
-                f"0..{self.num_classes - 1} and {IGNORE_INDEX} (ignored). Correct the mask or the class list."
-            )
+        check_labels(labels, self.num_classes, f"{self.id}: {self.where(image_id)}")
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
         return Sample(image, torch.from_numpy(labels.astype(np.int64)), image_id)
 
@@ -95,6 +92,20 @@ class SegmentationDataset:
             digest.update(image.numpy().astype("<f4").tobytes())
             digest.update(label.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def check_labels(labels: Labels, num_classes: int, where: str) -> None:
+    """Refuses labels outside 0..K-1 that are not 255.
+
+    Raises:
+        DataError: says ``where``, the value, and what to do.
+    """
+    wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
+    if wrong.size:
+        raise DataError(
+            f"{where}: the mask has the label {int(wrong[0])}; allowed are 0..{num_classes - 1} and "
+            f"{IGNORE_INDEX} (ignored). Correct the mask or the class list."
+        )
 
 
 def inverse_frequency(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

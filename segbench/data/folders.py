@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from segbench.data.dataset import IGNORE_INDEX, Labels, Pixels, SegmentationDataset, inverse_frequency
+from segbench.data.dataset import IGNORE_INDEX, Labels, Pixels, SegmentationDataset, check_labels, inverse_frequency
 from segbench.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -87,10 +87,14 @@ def _dataset(
         pixels = np.zeros(len(class_names), np.int64)
         for path in masks:
             labels = read_mask(path, void)
-            pixels += np.bincount(labels[labels < len(class_names)], minlength=len(class_names))
+            check_labels(labels, len(class_names), f"{dataset_id}: {path}")
+            pixels += np.bincount(labels[labels != IGNORE_INDEX], minlength=len(class_names))
         return inverse_frequency(pixels), source
 
-    return SegmentationDataset(dataset_id, split, class_names, tuple(sorted(files)), read, count_weights)
+    def where(image_id: str) -> str:
+        return " with ".join(map(str, files[image_id]))
+
+    return SegmentationDataset(dataset_id, split, class_names, tuple(sorted(files)), read, count_weights, where)
 
 
 def _root(dataset_id: str, root: Path | None, layout: str, needed: tuple[str, ...]) -> Path:

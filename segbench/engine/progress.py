@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class Report(NamedTuple):
-    """How a run tells what it does; may be called from several threads.
+    """How a run tells what it does; ``unit`` and ``images`` may be called from several threads at once.
 
     Attributes:
         unit: called with a description when a unit begins.
         images: called with a number of image passes done.
-        done: called after each unit with its number of images and its aAcc.
+        done: called after each unit with its number of images and the aAcc so far of its (ε, loss).
     """
 
     unit: Callable[[str], None]
@@ -44,13 +43,12 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, speed_estimate_period=120) as progress:
         task = progress.add_task("start", total=total_passes, images=f"0/{total_images}", aacc="-")
-        lock, finished = threading.Lock(), 0
+        finished = 0
 
         def done(count: int, aacc: float) -> None:
             nonlocal finished
-            with lock:
-                finished += count
-                progress.update(task, images=f"{finished}/{total_images}", aacc=f"{aacc:.3f}")
+            finished += count
+            progress.update(task, images=f"{finished}/{total_images}", aacc=f"{aacc:.3f}")
 
         yield Report(
             unit=lambda description: progress.update(task, description=description),

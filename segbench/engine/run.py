@@ -11,14 +11,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
+from segbench import counts
 from segbench.attacks.apgd import STAGES
 from segbench.attacks.problem import frozen
+from segbench.counts import Counts
 from segbench.engine.batching import exact_float32, small_on_cpu
 from segbench.engine.plan import CHECK_ITERATIONS, Unit
 from segbench.engine.progress import Report, bar
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker
-from segbench.evidence import CHECK_LOSS, CLEAN
+from segbench.evidence import CHECK_LOSS, CLEAN, Key
 from segbench.protocol import Protocol
 
 
@@ -36,13 +38,19 @@ def run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> 
         free.put(each)
     total = sum(_passes(unit, worker.protocol) for unit in units)
     stop = threading.Event()
+    running: dict[Key, Counts] = {}  # per (ε, loss), for the aAcc that the bar shows
+    lock = threading.Lock()
 
     def do(unit: Unit, report: Report) -> None:
         mine = free.get()
         try:
-            _do(store, mine, unit, report, stop)
+            found = _do(store, mine, unit, report, stop)
         finally:
             free.put(mine)
+        key = (unit.eps_255, unit.loss)
+        with lock:
+            running[key] = counts.merge([running[key], found]) if key in running else found
+            report.done(len(unit.image_ids), running[key].aacc())
 
     try:
         with (
@@ -85,7 +93,7 @@ def _passes(unit: Unit, protocol: Protocol) -> int:
     return len(unit.image_ids) * (iterations + 1)
 
 
-def _do(store: Store, worker: Worker, unit: Unit, report: Report, stop: threading.Event) -> None:
+def _do(store: Store, worker: Worker, unit: Unit, report: Report, stop: threading.Event) -> Counts:
     report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}")
     left = _passes(unit, worker.protocol)
 
@@ -100,4 +108,4 @@ def _do(store: Store, worker: Worker, unit: Unit, report: Report, stop: threadin
     store.write(unit, group, stats)
     store.log(cost)
     report.images(left)  # the passes that finished images did not need
-    report.done(len(unit.image_ids), group.counts.aacc())
+    return group.counts

@@ -20,6 +20,7 @@ from segbench.evidence import Evidence, Group
 from segbench.files import write_atomic
 
 MANIFEST_VERSION = 1
+MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
 IDENTITY = {
     "protocol": "protocol",
     "weights": "model weights",
@@ -80,7 +81,7 @@ class Store:
         """
         file = path / "run.json"
         try:
-            manifest = schemas.parse(file.read_text("utf-8"), source=str(file))
+            manifest = schemas.parse(file.read_text("utf-8"), source=str(file), max_characters=MAX_MANIFEST)
         except (OSError, UnicodeDecodeError, ContentError) as error:
             raise RunError(f"{path} is not a usable run directory: {error}") from error
         if not isinstance(manifest, dict) or manifest.get("schema_version") != MANIFEST_VERSION:

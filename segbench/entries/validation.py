@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,10 @@ def validate_entry(path: Path, *, published: bool) -> list[str]:
 
 def _semantics(entry: Mapping[str, Any]) -> list[str]:
     found = []
+    try:
+        datetime.date.fromisoformat(entry["claim"]["date"])
+    except ValueError:
+        found.append(f"claim.date {entry['claim']['date']} is not a day: write YYYY-MM-DD.")
     protocol = PROTOCOLS.get(entry["protocol"]["name"])
     if protocol is None:
         found.append(f"protocol.name {entry['protocol']['name']!r} is unknown; known are {', '.join(PROTOCOLS)}.")
@@ -68,7 +73,7 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
         for metric in ("aacc", "miou"):
             limits = {
                 "clean": entry["clean"][metric],
-                **{loss: scores[metric] for loss, scores in row["per_loss"].items()},
+                **{loss: scores[metric] for loss, scores in (row["per_loss"] or {}).items()},
             }
             found += [
                 f"{where}: the worst case {metric} {row[metric]} is above that of {name}, {value}: "
@@ -76,9 +81,9 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
                 for name, value in limits.items()
                 if row[metric] > value + TOLERANCE
             ]
-        if row["miou_lower_bound"] > row["miou"]:
+        if (row["miou_lower_bound"] or 0) > row["miou"]:
             found.append(f"{where}: miou_lower_bound is above miou: recompute it from the evidence.")
-        if any(low > high for low, high in row["interval"].values()):
+        if any(low > high for low, high in (row["interval"] or {}).values()):
             found.append(f"{where}: an interval ends before it starts.")
     return found
 
@@ -195,12 +200,18 @@ def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
         )
     try:
         scores = recompute(found, seed=entry["protocol"]["search_seed"], orders=entry["protocol"]["search_orders"])
-        scores["flags"] = reliability(found, scores)
+        flags = reliability(found, scores)
     except (KeyError, TypeError) as error:
         raise ContentError(f"{file.name} lacks the metadata of a run: {error}") from error
     for field, value in scores.items():
         problems += _differences(field, value, entry[field])
+    problems += _differences("flags", _judgements(flags), _judgements(entry["flags"]))
     return problems
+
+
+def _judgements(flags: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Flags without their messages, which may be reworded."""
+    return [{key: flag[key] for key in ("name", "level", "value")} for flag in flags]
 
 
 def _differences(where: str, computed: Any, stated: Any) -> list[str]:

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 from segbench.errors import ContentError
 
-MAX_BYTES = 1_000_000
+MAX_CHARACTERS = 1_000_000
 MAX_INTEGER = 2**63 - 1
 
 
@@ -40,14 +40,14 @@ def problems(name: str, document: Any) -> list[str]:
     return [f"{'.'.join(map(str, error.absolute_path)) or 'document'}: {error.message[:300]}" for error in errors]
 
 
-def parse(text: str, *, source: str) -> Any:
+def parse(text: str, *, source: str, max_characters: int = MAX_CHARACTERS) -> Any:
     """JSON without NaN, infinities, numbers out of range, half characters and duplicate keys.
 
     Raises:
         ContentError: names ``source`` and the place.
     """
-    if len(text) > MAX_BYTES:
-        raise ContentError(f"{source} is larger than {MAX_BYTES} bytes.")
+    if len(text) > max_characters:
+        raise ContentError(f"{source} has more than {max_characters} characters.")
     try:
         document = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
