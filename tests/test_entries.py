@@ -211,7 +211,7 @@ def test_a_file_that_is_not_text_is_refused(entry_path: Path) -> None:
 
 def test_a_huge_file_is_refused(entry_path: Path) -> None:
     entry_path.write_text(" " * (schemas.MAX_CHARACTERS + 1))
-    assert "is larger than" in problems(entry_path)[0]
+    assert "has more than" in problems(entry_path)[0]
 
 
 def test_a_missing_entry_is_refused(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def _official(entry: Mapping[str, Any], protocol: Protocol) -> list[str]:
         f"results at ε = {row['eps_255']:g}/255: per_loss has {', '.join(row['per_loss'])}, {protocol.name} has "
         f"{', '.join(protocol.losses)}: evaluate with every loss of the protocol."
         for row in entry["results"]
-        if set(row["per_loss"]) != set(protocol.losses)
+        if row["per_loss"] is not None and set(row["per_loss"]) != set(protocol.losses)
     ]
     return found
 
