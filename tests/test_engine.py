@@ -245,7 +245,7 @@ def test_out_of_memory_halves_the_batch_and_repeats(reference, tmp_path, monkeyp
     def short_of_memory(model, images, labels, **arguments):
         sizes.append(len(images))
         if len(images) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return original(model, images, labels, **arguments)
 
     monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", short_of_memory)

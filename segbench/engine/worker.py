@@ -171,7 +171,7 @@ def _same_size(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
         or "out of memory" in text
         or "can't allocate memory" in text
     )
