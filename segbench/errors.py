@@ -18,6 +18,10 @@ class UsageError(SegbenchError):
     exit_code = 2
 
 
+class UnknownNameError(UsageError):
+    """A model, data set, protocol, loss or recipe of that name does not exist; the nearest ones are named."""
+
+
 class ModelError(SegbenchError):
     """A model cannot be loaded, or does not behave as the protocol needs."""
 

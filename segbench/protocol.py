@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from segbench.errors import UsageError, unknown_name
+from segbench.errors import UnknownNameError, UsageError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,18 @@ class Protocol:
 
     def digest(self) -> str:
         """SHA-256 of all fields."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(dataclasses.asdict(self))
 
     def start_seed(self, image_id: str, loss: str, eps_255: float) -> int:
         """Seed of one random start: a function of (protocol seed, image id, loss, radius) and nothing else."""
         text = json.dumps([self.seed, image_id, loss, float(eps_255)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """The digest of a protocol from its fields, e.g. as they are stored in evidence."""
+    text = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 SEA_V1 = Protocol(
@@ -72,6 +78,7 @@ SEA_V1 = Protocol(
 )
 PROTOCOLS: Mapping[str, Protocol] = {SEA_V1.name: SEA_V1}
 
+MIN_EPS_255 = 0.001  # below, the ball is lost in the rounding of float32
 OFFICIAL_RADII_255: tuple[float, ...] = (4.0, 8.0, 12.0)
 
 
@@ -82,7 +89,7 @@ def get_protocol(name: str) -> Protocol:
         UsageError: unknown name.
     """
     if name not in PROTOCOLS:
-        raise UsageError(unknown_name("protocol", name, PROTOCOLS))
+        raise UnknownNameError(unknown_name("protocol", name, PROTOCOLS))
     return PROTOCOLS[name]
 
 
@@ -99,7 +106,7 @@ def parse_eps(values: Sequence[str | float]) -> tuple[float, ...]:
     for value in values:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(/\s*255)?\s*", str(value))
         eps = float(match.group(1)) if match else float("nan")
-        if not 0 < eps <= 255:
+        if not MIN_EPS_255 <= eps <= 255:
             raise UsageError(f"ε must be above 0 and at most 255, written 8 or 8/255 (both mean 8/255); got {value!r}.")
         radii.add(eps)
     if not radii:

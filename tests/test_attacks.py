@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -148,11 +150,8 @@ def test_the_model_is_left_as_it_was(golden_network, golden_batch):
 def test_budget_and_range_hold_in_any_dtype(golden_network, golden_batch, dtype):
     images, labels, _ = golden_batch
     images = images.to(dtype)
-    model = nn.Sequential(*golden_network).to(dtype)
-    try:
-        result = attacks.red_eps_apgd(model, images, labels, eps=8 / 255, loss="mce", iterations=10)
-    finally:
-        golden_network.double()
+    model = copy.deepcopy(golden_network).to(dtype)
+    result = attacks.red_eps_apgd(model, images, labels, eps=8 / 255, loss="mce", iterations=10)
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3  # bfloat16 keeps eight bits
     assert float((result.adversarial.double() - images.double()).abs().max()) <= 8 / 255 + tolerance
     assert 0 <= float(result.adversarial.min()) <= float(result.adversarial.max()) <= 1

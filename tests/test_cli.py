@@ -73,8 +73,8 @@ def test_several_radii_after_one_option(cli):
 @pytest.mark.parametrize(
     ("args", "code", "texts"),
     [
-        (["--model", "clean_convnext_mini_shape"], 1, ["Did you mean 'clean_convnext_mini_shapes'", "segbench models"]),
-        (["--model", MODEL, "--dataset", "shape"], 1, ["Unknown data set 'shape'. Did you mean 'shapes'"]),
+        (["--model", "clean_convnext_mini_shape"], 2, ["Did you mean 'clean_convnext_mini_shapes'", "segbench models"]),
+        (["--model", MODEL, "--dataset", "shape"], 2, ["Unknown data set 'shape'. Did you mean 'shapes'"]),
         (["--model", MODEL, "--dataset", "camvid"], 1, ["--data-root", "valannot/"]),
         (["--model", MODEL, "--dataset", "camvid", "--data-root", "nowhere"], 1, ["nowhere", "Expected layout"]),
         (["--model", MODEL, "--eps", "0"], 2, ["above 0 and at most 255", "'0'"]),
@@ -132,7 +132,7 @@ def test_models_and_show(cli):
     assert code == 0
     assert f'segbench.load_model("{MODEL}")' in out
     code, _, err = cli("show", "at_convnext_mini_shape")
-    assert code == 1
+    assert code == 2
     assert "Did you mean 'at_convnext_mini_shapes'" in err
 
 
@@ -149,7 +149,7 @@ def test_commands_without_torch_stay_without_it():
 def test_environment_variables_set_options(cli, monkeypatch):
     monkeypatch.setenv("SEGBENCH_EVALUATE_MODEL", "nonsense")
     code, _, err = cli("evaluate")
-    assert code == 1
+    assert code == 2
     assert "nonsense" in err
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from torch import nn
 import segbench
 from segbench import entries, evidence
 from segbench.engine import worker as worker_module
-from segbench.engine.batching import Metered, cpu_batch
+from segbench.engine.batching import Metered, cpu_batch, exact_float32
 from segbench.engine.checks import probe, verify_images
+from segbench.engine.merge import merge
 from segbench.engine.plan import parse_shard, plan
 from segbench.engine.store import Store
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
@@ -411,26 +413,118 @@ def test_cpu_batches_depend_on_the_image_alone():
 
 
 def test_probe_finds_nothing_wrong_with_a_shipped_model():
-    flags = probe(segbench.load_model(MODEL), torch.rand(2, 3, 64, 64), 8, was_training=False)
-    assert {flag["level"] for flag in flags} == {"ok"}
+    found = probe(segbench.load_model(MODEL), torch.rand(2, 3, 64, 64), 8, was_training=False)
+    assert {flag["level"] for flag in found.flags} == {"ok"}
 
 
-class Stateful(Pixelwise):
-    """A forward that keeps state between two steps, as research code does; wrong if two threads share it."""
+def test_modules_that_keep_state_are_safe(tmp_path, monkeypatch):
+    """A forward that hands a feature on through a hook's closure, as research code does: never shared by threads."""
+    model, kept = Pixelwise(), {}
+    model.layer.register_forward_hook(lambda module, args, output: kept.__setitem__("features", output))
+    model.transform = lambda logits: kept["features"] * 2
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = segbench.evaluate(model, "shapes", out=tmp_path / "alone", **(SHORT | {"limit": 20}))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    again = segbench.evaluate(model, "shapes", out=tmp_path / "again", **(SHORT | {"limit": 20}))
+    assert units(again.path) == units(alone.path)
+    assert model.layer.weight.requires_grad
+
+
+def test_a_users_module_is_left_as_it_was(tmp_path):
+    model = nn.Sequential(nn.Dropout(0.5), Pixelwise()).train()
+    model[1].eval()
+    segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    assert [part.training for part in model.modules()] == [True, True, False, False]
+
+
+def test_a_model_whose_code_changed_is_refused(tmp_path):
+    model = Pixelwise()
+    segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    model.transform = lambda logits: logits + logits.mean()
+    with pytest.raises(RunError, match=r"the same weights, but other logits.*--out"):
+        segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+
+
+class BrokenLater(Pixelwise):
+    """NaN logits on images that the probe does not see."""
 
     def forward(self, images):
-        self.kept = self.layer(images)
-        torch.rand(200, 200) @ torch.rand(200, 200)  # time for another thread to come between
-        return self.kept * 2
+        logits = super().forward(images)
+        broken = (images == segbench.load_dataset("shapes")[4].image).flatten(1).all(dim=1)
+        return logits.masked_fill(broken[:, None, None, None], torch.nan)
 
 
-@pytest.mark.parametrize("copyable", [True, False])
-def test_modules_that_keep_state_are_safe(tmp_path, monkeypatch, copyable):
-    model = Stateful()
-    if not copyable:
-        model.handle = (value for value in ())  # a generator cannot be copied
-    alone = segbench.evaluate(model, "shapes", out=tmp_path / "alone", **SHORT)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    together = segbench.evaluate(model, "shapes", out=tmp_path / "together", **SHORT)
-    assert units(together.path) == units(alone.path)
-    assert model.layer.weight.requires_grad
+def test_nan_logits_on_any_clean_image_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="NaN or infinite values on the clean image '00004'"):
+        segbench.evaluate(BrokenLater(), "shapes", out=tmp_path / "run", **(SHORT | {"batch_size": 1, "device": "cpu"}))
+
+
+class Cached(Pixelwise):
+    """Keeps a tensor made in the first forward, like a position map."""
+
+    grid = None
+
+    def forward(self, images):
+        if self.grid is None:
+            self.grid = self.layer(images[:1]).detach() * 0 + 1
+        return super().forward(images) * self.grid
+
+
+def test_models_that_cache_tensors_work(tmp_path):
+    segbench.evaluate(Cached(), "shapes", out=tmp_path / "run", **SHORT)
+
+
+def test_models_without_gradient_are_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"no gradient with respect to the images.*\.detach"):
+        segbench.evaluate(Pixelwise(transform=lambda u: u.detach()), "shapes", out=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_asked_radii_are_done(reference, tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(IncompleteError):
+        run(path, shard="1/50")
+    result = run(path, eps=16)
+    assert [row["eps_255"] for row in result.entry()["results"]] == [16]
+    assert result.entry()["run"]["command"].endswith("--limit 5 --iterations 4 --eps 16")
+    assert not (path / "units" / "eps8_js_0000.parquet").exists()
+
+
+def test_a_kill_before_the_first_unit_and_shards_started_together(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.0123456789abcdef.tmp").write_text("{")  # what a kill leaves behind
+    result = run(tmp_path / "run", limit=1, eps=[8])
+    manifest = json.loads((result.path / "run.json").read_text())
+    for attempt in range(10):
+        folder = tmp_path / f"together{attempt}"
+        with ThreadPoolExecutor(4) as pool:
+            stores = list(pool.map(lambda _, folder=folder: Store.create(folder, manifest), range(4)))
+        assert [store.manifest["run_id"] for store in stores] == [manifest["run_id"]] * 4
+
+
+def test_damaged_logs_and_manifests_are_no_tracebacks(reference, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(reference.path, path)
+    with (path / "log.jsonl").open("a") as stream:
+        stream.write('5\n{"unit": 3}\n{"un')
+    assert merge(Store.open(path)).entry["run"] == reference.entry()["run"]
+    (path / "log.jsonl").unlink()
+    assert merge(Store.open(path)).entry["run"]["seconds"] is None
+    (path / "run.json").write_text('{"schema_version": 1}')
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        Store.open(path)
+
+
+def test_exact_float32_whatever_the_caller_set():
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("torch before 2.9 has only the TF32 switches")
+    before = matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = "tf32", "bf16"
+        with exact_float32():
+            assert matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
+    finally:
+        matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before

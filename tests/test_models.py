@@ -12,7 +12,7 @@ from torch import nn
 
 import segbench
 from segbench import cards
-from segbench.errors import ContentError, ModelError
+from segbench.errors import ContentError, ModelError, UnknownNameError
 from segbench.models import from_released, load
 from segbench.models.architectures import build
 from tests.conftest import GOLDEN, recipe_weights, released_layout
@@ -36,7 +36,7 @@ def test_released_checkpoints_that_do_not_fit_are_refused():
     del state["backbone.norm0.weight"]
     with pytest.raises(ModelError, match=r"missing backbone.norms.0.weight"):
         from_released("upernet_convnext_t", {**state, "more": torch.zeros(1)}, num_classes=21)
-    with pytest.raises(ModelError, match="Did you mean 'upernet_convnext_t'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'upernet_convnext_t'"):
         from_released("upernet_convnext_tiny", state, num_classes=21)
 
 
@@ -101,9 +101,9 @@ def test_weights_of_another_architecture_are_listed(copied_card):
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(ModelError, match="Did you mean 'clean_convnext_mini_shapes'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'clean_convnext_mini_shapes'"):
         segbench.load_model("clean_convnext_mini_shape")
-    with pytest.raises(ModelError, match="Did you mean 'upernet_convnext'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'upernet_convnext'"):
         build("upernet_convnex", num_classes=2)
     with pytest.raises(ModelError, match=r"does not take these arguments.*blocks"):
         build("upernet_convnext", num_classes=2, blocks=3)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from segbench.errors import UsageError, unknown_name
+from segbench.errors import UnknownNameError, UsageError, unknown_name
 
 Logits = Float[Tensor, "n k h w"]
 Labels = Int[Tensor, "n h w"]
@@ -139,7 +139,7 @@ def get_loss(name: str) -> Loss:
         UsageError: unknown name.
     """
     if name not in LOSSES:
-        raise UsageError(unknown_name("loss", name, LOSSES))
+        raise UnknownNameError(unknown_name("loss", name, LOSSES))
     return LOSSES[name]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -114,6 +116,9 @@ def fail(message: str, code: int) -> NoReturn:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; exit codes: 0 done, 1 failed, 2 usage, 3 incomplete, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show ε shows ?
     try:
         code = app.main(args=args, prog_name="segbench", standalone_mode=False)
     except click.ClickException as error:
@@ -124,6 +129,6 @@ def main(args: Sequence[str] | None = None) -> None:
     except SegbenchError as error:
         fail(str(error), error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; say nothing at exit either
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

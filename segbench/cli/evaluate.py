@@ -25,7 +25,7 @@ from segbench.cli.zoo import print_scores
     "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
 )
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--batch-size", default="auto", help="Images attacked at once, or auto; changes speed and memory only.")
+@click.option("--batch-size", default="auto", help="Images attacked at once, or auto. Changes no result on a CPU.")
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
 @click.option("--iterations", type=int, help="Instead of the protocol's; the entry becomes unofficial.")
 @click.option("--shard", help="3/16: every sixteenth unit from the third on.")
@@ -52,8 +52,8 @@ def evaluate(
     """
     from segbench.engine.evaluate import evaluate as run
 
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # so that --model module:function finds files in the current folder
+    if ":" in model and "" not in sys.path:
+        sys.path.append("")  # --model module:function also finds files in the current folder
     result = run(
         model, dataset, list(eps) or None, protocol, data_root, out, device, batch_size,
         limit=limit, iterations=iterations, shard=shard, progress=not quiet,

@@ -25,7 +25,7 @@ def status(run: Path, as_json: bool) -> None:
         row[0] += store.read(unit) is not None
         row[1] += 1
     done, total = (sum(column) for column in zip(*rows.values(), strict=True))
-    seconds = sum(cost["seconds"] for cost in store.costs())
+    seconds = sum(cost["seconds"] for cost in store.costs().values())
     if as_json:
         groups = [{"eps_255": eps, "loss": loss, "done": row[0], "units": row[1]} for (eps, loss), row in rows.items()]
         model, dataset = store.manifest["model"]["id"], store.manifest["dataset"]["id"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +69,21 @@ class Metered(nn.Module):
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """TF32 off, whatever the caller had set; restored afterwards."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """No TF32 and no bfloat16 inside float32 operations, whatever the caller had set; restored afterwards."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        name: str = "fp32_precision"
+        value: str | bool = "ieee"
+        holders: list[Any] = [torch.backends.cuda.matmul]
+        for backend in (torch.backends.cudnn, torch.backends.mkldnn):
+            holders += [getattr(backend, kind) for kind in ("conv", "rnn", "matmul") if hasattr(backend, kind)]
+    else:  # torch before 2.9
+        name, value = "allow_tf32", False
+        holders = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [getattr(holder, name) for holder in holders]
+    for holder in holders:
+        setattr(holder, name, value)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for holder, old in zip(holders, before, strict=True):
+            setattr(holder, name, old)

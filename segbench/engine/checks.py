@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,15 @@ from segbench.errors import ModelError, RunError
 BUDGET_TOLERANCE = 1e-6
 
 
-def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: bool) -> list[dict[str, Any]]:
-    """Runs one batch twice before the first attack.
+class Probe(NamedTuple):
+    """What one batch tells of a model: flags, and some logits to know it again by (none if it is random)."""
+
+    flags: list[dict[str, Any]]
+    sample: list[float]
+
+
+def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: bool) -> Probe:
+    """Runs one batch twice, and one input gradient, before the first attack.
 
     Args:
         model: in eval mode, on the device of ``images``.
@@ -23,19 +30,19 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         was_training: some module had to be put in eval mode.
 
     Returns:
-        Flags on determinism, logits and eval mode.
+        Flags on determinism, logits and eval mode, and a sample of the logits.
 
     Raises:
-        ModelError: the output is not finite logits (N,K,H,W).
+        ModelError: the output is not finite logits (N,K,H,W), or has no gradient with respect to the images.
     """
-    with torch.inference_mode():
-        try:
+    try:
+        with torch.no_grad():
             first, second = model(images), model(images)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {error}. "
-                "It must map images (N,3,H,W) to logits (N,K,H,W)."
-            ) from error
+    except Exception as error:  # a user's code may raise anything
+        raise ModelError(
+            f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
+            "It must map images (N,3,H,W) to logits (N,K,H,W)."
+        ) from error
     if not isinstance(first, Tensor):
         raise ModelError(
             f"The model returns {type(first).__name__}, not a tensor of logits. "
@@ -56,16 +63,30 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         raise ModelError(
             "The model's logits have NaN or infinite values on clean images. Check weights and normalisation."
         )
-    return [
-        _determinism(first, second),
-        _logits(first),
-        flag(
-            "eval_mode",
-            float(was_training),
-            "note" if was_training else "ok",
-            "1 if a module was in training mode; it was put in eval mode.",
-        ),
-    ]
+    _need_gradient(model, images)
+    determinism = _determinism(first, second)
+    mode = flag(
+        "eval_mode",
+        float(was_training),
+        "note" if was_training else "ok",
+        "1 if a module was in training mode; it was put in eval mode.",
+    )
+    places = torch.linspace(0, first.numel() - 1, 64, dtype=torch.float64).long()
+    sample = first.double().flatten()[places.to(first.device)].tolist() if determinism["level"] != "warning" else []
+    return Probe([determinism, _logits(first), mode], sample)
+
+
+def _need_gradient(model: nn.Module, images: Tensor) -> None:
+    with torch.enable_grad():
+        x = images.detach().clone().requires_grad_()
+        try:
+            torch.autograd.grad(model(x).sum(), x)
+        except Exception as error:
+            raise ModelError(
+                f"The model's logits have no gradient with respect to the images: {error}. "
+                "SEA is a gradient attack and would say nothing about this model. "
+                "Take out .detach(), .data, numpy and torch.no_grad()."
+            ) from error
 
 
 def _determinism(first: Tensor, second: Tensor) -> dict[str, Any]:

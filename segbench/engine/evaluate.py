@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from segbench.data import SegmentationDataset, load_dataset
+from segbench.engine.batching import exact_float32, small_on_cpu
 from segbench.engine.checks import probe
 from segbench.engine.manifest import command_line, describe
 from segbench.engine.merge import merge
@@ -62,7 +65,7 @@ class Result:
 def evaluate(
     model_or_id: str | nn.Module,
     dataset: str | SegmentationDataset | None = None,
-    eps: Sequence[str | float] | None = None,
+    eps: str | float | Sequence[str | float] | None = None,
     protocol: str = "sea-v1",
     data_root: str | Path | None = None,
     out: str | Path | None = None,
@@ -83,12 +86,13 @@ def evaluate(
         model_or_id: id of the zoo, path of a card, ``package.module:function``, or a module that maps images
             (N,3,H,W) in [0,1] to logits (N,K,H,W).
         dataset: data set id or object; None for the one of the model's card.
-        eps: radii as numerators over 255 (``8`` or ``"8/255"``); None for 4, 8, 12.
+        eps: radii as numerators over 255 (``8`` or ``"8/255"``), one or several; None for 4, 8, 12.
         protocol: ``sea-v1``.
         data_root: folder of the data set, where it needs one.
         out: run directory; None for ``runs/<model>-<data set>-<identity>``.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        batch_size: images attacked at once, or ``auto``; changes nothing but speed and memory.
+        batch_size: images attacked at once, or ``auto``; on a CPU changes no result (small images are always computed
+            in batches of one fixed size, so a small number there saves nothing).
         precision: ``fp32``.
         limit: only the first images; makes the entry unofficial.
         iterations: instead of the protocol's; makes the entry unofficial.
@@ -103,7 +107,7 @@ def evaluate(
         UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
         IncompleteError: this shard is done, units of others are missing.
     """
-    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else eps)
+    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
     chosen = _protocol(protocol, iterations)
     _supported("precision", precision, "fp32")
     _supported("engine", engine, "local")
@@ -117,25 +121,43 @@ def evaluate(
     if not len(used):
         raise UsageError("The data set has no images.")
 
-    was_training = any(module.training for module in subject.module.modules())
-    module = subject.module.eval().to(torch_device)
-    checks = _probe(module, used, torch_device, was_training)
-    command = command_line(model_or_id, used.id, radii, limit, iterations)
-    manifest = describe(subject, data, used, chosen, radii, checks, torch_device, precision, command)
-    name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
-    store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
-
-    worker = Worker(module, used, chosen, torch_device, size)
-    units = store.units()
-    mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
-    run(store, worker, [unit for unit in mine if store.read(unit) is None], progress)
+    with _in_eval_mode(subject.module, torch_device) as was_training:
+        with exact_float32():
+            found = probe(
+                subject.module, _probe_images(used, torch_device), data.num_classes, was_training=was_training
+            )
+        command = command_line(model_or_id, used.id, limit, iterations)
+        manifest = describe(subject, data, used, chosen, radii, found, precision, command)
+        name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
+        store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
+        mine = [unit for position, unit in enumerate(store.units(radii)) if position % shards == number - 1]
+        # Our own architectures keep no state between two steps of a forward; of a user's module nobody knows.
+        small = small_on_cpu(torch_device, *used[0].image.shape[-2:])
+        worker = Worker(subject.module, used, chosen, torch_device, size)
+        todo = [unit for unit in mine if store.read(unit) is None]
+        run(store, worker, todo, side_by_side=small and subject.card is not None, progress=progress)
     try:
-        merged = merge(store)
+        merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
         raise IncompleteError(
             f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
         ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module, device: torch.device) -> Iterator[bool]:
+    """The module in eval mode on ``device``, and afterwards as it was; yields whether it was in training mode."""
+    training = [part for part in module.modules() if part.training]
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
+    module.eval().to(device)
+    try:
+        yield bool(training)
+    finally:
+        for part in training:
+            part.training = True
+        if tensor is not None:
+            module.to(tensor.device)
 
 
 def _protocol(name: str, iterations: int | None) -> Protocol:
@@ -170,6 +192,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
@@ -192,10 +216,6 @@ def _dataset(
     return load_dataset(subject.card.dataset, data_root)
 
 
-def _probe(
-    module: nn.Module, data: SegmentationDataset, device: torch.device, was_training: bool
-) -> list[dict[str, Any]]:
-    first = data[0].image
+def _probe_images(data: SegmentationDataset, device: torch.device) -> torch.Tensor:
     images = [data[row].image for row in range(min(2, len(data)))]
-    batch = torch.stack([image for image in images if image.shape == first.shape]).to(device)
-    return probe(module, batch, data.num_classes, was_training=was_training)
+    return torch.stack([image for image in images if image.shape == images[0].shape]).to(device)

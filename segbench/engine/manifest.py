@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from segbench import content
 from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset
+from segbench.engine.checks import Probe
 from segbench.engine.merge import git_commit, versions
 from segbench.engine.store import MANIFEST_VERSION, run_id
 from segbench.models.load import Subject
@@ -28,8 +28,7 @@ def describe(
     used: SegmentationDataset,
     protocol: Protocol,
     radii: Sequence[float],
-    checks: list[dict[str, Any]],
-    device: torch.device,
+    found: Probe,
     precision: str,
     command: str,
 ) -> dict[str, Any]:
@@ -59,13 +58,11 @@ def describe(
         "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
         "radii_255": list(radii),
         "image_ids": list(used.image_ids),
-        "checks": checks,
+        "checks": found.flags,
+        "probe": found.sample,
         "environment": {
             "versions": versions(),
             "git_commit": git_commit(root) if root else None,
-            "device": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else f"{device.type}, {torch.get_num_threads()} threads",
             "precision": precision,
             "command": command,
         },
@@ -84,14 +81,12 @@ def _model(subject: Subject) -> dict[str, Any]:
     }
 
 
-def command_line(
-    model: str | nn.Module, dataset: str, radii: Sequence[float], limit: int | None, iterations: int | None
-) -> str:
-    """The command that repeats this run. It is published, so it names no folder of this machine."""
+def command_line(model: str | nn.Module, dataset: str, limit: int | None, iterations: int | None) -> str:
+    """The command that repeats this run, but for its radii. It is published, so it names no folder of this machine."""
     name = (
         type(model).__name__ if isinstance(model, nn.Module) else Path(model).name if model.endswith(".json") else model
     )
-    parts = ["segbench evaluate --model", name, "--dataset", dataset, "--eps", *(f"{eps:g}" for eps in radii)]
+    parts = ["segbench evaluate --model", name, "--dataset", dataset]
     parts += ["--limit", str(limit)] if limit is not None else []
     parts += ["--iterations", str(iterations)] if iterations is not None else []
     return " ".join(parts)[:2000]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,9 @@ from segbench.errors import IncompleteError
 from segbench.evidence import CHECK_LOSS, Evidence, Group
 from segbench.files import write_atomic
 
+PASSES = ("forwards", "backwards")
+FAULTS = ("zero_gradients", "nonfinite_gradients", "nonfinite_logits")
+
 
 class Merged(NamedTuple):
     """What `merge` wrote."""
@@ -27,19 +30,18 @@ class Merged(NamedTuple):
     evidence_path: Path
 
 
-def merge(store: Store) -> Merged:
-    """Merges a complete run directory into ``<id>.parquet`` and ``<id>.json``.
+def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
+    """Merges these radii, or all radii of the run directory, into ``<id>.parquet`` and ``<id>.json``.
 
     Raises:
         IncompleteError: units are missing.
         RunError: a unit is damaged or belongs to another run.
     """
     groups: dict[tuple[float, str], list[Group]] = {}
-    totals = dict.fromkeys(
-        ("attacks", "forwards", "backwards", "zero_gradients", "nonfinite_gradients", "changed_pixels"), 0
-    )
+    totals = dict.fromkeys((*PASSES, "attacks", *FAULTS, "changed_pixels"), 0)
     missing = []
-    for unit in store.units():
+    units = store.units(radii_255)
+    for unit in units:
         done = store.read(unit)
         if done is None:
             missing.append(unit)
@@ -49,7 +51,7 @@ def merge(store: Store) -> Merged:
         _add(totals, unit, stats)
     if missing:
         raise IncompleteError(
-            f"{len(missing)} of {len(store.units())} units are missing, the first is {missing[0].name}. "
+            f"{len(missing)} of {len(units)} units are missing, the first is {missing[0].name}. "
             "Continue: run the same `segbench evaluate` again."
         )
     manifest = store.manifest
@@ -61,7 +63,9 @@ def merge(store: Store) -> Merged:
             "identity": manifest["identity"],
             "protocol": manifest["protocol"],
             "checks": manifest["checks"],
-            "gradients": {name: totals[name] for name in ("attacks", "zero_gradients", "nonfinite_gradients")},
+            "dataset": {key: manifest["dataset"][key] for key in ("id", "split", "available", "class_weights_from")},
+            "gradients": {name: totals[name] for name in ("attacks", *FAULTS)},
+            "passes": {name: totals[name] for name in PASSES},
             "changed_pixels": totals["changed_pixels"],
         },
     )
@@ -73,7 +77,7 @@ def merge(store: Store) -> Merged:
         found,
         evidence_name=evidence_path.name,
         evidence_bytes=data,
-        run=_run(store, totals),
+        run=_run(store, units, totals),
         submitter=None,
         date=datetime.now(timezone.utc).date().isoformat(),
     )
@@ -88,19 +92,25 @@ def _add(totals: dict[str, int], unit: Unit, stats: dict[str, list[int]]) -> Non
     totals["changed_pixels"] += sum(stats["changed_pixels"])
     if unit.eps_255 and unit.loss != CHECK_LOSS:
         totals["attacks"] += len(unit.image_ids)
-        for name in ("zero_gradients", "nonfinite_gradients"):
+        for name in FAULTS:
             totals[name] += sum(value > 0 for value in stats[name])
 
 
-def _run(store: Store, totals: dict[str, int]) -> dict[str, Any]:
-    costs = store.costs()
+def _run(store: Store, units: Sequence[Unit], totals: dict[str, int]) -> dict[str, Any]:
+    """What the merged units cost; seconds and memory are null if the log of a unit is lost."""
+    records = store.costs()
+    costs = [records[unit.name] for unit in units if unit.name in records]
+    whole = len(costs) == len(units)
     environment = store.manifest["environment"]
+    radii = sorted({unit.eps_255 for unit in units if unit.eps_255 and unit.loss != CHECK_LOSS})
     return {
         **environment,
-        "seconds": round(sum(cost["seconds"] for cost in costs), 3),
+        "command": f"{environment['command']} --eps {' '.join(f'{eps:g}' for eps in radii)}",
+        "device": "; ".join(sorted({cost["device"] for cost in costs})) or "unknown",
+        "seconds": round(sum(cost["seconds"] for cost in costs), 3) if whole else None,
         "forward_passes": totals["forwards"],
         "backward_passes": totals["backwards"],
-        "peak_memory_bytes": max((cost["peak_memory_bytes"] for cost in costs), default=None),
+        "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs) if whole else None,
     }
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,7 +12,7 @@ from segbench import counts
 from segbench.attacks.apgd import STAGES
 from segbench.attacks.problem import frozen
 from segbench.counts import Counts
-from segbench.engine.batching import exact_float32, small_on_cpu
+from segbench.engine.batching import exact_float32
 from segbench.engine.plan import CHECK_ITERATIONS, Unit
 from segbench.engine.progress import Report, bar
 from segbench.engine.store import Store
@@ -28,26 +25,24 @@ class Stopped(Exception):  # noqa: N818 - not an error: another unit failed, or 
     """Ends the units that still run when the run ends early."""
 
 
-def run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> None:
-    """Does the units: side by side with one core each when images are small, else one after the other."""
+def run(store: Store, worker: Worker, units: Sequence[Unit], *, side_by_side: bool, progress: bool) -> None:
+    """Does the units, several threads side by side with one core each, or one unit after the other.
+
+    Args:
+        store: where they are written.
+        worker: does them; several threads share it.
+        units: what is to be done.
+        side_by_side: the model's forward keeps no state, so threads may share it, and images are small.
+        progress: show a bar.
+    """
     threads = torch.get_num_threads()
-    small = small_on_cpu(worker.device, *worker.dataset[0].image.shape[-2:])
-    workers = _workers(worker, min(threads, len(units)) if small else 1)
-    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    for each in workers:
-        free.put(each)
+    worker.parallel = max(1, min(threads, len(units))) if side_by_side else 1
     total = sum(_passes(unit, worker.protocol) for unit in units)
-    stop = threading.Event()
+    stop, lock = threading.Event(), threading.Lock()
     running: dict[Key, Counts] = {}  # per (ε, loss), for the aAcc that the bar shows
-    lock = threading.Lock()
 
     def do(unit: Unit, report: Report) -> None:
-        mine = free.get()
-        try:
-            found = _do(store, mine, unit, report, stop)
-        finally:
-            free.put(mine)
-        key = (unit.eps_255, unit.loss)
+        found, key = _do(store, worker, unit, report, stop), (unit.eps_255, unit.loss)
         with lock:
             running[key] = counts.merge([running[key], found]) if key in running else found
             report.done(len(unit.image_ids), running[key].aacc())
@@ -58,7 +53,7 @@ def run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> 
             exact_float32(),
             frozen(worker.model),
             ThreadPoolExecutor(
-                len(workers), initializer=torch.set_num_threads, initargs=(1 if small else threads,)
+                worker.parallel, initializer=torch.set_num_threads, initargs=(1 if side_by_side else threads,)
             ) as pool,
         ):
             futures = [pool.submit(do, unit, report) for unit in units]
@@ -71,20 +66,6 @@ def run(store: Store, worker: Worker, units: Sequence[Unit], progress: bool) -> 
                 raise
     finally:
         torch.set_num_threads(threads)
-
-
-def _workers(worker: Worker, count: int) -> list[Worker]:
-    """``count`` workers, each with its own copy of the module, so that a forward that keeps state is safe.
-
-    The copies share the parameters and buffers, which nobody changes. A module that cannot be copied works alone.
-    """
-    shared = [*worker.model.parameters(), *worker.model.buffers()]
-    try:
-        copies = [copy.deepcopy(worker.model, {id(tensor): tensor for tensor in shared}) for _ in range(count - 1)]
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError):  # non-leaf tensors, locks, open files, ...
-        copies = []
-    parallel = 1 + len(copies)
-    return [dataclasses.replace(worker, model=model, parallel=parallel) for model in (worker.model, *copies)]
 
 
 def _passes(unit: Unit, protocol: Protocol) -> int:
@@ -105,7 +86,7 @@ def _do(store: Store, worker: Worker, unit: Unit, report: Report, stop: threadin
         report.images(count)
 
     group, stats, cost = worker.do(unit, on_images)
-    store.write(unit, group, stats)
     store.log(cost)
+    store.write(unit, group, stats)
     report.images(left)  # the passes that finished images did not need
     return group.counts

@@ -1,14 +1,14 @@
 """The run directory: a manifest, one Parquet file per unit, a log. Torch-free.
 
 ``run.json`` says what is evaluated and carries the run's identity; ``units/<name>.parquet`` holds the counts of one
-unit; ``log.jsonl`` what each unit cost (not part of any result). Every file is written atomically.
+unit; ``log.jsonl`` what each unit cost (not part of any result). Manifest and units are written atomically.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from segbench import evidence, schemas
 from segbench.engine.plan import Unit, plan
 from segbench.errors import ContentError, RunError
 from segbench.evidence import Evidence, Group
-from segbench.files import write_atomic
+from segbench.files import create_atomic, is_temporary, write_atomic
 
 MANIFEST_VERSION = 1
 MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
@@ -48,29 +48,36 @@ class Store:
         Raises:
             RunError: the directory belongs to another run, or holds something else.
         """
-        file = path / "run.json"
-        if file.exists():
-            old = cls.open(path)
-            differing = [
-                text for key, text in IDENTITY.items() if old.manifest["identity"][key] != manifest["identity"][key]
-            ]
-            if differing:
+        if not (path / "run.json").exists():
+            strangers = path.exists() and (not path.is_dir() or any(not is_temporary(file) for file in path.iterdir()))
+            if strangers and not (path / "run.json").exists():
                 raise RunError(
-                    f"{path} is the run of another {' and another '.join(differing)} ({old.manifest['model']['id']} on "
-                    f"{old.manifest['dataset']['id']}). Nothing was changed. Give another folder with --out."
+                    f"{path} exists and is not a run directory. Nothing was changed. Give another folder with --out."
                 )
-            radii = sorted({*old.manifest["radii_255"], *manifest["radii_255"]})
-            if radii != old.manifest["radii_255"]:
-                old.manifest["radii_255"] = radii
-                old.save()
-            return old
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            try:
+                if create_atomic(path / "run.json", schemas.dump(manifest).encode()):
+                    return cls(path, manifest)
+            except OSError as error:
+                raise RunError(f"Cannot write into {path}: {error}") from error
+        old = cls.open(path)
+        differing = [
+            text for key, text in IDENTITY.items() if old.manifest["identity"][key] != manifest["identity"][key]
+        ]
+        if differing:
             raise RunError(
-                f"{path} exists and is not a run directory. Nothing was changed. Give another folder with --out."
+                f"{path} is the run of another {' and another '.join(differing)} ({old.manifest['model']['id']} on "
+                f"{old.manifest['dataset']['id']}). Nothing was changed. Give another folder with --out."
             )
-        store = cls(path, manifest)
-        store.save()
-        return store
+        if not _close(old.manifest["probe"], manifest["probe"]):
+            raise RunError(
+                f"{path} is the run of another model: the same weights, but other logits on the same images, "
+                "so its code has changed. Nothing was changed. Give another folder with --out."
+            )
+        radii = sorted({*old.manifest["radii_255"], *manifest["radii_255"]})
+        if radii != old.manifest["radii_255"]:
+            old.manifest["radii_255"] = radii
+            old.save()
+        return old
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -88,6 +95,8 @@ class Store:
             raise RunError(
                 f"{file} is not a manifest of this version of segbench. Start again with another --out folder."
             )
+        if wrong := schemas.problems("manifest", manifest):
+            raise RunError(f"{file} is damaged ({wrong[0]}). Restore it, or give another --out folder.")
         if run_id(manifest["identity"]) != manifest["run_id"]:
             raise RunError(
                 f"{file} was changed by hand: its run_id does not fit its content. "
@@ -102,9 +111,18 @@ class Store:
         except OSError as error:
             raise RunError(f"Cannot write into {self.path}: {error}") from error
 
-    def units(self) -> list[Unit]:
-        """All units of the run, in order."""
-        return plan(self.manifest["image_ids"], self.manifest["radii_255"], self.manifest["protocol"]["losses"])
+    def units(self, radii_255: Sequence[float] | None = None) -> list[Unit]:
+        """The units of these radii, or of all radii of the run, in order."""
+        radii = self.manifest["radii_255"] if radii_255 is None else radii_255
+        return plan(self.manifest["image_ids"], radii, self.manifest["protocol"]["losses"])
+
+    def complete_radii(self) -> list[float]:
+        """The radii of which every unit is there."""
+        return [
+            eps
+            for eps in self.manifest["radii_255"]
+            if all(self.file(unit).exists() for unit in self.units([eps]) if unit.eps_255 == eps)
+        ]
 
     def file(self, unit: Unit) -> Path:
         return self.path / "units" / f"{unit.name}.parquet"
@@ -138,6 +156,8 @@ class Store:
         mend = "Nothing was overwritten. Delete the file and run `segbench evaluate` again: only this unit is repeated."
         try:
             found = evidence.from_bytes(file.read_bytes(), source=str(file))
+        except OSError as error:
+            raise RunError(f"Cannot read {file}: {error}. {mend}") from error
         except ContentError as error:
             raise RunError(f"{error} {mend}") from error
         if found.metadata.get("run_id") != self.manifest["run_id"] or found.metadata.get("unit") != unit.name:
@@ -148,18 +168,37 @@ class Store:
         return group, found.metadata["stats"]
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends what a unit cost to ``log.jsonl``."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        """Appends what a unit cost to ``log.jsonl``, before the unit is written, so that a kill loses no cost."""
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"Cannot write {self.path / 'log.jsonl'}: {error}. Mend it and run the same command again."
+            ) from error
 
-    def costs(self) -> list[dict[str, Any]]:
-        """The last record of each unit; lines cut by a kill are passed over."""
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """Unit name to its last record; damaged lines (of a killed run) are passed over."""
         file = self.path / "log.jsonl"
         records: dict[str, dict[str, Any]] = {}
-        for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+        try:
+            lines = file.read_bytes().decode("utf-8", "replace").splitlines() if file.exists() else []
+        except OSError as error:
+            raise RunError(f"Cannot read {file}: {error}") from error
+        for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
-                continue  # the last line of a killed run; costs are not part of a result
-            records[record["unit"]] = record
-        return list(records.values())
+                records[record["unit"]] = {
+                    "seconds": float(record["seconds"]),
+                    "peak_memory_bytes": int(record["peak_memory_bytes"]),
+                    "device": str(record["device"]),
+                }
+            except (ValueError, TypeError, KeyError):
+                continue  # costs are not part of a result; the merge says if any is missing
+        return records
+
+
+def _close(old: Sequence[float], new: Sequence[float]) -> bool:
+    """Whether two probes show one model, up to the rounding of another device; an empty probe says nothing."""
+    scale = max(map(abs, (*old, *new)), default=0.0)
+    return not old or not new or all(abs(a - b) <= 1e-3 * scale for a, b in zip(old, new, strict=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from segbench import attacks, counts
 from segbench.attacks import AttackResult
+from segbench.attacks.apgd import STAGES
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.batching import Metered, cpu_batch
 from segbench.engine.checks import verify_images
 from segbench.engine.plan import CHECK_ITERATIONS, CHUNK, Unit
-from segbench.errors import RunError
+from segbench.errors import ModelError, RunError
 from segbench.evidence import CHECK_LOSS, CLEAN, Group
 from segbench.protocol import Protocol
 
@@ -62,7 +64,7 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         parts: dict[str, counts.Counts] = {}
-        stats = {name: dict.fromkeys(unit.image_ids, 0) for name in (*STATISTICS, "changed_pixels")}
+        stats = {name: dict.fromkeys(unit.image_ids, 0) for name in (*STATISTICS, "changed_pixels", "nonfinite_logits")}
         samples = [self.dataset[self.rows[image_id]] for image_id in unit.image_ids]
         for group in _same_size(samples):
             self._do_group(model, unit, group, parts, stats)
@@ -72,6 +74,7 @@ class Worker:
             "unit": unit.name,
             "seconds": (time.monotonic() - started) / self.parallel,
             "peak_memory_bytes": peak_memory(self.device),
+            "device": device_name(self.device),
         }
         return Group(unit.image_ids, group_counts), ordered, cost
 
@@ -88,6 +91,7 @@ class Worker:
         while position < len(samples):
             size = self.batch_size or self._automatic(samples[0])
             batch = samples[position : position + size]
+            found: counts.Counts | None
             try:
                 found, numbers = self._do_batch(model, unit, batch)
             except (MemoryError, RuntimeError) as error:
@@ -98,6 +102,8 @@ class Worker:
                         f"Not enough memory for one image {tuple(batch[0].image.shape)} on {self.device}. "
                         "Use a device with more, or --device cpu."
                     ) from error
+                found, numbers = None, {}
+            if found is None:  # outside the except clause, which would keep the tensors alive
                 self.batch_size = max(1, min(size, len(batch)) // 2)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -122,9 +128,17 @@ class Worker:
             adversarial = result.adversarial
             verify_images(adversarial, images, unit.eps_255 / 255)
             numbers = {name: getattr(result, name).cpu().numpy() for name in STATISTICS}
-        with torch.inference_mode():
-            predictions = model(adversarial.float()).max(dim=1).indices
+        with torch.no_grad():
+            logits = model(adversarial.float())
+        predictions, finite = logits.max(dim=1).indices, torch.isfinite(logits).flatten(1).all(dim=1).cpu()
+        if not numbers and not bool(finite.all()):
+            broken = batch[int(finite.int().argmin())].image_id
+            raise ModelError(
+                f"The model's logits have NaN or infinite values on the clean image {broken!r}. Check weights and "
+                "normalisation."
+            )
         if numbers:
+            numbers["nonfinite_logits"] = (~finite).numpy()
             numbers["changed_pixels"] = (predictions != result.predictions).flatten(1).sum(dim=1).cpu().numpy()
         num_classes = self.dataset.num_classes
         return counts.count(
@@ -146,7 +160,7 @@ class Worker:
                 ignore_index=ignore_index,
             )
         seeds = [self.protocol.start_seed(image_id, unit.loss, unit.eps_255) for image_id in image_ids]
-        start = attacks.random_start(images, eps=2 * eps, seeds=seeds)
+        start = attacks.random_start(images, eps=STAGES[0][0] * eps, seeds=seeds)
         return attacks.red_eps_apgd(
             model,
             images,
@@ -170,11 +184,14 @@ def _same_size(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's name, or ``cpu`` with its threads."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type}, {os.cpu_count()} cores" if device.type == "cpu" else device.type
 
 
 def peak_memory(device: torch.device) -> int:

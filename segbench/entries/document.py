@@ -42,7 +42,7 @@ def build(
     protocol = manifest["protocol"]
     scores = recompute(found, seed=protocol["search_seed"], orders=protocol["search_orders"])
     model, dataset = manifest["model"], manifest["dataset"]
-    differences = deviations(protocol, scores["results"], dataset["images"], dataset["available"], run["precision"])
+    differences = deviations(protocol, scores["results"], dataset, run["precision"])
     entry = {
         "schema_version": ENTRY_VERSION,
         "model": {key: model[key] for key in ("id", "title", "architecture", "parameters", "weights_sha256")},

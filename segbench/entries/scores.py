@@ -75,20 +75,21 @@ def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, An
     """The reliability checks of an entry: those of the probe (in the metadata), and those on gradients and scores."""
     flags = list(found.metadata["checks"])
     gradients = found.metadata["gradients"]
-    for name, text in (("zero_gradients", "zero everywhere"), ("nonfinite_gradients", "not finite")):
+    faults = {
+        "zero_gradients": "some input gradient was zero everywhere",
+        "nonfinite_gradients": "some input gradient was not finite",
+        "nonfinite_logits": "the logits of the adversarial image were not finite",
+    }
+    for name, text in faults.items():
         share = gradients[name] / max(gradients["attacks"], 1)
         level = "ok" if share == 0 else "note" if share < 0.05 else "warning"
-        flags.append(flag(name, share, level, f"Share of attacks on an image in which some input gradient was {text}."))
-    rises = [b[m] - a[m] for a, b in _neighbours(scores) for m in ("aacc", "miou")]
-    rise = max(rises, default=0.0)
-    flags.append(
-        flag(
-            "falls_with_eps",
-            rise,
-            "ok" if rise <= 0 else "warning",
-            "Largest rise of a robust score from one ε to the next larger one.",
-        )
-    )
+        flags.append(flag(name, share, level, f"Share of attacks on an image in which {text}."))
+    # A score that stands still above 0 did not fall either: an attack that changes nothing looks like this.
+    steps = [(b[m] - a[m], a[m]) for a, b in _neighbours(scores) for m in ("aacc", "miou")]
+    rise = max((step for step, before in steps if before > 0), default=0.0)
+    level = "ok" if rise < 0 or not any(before > 0 for _, before in steps) else "warning"
+    text = "Largest change of a score from one ε to the next larger one; a robust score must fall until it is 0."
+    flags.append(flag("falls_with_eps", rise, level, text))
     huge = [(eps, group) for (eps, loss), group in found.groups.items() if loss == CHECK_LOSS]
     for eps, group in huge:
         left = group.counts.aacc()
@@ -111,15 +112,19 @@ def _neighbours(scores: Mapping[str, Any]) -> list[tuple[Mapping[str, float], Ma
 
 
 def deviations(
-    protocol: Mapping[str, Any], results: list[Mapping[str, Any]], images: int, available: int, precision: str
+    protocol: Mapping[str, Any], results: list[Mapping[str, Any]], dataset: Mapping[str, Any], precision: str
 ) -> list[str]:
     """In what a run differs from its official protocol; empty makes the entry official."""
     official = PROTOCOLS[protocol["name"]]
     found = []
     if protocol["iterations"] != official.iterations:
         found.append(f"{protocol['iterations']} iterations instead of {official.iterations}")
-    if images != available:
-        found.append(f"{images} of {available} images")
+    if dataset["images"] != dataset["available"]:
+        found.append(f"{dataset['images']} of {dataset['available']} images")
+    if dataset["split"] != "val":
+        found.append(f"the {dataset['split']} split")
+    if dataset["class_weights_from"] != "training split":
+        found.append(f"class weights from the {dataset['class_weights_from']}")
     missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in results}]
     if missing:
         found.append(f"without ε = {', '.join(missing)} (/255)")

@@ -14,13 +14,14 @@ from segbench.entries.scores import recompute, reliability
 from segbench.errors import ContentError
 from segbench.evidence import CHECK_LOSS, CLEAN
 from segbench.files import sha256_bytes
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, Protocol
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, Protocol, digest_of
 
 # SHA-256 of the data as a model sees it (`SegmentationDataset.fingerprint`), for data that is the same everywhere.
 FINGERPRINTS: Mapping[str, str] = {
     "shapes": "2e52644c808c020aa73ecc72d855a4de60a4630d4b0638cc0dda4c7de67b6eb3",
 }
 TOLERANCE = 1e-9
+PROBE_CHECKS = {"deterministic", "logits", "eval_mode"}  # what `segbench.engine.checks.probe` stores
 
 
 def validate_entry(path: Path, *, published: bool) -> list[str]:
@@ -37,6 +38,10 @@ def validate_entry(path: Path, *, published: bool) -> list[str]:
     found = _semantics(entry)
     if published:
         found += _placement(path, entry)
+    if entry["claim"]["tier"] == "reproduced":
+        found.append("claim.tier is 'reproduced': only a reproduction by the maintainers raises it. Say 'checked'.")
+    if entry["claim"]["tier"] != "reported" and entry["run"] is None:
+        found.append(f"run is null: a {entry['claim']['tier']} entry says how it was made.")
     if entry["evidence"] is None:
         if entry["claim"]["tier"] != "reported":
             found.append(
@@ -150,6 +155,8 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
         "model.id": (entry["model"]["id"], card.id),
         "model.weights_sha256": (entry["model"]["weights_sha256"], card.sha256),
         "model.architecture": (entry["model"]["architecture"], card.architecture["name"]),
+        "model.title": (entry["model"]["title"], card.title),
+        "paper": (entry["paper"], card.paper),
         "dataset.num_classes": (entry["dataset"]["num_classes"], card.num_classes),
     }
     if card.parameters is not None:
@@ -179,13 +186,20 @@ def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
         "protocol": entry["protocol"]["digest"],
     }
     carried = {"model": "weights", "dataset": "fingerprint", "protocol": "protocol"}
-    identity = found.metadata.get("identity")
-    if not isinstance(identity, dict):
-        raise ContentError(f"{file.name} lacks the metadata of a run: identity.")
+    identity, about, protocol = (found.metadata.get(key) for key in ("identity", "dataset", "protocol"))
+    if not (isinstance(identity, dict) and isinstance(about, dict) and isinstance(protocol, dict)):
+        raise ContentError(f"{file.name} lacks the metadata of a run: identity, dataset or protocol.")
     problems = [
         f"the evidence was made with another {name} than the entry states: evaluate again."
         for name, value in stated.items()
         if identity.get(carried[name]) != value
+    ]
+    if digest_of(protocol) != identity.get("protocol"):
+        problems.append("the evidence's protocol does not fit its digest: evaluate again.")
+    problems += [
+        f"dataset.{key} is {entry['dataset'][key]!r}, the evidence says {about.get(key)!r}: correct the entry."
+        for key in ("id", "split", "class_weights_from")
+        if entry["dataset"][key] != about.get(key)
     ]
     if found.metadata["num_classes"] != entry["dataset"]["num_classes"]:
         problems.append(
@@ -201,10 +215,17 @@ def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
     try:
         scores = recompute(found, seed=entry["protocol"]["search_seed"], orders=entry["protocol"]["search_orders"])
         flags = reliability(found, scores)
-    except (KeyError, TypeError) as error:
+        passes = found.metadata["passes"]
+        checks = {check["name"] for check in found.metadata["checks"]}
+    except (KeyError, TypeError, ArithmeticError) as error:
         raise ContentError(f"{file.name} lacks the metadata of a run: {error}") from error
     for field, value in scores.items():
         problems += _differences(field, value, entry[field])
+    if checks != PROBE_CHECKS:
+        problems.append(f"the evidence must hold the checks {', '.join(sorted(PROBE_CHECKS))}: evaluate again.")
+    if entry["run"] is not None:
+        stated_passes = {key: entry["run"][f"{key[:-1]}_passes"] for key in ("forwards", "backwards")}
+        problems += _differences("run", passes, stated_passes)
     problems += _differences("flags", _judgements(flags), _judgements(entry["flags"]))
     return problems
 

@@ -86,6 +86,9 @@ def resolve(model: str | nn.Module) -> Subject:
     Raises:
         ModelError: it cannot be found, or the function does not return a module.
     """
+    if not isinstance(model, str | nn.Module):
+        kind = type(model).__name__
+        raise ModelError(f"A model is an id, a card path, package.module:function or a torch.nn.Module, not {kind}.")
     if isinstance(model, nn.Module):
         return Subject(model, _identifier(type(model).__name__), None, _state_hash(model))
     if ":" in model:
@@ -97,17 +100,23 @@ def _from_function(spec: str) -> Subject:
     module_name, _, function_name = spec.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing a user's file may raise anything
         raise ModelError(
             f"Cannot import {spec!r}: {error}. Write package.module:function; "
             "the module must be importable from here (PYTHONPATH=.)."
         ) from error
-    module = function() if callable(function) else None
-    if not isinstance(module, nn.Module):
+    if not callable(function):
         raise ModelError(
-            f"{spec} must be a function without arguments that returns a torch.nn.Module; "
-            f"it gave {type(module).__name__}."
+            f"{spec} is no function. Write package.module:function; the function returns a torch.nn.Module."
         )
+    try:
+        module = function()
+    except Exception as error:  # a user's code may raise anything
+        raise ModelError(
+            f"{spec}() failed: {type(error).__name__}: {error}. It is called without arguments."
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"{spec}() must return a torch.nn.Module; it gave {type(module).__name__}.")
     return Subject(module, _identifier(function_name), None, _state_hash(module))
 
 
@@ -123,6 +132,10 @@ def _identifier(name: str) -> str:
 def _state_hash(module: nn.Module) -> str:
     digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
     for key, value in sorted(module.state_dict().items()):
-        digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(f"\0{key}\0".encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}\0{tuple(value.shape)}\0".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:  # a module's extra state
+            digest.update(repr(value).encode())
     return digest.hexdigest()
