@@ -65,7 +65,7 @@ def manifest(model_id: str, *, dataset: str = "shapes", protocol: Protocol = PRO
         },
         "dataset": {
             "id": dataset, "split": "val", "images": len(IMAGE_IDS), "available": len(IMAGE_IDS),
-            "num_classes": NUM_CLASSES, "fingerprint": fingerprint, "class_weights_from": "train",
+            "num_classes": NUM_CLASSES, "fingerprint": fingerprint, "class_weights_from": "training split",
         },
         "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
     }  # fmt: skip
@@ -83,8 +83,12 @@ def make_evidence(found: dict[str, Any], quality: float = 0.9) -> Evidence:
         "run_id": "0" * 64,
         "identity": found["identity"],
         "protocol": found["protocol"],
-        "checks": [entries.flag("deterministic", 0.0, "ok", "Two passes agree.")],
-        "gradients": {"attacks": 54, "zero_gradients": 1, "nonfinite_gradients": 0},
+        "dataset": {key: found["dataset"][key] for key in ("id", "split", "available", "class_weights_from")},
+        "checks": [
+            entries.flag(name, 0.0, "ok", "As it should be.") for name in ("deterministic", "logits", "eval_mode")
+        ],
+        "gradients": {"attacks": 54, "zero_gradients": 1, "nonfinite_gradients": 0, "nonfinite_logits": 0},
+        "passes": {"forwards": 10, "backwards": 9},
         "changed_pixels": 0,
     }
     return Evidence(groups, metadata)

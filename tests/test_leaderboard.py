@@ -418,7 +418,7 @@ def test_show_is_harmless_in_a_terminal(root: Path, cli: Cli) -> None:
 
 def test_show_of_an_unknown_model(root: Path, cli: Cli) -> None:
     code, out, err = cli("show", ROBUST + "s")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert f"Did you mean {ROBUST!r}" in err
 
 
