@@ -12,6 +12,7 @@ import numpy as np
 from segbench import entries, evidence, schemas
 from segbench.counts import Counts, count
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
+from segbench.files import sha256_bytes
 from segbench.leaderboard import END, START
 from segbench.protocol import SEA_V1, Protocol
 
@@ -52,7 +53,7 @@ def card(model_id: str, dataset: str = "shapes", **changes: Any) -> dict[str, An
 
 
 def weights_hash(model_id: str) -> str:
-    return model_id.encode().hex().ljust(64, "0")[:64]
+    return sha256_bytes(model_id.encode())  # `publish` writes the id as the weights file
 
 
 def manifest(model_id: str, *, dataset: str = "shapes", protocol: Protocol = PROTOCOL) -> dict[str, Any]:
@@ -121,6 +122,7 @@ def publish(root: Path, model_id: str, quality: float = 0.9, **options: Any) -> 
     for file in (card_path, path):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_json(card_path, card(model_id, dataset))
+    card_path.with_suffix(".safetensors").write_bytes(model_id.encode())
     write_json(path, entry)
     path.with_suffix(".parquet").write_bytes(data)
     return path

@@ -151,6 +151,8 @@ def test_environment_variables_set_options(cli, monkeypatch):
     code, _, err = cli("evaluate")
     assert code == 2
     assert "nonsense" in err
+    monkeypatch.setenv("SEGBENCH_MODELS_JSON", "1")
+    assert json.loads(cli("models")[1])
 
 
 def test_help_of_every_command(cli):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segbench.files import sha256_bytes, sha256_file, write_atomic
+from segbench.files import create_atomic, sha256_bytes, sha256_file, write_atomic
 
 
 @pytest.fixture
@@ -46,6 +46,14 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_nothing(
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_create_never_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    assert create_atomic(path, b"first")
+    assert not create_atomic(path, b"second")
+    assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 
 

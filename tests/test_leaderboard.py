@@ -366,6 +366,19 @@ def test_validate_of_an_empty_folder(cli: Cli, tmp_path: Path) -> None:
     assert "holds no card or entry" in err
 
 
+def test_validate_looks_at_the_weights(root: Path, cli: Cli) -> None:
+    card = next((root / "model_zoo" / "shapes").glob("*.json"))
+    weights = card.with_suffix(".safetensors")
+    weights.write_bytes(b"other")
+    code, _, err = cli("validate", card)
+    assert code == 1
+    assert "does not have the SHA-256 of the card" in err
+    weights.unlink()
+    code, _, err = cli("validate", card)
+    assert code == 1
+    assert "are missing: put them beside it" in err
+
+
 def test_validate_tells_where_a_card_belongs(root: Path, cli: Cli) -> None:
     card = root / "model_zoo" / "shapes" / f"{CLEAN}.json"
     card.rename(card.with_name("renamed.json"))

@@ -139,3 +139,26 @@ def test_the_auxiliary_head_is_for_training_only():
     logits, auxiliary = model.eval().forward_with_auxiliary(torch.rand(2, 3, 40, 56))
     assert logits.shape == auxiliary.shape == (2, 3, 40, 56)
     assert torch.equal(model(torch.zeros(1, 3, 40, 56)), model.forward_with_auxiliary(torch.zeros(1, 3, 40, 56))[0])
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("net = 3", "is no function"),
+        ("def net(num_classes): ...", r"net\(\) failed: TypeError: .*num_classes"),
+        ("def net(): return None", "must return a torch.nn.Module; it gave NoneType"),
+        ("raise KeyError('x')", "Cannot import"),
+    ],
+)
+def test_own_functions_that_fail_are_named(tmp_path, monkeypatch, code, text):
+    name = f"mine{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=text):
+        load.resolve(f"{name}:net")
+
+
+def test_only_models_are_models():
+    for wrong in (lambda x: x, cards.get_card("at_convnext_mini_shapes"), None):
+        with pytest.raises(ModelError, match="A model is an id"):
+            load.resolve(wrong)

@@ -10,12 +10,13 @@ from segbench import cards, content, entries, schemas
 from segbench import leaderboard as board
 from segbench.cli.app import fail, note, print_json, printable
 from segbench.errors import ContentError
+from segbench.files import sha256_file
 
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def validate(paths: tuple[Path, ...], as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def validate(paths: tuple[Path, ...], json: bool) -> None:
     """Check cards and entries: schema, meaning, and every number recomputed from the evidence.
 
     PATHS are cards, entries, or run directories; without any, all cards and entries of this installation.
@@ -23,7 +24,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
     files = [file for path in paths for file in _documents(path)] or [*cards.card_paths(), *entries.entry_paths()]
     problems = {str(file): _problems(file) for file in files}
     bad = sum(map(bool, problems.values()))
-    if as_json:
+    if json:
         print_json({"checked": len(files), "problems": {file: found for file, found in problems.items() if found}})
     for found in problems.values():
         for text in found:
@@ -60,7 +61,21 @@ def _problems(file: Path) -> list[str]:
             f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: "
             "move it, or correct `id` or `dataset`."
         ]
-    return []
+    return _weights(file, card)
+
+
+def _weights(file: Path, card: cards.ModelCard) -> list[str]:
+    """What is wrong with the weights beside a card."""
+    found = []
+    for source in card.sources:
+        weights = file.parent / source["file"]
+        if not weights.is_file():
+            found.append(f"{file}: its weights {weights.name} are missing: put them beside it.")
+        elif card.sha256 is not None and sha256_file(weights) != card.sha256:
+            found.append(
+                f"{file}: {weights.name} does not have the SHA-256 of the card: restore the file, or correct `sha256`."
+            )
+    return found
 
 
 def _is_entry(file: Path) -> bool:
@@ -78,12 +93,12 @@ def _is_entry(file: Path) -> bool:
     type=click.Path(path_type=Path, file_okay=False),
     help="Checkout whose entries and README are meant.  [default: this one]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
-def leaderboard(check: bool, root: Path | None, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
+def leaderboard(check: bool, root: Path | None, json: bool) -> None:
     """Write the tables of leaderboard/README.md from the entries."""
     base = root or content.checkout()
     rows = board.load_entries(base / "entries" if base else None)
-    if as_json:
+    if json:
         print_json(board.rank(rows))
         return
     tables = board.render(rows)

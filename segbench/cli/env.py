@@ -12,8 +12,8 @@ from segbench.cli.app import print_json, print_table
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def env(as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def env(json: bool) -> None:
     """Show versions, devices and where the content folders are."""
     import torch
 
@@ -30,7 +30,7 @@ def env(as_json: bool) -> None:
         "model zoo": str(content.folder("model_zoo")),
         "entries": str(content.folder("entries")),
     }
-    if as_json:
+    if json:
         print_json(facts)
     else:
         print_table(["", "value"], [[key, value] for key, value in facts.items()])

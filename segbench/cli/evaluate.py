@@ -29,7 +29,7 @@ from segbench.cli.zoo import print_scores
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
 @click.option("--iterations", type=int, help="Instead of the protocol's; the entry becomes unofficial.")
 @click.option("--shard", help="3/16: every sixteenth unit from the third on.")
-@click.option("--json", "as_json", is_flag=True, help="Print the entry as JSON.")
+@click.option("--json", is_flag=True, help="Print the entry as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def evaluate(
     model: str,
@@ -43,7 +43,7 @@ def evaluate(
     limit: int | None,
     iterations: int | None,
     shard: str | None,
-    as_json: bool,
+    json: bool,
     quiet: bool,
 ) -> None:
     """Attack a model with the whole protocol; write entry and evidence.
@@ -59,7 +59,7 @@ def evaluate(
         limit=limit, iterations=iterations, shard=shard, progress=not quiet,
     )  # fmt: skip
     entry = result.entry()
-    if as_json:
+    if json:
         print_json(entry)
     else:
         protocol_text = entry["protocol"]["name"] + (

@@ -15,8 +15,8 @@ from segbench.errors import IncompleteError
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(run: Path, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def status(run: Path, json: bool) -> None:
     """Show what of the run directory RUN is done. Exit code 3 while units are missing."""
     store = Store.open(run)
     rows: dict[tuple[float, str], list[int]] = {}
@@ -26,7 +26,7 @@ def status(run: Path, as_json: bool) -> None:
         row[1] += 1
     done, total = (sum(column) for column in zip(*rows.values(), strict=True))
     seconds = sum(cost["seconds"] for cost in store.costs().values())
-    if as_json:
+    if json:
         groups = [{"eps_255": eps, "loss": loss, "done": row[0], "units": row[1]} for (eps, loss), row in rows.items()]
         model, dataset = store.manifest["model"]["id"], store.manifest["dataset"]["id"]
         print_json(
@@ -47,11 +47,11 @@ def status(run: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the entry as JSON.")
-def merge(run: Path, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print the entry as JSON.")
+def merge(run: Path, json: bool) -> None:
     """Merge the finished units of the run directory RUN into an entry and its evidence."""
     merged = merge_store(Store.open(run))
-    if as_json:
+    if json:
         print_json(merged.entry)
     else:
         print_scores(merged.entry)

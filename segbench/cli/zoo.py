@@ -13,11 +13,11 @@ from segbench.cli.app import print_json, print_table, printable
 
 @click.command()
 @click.argument("pattern", default="*", envvar=None)
-@click.option("--json", "as_json", is_flag=True, help="Print the cards as a JSON list.")
-def models(pattern: str, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print the cards as a JSON list.")
+def models(pattern: str, json: bool) -> None:
     """List the models of the zoo whose id matches PATTERN, e.g. "*shapes"."""
     found = cards.list_models(pattern)
-    if as_json:
+    if json:
         print_json([card.document() for card in found])
         return
     rows = [
@@ -36,8 +36,8 @@ def models(pattern: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model_id")
-@click.option("--json", "as_json", is_flag=True, help="Print card and entries as JSON.")
-def show(model_id: str, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print card and entries as JSON.")
+def show(model_id: str, json: bool) -> None:
     """Show the card of MODEL_ID and its entries."""
     card = cards.get_card(model_id)
     found = [
@@ -45,7 +45,7 @@ def show(model_id: str, as_json: bool) -> None:
         for path in entries.entry_paths()
         if path.stem == model_id and path.parent.name == card.dataset
     ]
-    if as_json:
+    if json:
         print_json({"card": card.document(), "entries": found})
         return
     print_table(["", card.id], _card_rows(card))
