@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,9 @@ from PIL import Image
 
 import segbench
 from segbench import entries
-from segbench.data import shapes
+from segbench.data import folders, shapes
 from segbench.data.dataset import inverse_frequency
-from segbench.errors import DataError
+from segbench.errors import DataError, UnknownNameError
 
 
 def test_shapes_never_changes():
@@ -112,7 +115,7 @@ def test_fingerprint_sees_pixels_labels_and_ids(camvid):
 def test_folder_layout(tmp_path):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    (tmp_path / "classes.txt").write_text("sky\nroad\n\n")
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(tmp_path / "images" / "ä b.jpg")  # grey, odd name
     Image.fromarray(np.array([[0, 1, 255, 1, 1]] * 5, np.uint8).repeat(2, axis=1)[:, :7]).save(
         tmp_path / "masks" / "ä b.png"
@@ -132,7 +135,9 @@ def test_folder_layout(tmp_path):
         ("size", ["val/a.png with", "valannot/a.png", "16x12", "8x8"]),
         ("truncated", ["Cannot read the image", "a.png"]),
         ("not an image", ["Cannot read the mask", "a.png"]),
+        ("broken png", ["Cannot read the mask", "a.png", "broken PNG", "Restore"]),
         ("colour mask", ["a.png", "not a one-channel image"]),
+        ("not utf-8", ["a\\udcff.png", "not valid UTF-8", "Rename"]),
         ("missing mask", ["1 images have no mask", "a.png"]),
         ("no images", ["no images in"]),
         ("no folder", ["has no valannot", "Expected layout", "trainannot/"]),
@@ -149,6 +154,12 @@ def test_broken_trees_are_named(camvid, breakage, texts):
         image.write_bytes(image.read_bytes()[:200])
     elif breakage == "not an image":
         mask.write_text("<html>")
+    elif breakage == "broken png":
+        data = mask.read_bytes()
+        start = data.index(b"IDAT")
+        mask.write_bytes(data[: start - 4] + (5).to_bytes(4, "big") + data[start:])  # a chunk that ends too early
+    elif breakage == "not utf-8":
+        image.rename(os.fsdecode(os.fsencode(image.with_suffix("")) + b"\xff.png"))
     elif breakage == "colour mask":
         Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(mask)
     elif breakage == "missing mask":
@@ -172,5 +183,74 @@ def test_missing_roots_draw_the_layout(tmp_path):
         with pytest.raises(DataError, match=text) as caught:
             segbench.load_dataset("camvid", root)
         assert "valannot/" in str(caught.value)
-    with pytest.raises(DataError, match="Did you mean 'camvid'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'camvid'"):
         segbench.load_dataset("camvd")
+    with pytest.raises(DataError, match="Write the folder out"):
+        segbench.load_dataset("camvid", "~no-such-user/x")
+
+
+@pytest.mark.parametrize("value", [1.7, np.nan])
+def test_masks_of_fractions_are_refused_not_truncated(camvid, value):
+    for split in ("valannot", "trainannot"):
+        for path in list((camvid / split).iterdir()):
+            path.unlink()
+            Image.fromarray(np.full((12, 16), value, np.float32)).save(path.with_suffix(".tif"))
+    data = segbench.load_dataset("camvid", camvid)
+    with pytest.raises(DataError, match=r"valannot/a\.tif is not a one-channel image of whole numbers \(it is F\)"):
+        data[0]
+    with pytest.raises(DataError, match=r"trainannot/t\.tif is not"):
+        data.class_weights()
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16, np.int32])
+def test_masks_of_any_whole_numbers_are_read(tmp_path, depth):
+    Image.fromarray(np.full((3, 4), 7, depth)).save(tmp_path / "mask.tif")
+    assert (folders.read_mask(tmp_path / "mask.tif", None) == 7).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_images_never_raise_anything_but_a_data_error(tmp_path):
+    """Whatever Pillow's readers say of flipped bytes."""
+    rng = np.random.default_rng(0)
+    for suffix in (".png", ".tif", ".bmp", ".jpg"):
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(rng.integers(0, 256, (6, 7), np.uint8)).save(path)
+        data = path.read_bytes()
+        for place in range(0, len(data), 3):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+            for read in (folders.read_image, lambda path: folders.read_mask(path, None)):
+                with contextlib.suppress(DataError):
+                    read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"sky\n\nroad\n", "line 2 is blank.*Name the class or remove"),
+        (b"\nsky\nroad\n", "line 1 is blank"),
+        ("Straße\nsky\n".encode("latin-1"), "Cannot read the class list.*UTF-8"),
+        (None, "Cannot read the class list"),
+        (b"", "lists 0 classes"),
+        (b"sky\n\n \n", "lists 1 classes"),
+    ],
+)
+def test_class_lists_with_faults_are_refused(tmp_path, text, said):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    path = tmp_path / "classes.txt"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text)
+    with pytest.raises(DataError, match=said):
+        segbench.load_dataset("folder", tmp_path)
+
+
+def test_class_weights_are_counted_once(camvid, monkeypatch):
+    read, seen = folders.read_mask, []
+    monkeypatch.setattr(folders, "read_mask", lambda path, void: seen.append(path) or read(path, void))
+    data = segbench.load_dataset("camvid", camvid)
+    assert torch.equal(data.class_weights(), data.first(1).class_weights())
+    assert len(seen) == 1
+    assert torch.equal(segbench.load_dataset("camvid", camvid).class_weights(), data.class_weights())
+    assert len(seen) == 2  # another object: the files may have changed

@@ -8,7 +8,7 @@ from pathlib import Path
 from segbench.data.dataset import Sample, SegmentationDataset
 from segbench.data.folders import load_camvid, load_folder
 from segbench.data.shapes import load_shapes
-from segbench.errors import DataError, unknown_name
+from segbench.errors import DataError, UnknownNameError, unknown_name
 
 __all__ = ["DATASETS", "Sample", "SegmentationDataset", "load_dataset"]
 
@@ -28,8 +28,13 @@ def load_dataset(dataset_id: str, root: str | Path | None = None, *, split: str 
         split: ``val`` or ``train``.
 
     Raises:
-        DataError: unknown name, missing or damaged data; the message says what is expected.
+        UnknownNameError: no data set of that name.
+        DataError: missing or damaged data; the message says what is expected.
     """
     if dataset_id not in DATASETS:
-        raise DataError(unknown_name("data set", dataset_id, DATASETS))
-    return DATASETS[dataset_id](None if root is None else Path(root).expanduser(), split)
+        raise UnknownNameError(unknown_name("data set", dataset_id, DATASETS))
+    try:
+        folder = None if root is None else Path(root).expanduser()
+    except RuntimeError as error:  # ~name of a user who does not exist
+        raise DataError(f"The data root {root} cannot be found: {error} Write the folder out.") from error
+    return DATASETS[dataset_id](folder, split)

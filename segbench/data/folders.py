@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from segbench.data.dataset import IGNORE_INDEX, Labels, Pixels, SegmentationDataset, check_labels, inverse_frequency
 from segbench.errors import DataError
@@ -53,15 +55,28 @@ def load_folder(root: Path | None, split: str = "val") -> SegmentationDataset:
         DataError: no root, a missing folder, mask or class list, an unreadable file.
     """
     root = _root("folder", root, FOLDER_LAYOUT, ("images", "masks", "classes.txt"))
-    names = tuple(line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip())
-    if not 2 <= len(names) <= IGNORE_INDEX:
-        raise DataError(
-            f"{root / 'classes.txt'} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line."
-        )
+    names = _class_names(root / "classes.txt")
     base = root / "train" if split == "train" else root
     files = _pairs("folder", base / "images", base / "masks")
     training = (root / "train" / "images", root / "train" / "masks")
     return _dataset("folder", split, names, files, training, void=None)
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """One name a line; blank lines only at the end, because the line's number is the label."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the class list {path}: {error}. It must be a text file in UTF-8.") from error
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not all(names):
+        raise DataError(
+            f"{path}: line {names.index('') + 1} is blank, but the line's number is the label. Name the class or "
+            "remove the line."
+        )
+    if not 2 <= len(names) <= IGNORE_INDEX:
+        raise DataError(f"{path} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line.")
+    return names
 
 
 def _dataset(
@@ -77,6 +92,7 @@ def _dataset(
         image, mask = files[image_id]
         return read_image(image), read_mask(mask, void)
 
+    @cache  # every training mask is read: once is enough
     def count_weights() -> tuple[npt.NDArray[np.float64], str]:
         if all(path.is_dir() for path in training):
             masks = [mask for _, mask in _pairs(dataset_id, *training).values()]
@@ -125,8 +141,14 @@ def _by_stem(directory: Path) -> dict[str, Path]:
     if not directory.is_dir():
         raise DataError(f"{directory} is not a folder.")
     found: dict[str, Path] = {}
-    for path in sorted(directory.iterdir()):
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {directory}: {error}") from error
+    for path in paths:
         if path.suffix.lower() in SUFFIXES and path.is_file():
+            if not _is_text(path.name):
+                raise DataError(f"The name of the file {str(path)!r} is not valid UTF-8. Rename it.")
             if path.stem in found:
                 raise DataError(
                     f"{directory} has {found[path.stem].name} and {path.name}: image ids must be unique. Rename one."
@@ -135,24 +157,43 @@ def _by_stem(directory: Path) -> dict[str, Path]:
     return found
 
 
-def read_image(path: Path) -> Pixels:
-    """(H,W,3) uint8."""
+def _is_text(name: str) -> bool:
+    """False for a file name whose bytes are not UTF-8: it holds half characters, which nothing can write."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"Cannot read the image {path}: {error}") from error
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_image(path: Path) -> Pixels:
+    """(H,W,3) uint8.
+
+    Raises:
+        DataError: not an image, or a damaged one.
+    """
+    return _read(path, "image", "RGB")[0]
 
 
 def read_mask(path: Path, void: int | None) -> Labels:
-    """(H,W) integers; ``void`` becomes 255."""
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"Cannot read the mask {path}: {error}") from error
-    if labels.ndim != 2 or labels.dtype == bool:
+    """(H,W) integers; ``void`` becomes 255.
+
+    Raises:
+        DataError: not an image, a damaged one, or not one channel of whole numbers.
+    """
+    labels, mode = _read(path, "mask", None)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise DataError(
-            f"The mask {path} is not a one-channel image of labels (it is {image.mode}). Convert it to indexed PNG."
+            f"The mask {path} is not a one-channel image of whole numbers (it is {mode}). Convert it to indexed PNG."
         )
     return labels if void is None else np.where(labels == void, IGNORE_INDEX, labels)
+
+
+def _read(path: Path, kind: str, mode: str | None) -> tuple[npt.NDArray[Any], str]:
+    """The pixels, converted to ``mode`` if one is given, and the mode of the file."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return np.asarray(image.convert(mode) if mode else image), image.mode
+    except Exception as error:  # Pillow's readers raise anything on damaged files, SyntaxError among it
+        raise DataError(f"Cannot read the {kind} {path}: {error}. Restore or convert the file.") from error
