@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segbench import schemas
 from segbench.counts import Counts
 from segbench.errors import ContentError
 
@@ -33,9 +35,15 @@ SCHEMA = pa.schema(
         ("target", pa.int64()),
     ]
 )
+NAMES = ("loss", "image_id")
+# How it is read: a long name that fills many rows takes no more memory than once.
+DICTIONARY_SCHEMA = pa.schema(
+    [(field.name, pa.dictionary(pa.int32(), pa.string()) if field.name in NAMES else field.type) for field in SCHEMA]
+)
 METADATA_KEY, DIGEST_KEY = b"segbench", b"segbench.sha256"
 # What is read of strangers: a small file may declare enough to fill any memory.
-MAX_ROWS = 50_000_000
+MAX_ROWS = 5_000_000  # 2000 images that show 20 of their classes in 125 groups
+MAX_NAME = 1000  # characters of a loss or an image id
 MAX_GROUPS = 1000
 MAX_CELLS = 50_000_000  # images x classes, over all groups
 MAX_PIXELS = 2**31 - 1  # of one image, so that sums stay in int64
@@ -91,13 +99,25 @@ def _digest(table: pa.Table, metadata: bytes) -> bytes:
     """SHA-256 of metadata and cells, however Parquet stores them."""
     digest = hashlib.sha256(metadata)
     for column in table.columns:
-        values = column.combine_chunks()
-        if pa.types.is_string(values.type):
-            values = values.dictionary_encode()
-            digest.update(json.dumps(values.dictionary.to_pylist()).encode())
-            values = values.indices
-        digest.update(np.ascontiguousarray(values.to_numpy()).tobytes())
+        if pa.types.is_string(column.type) or pa.types.is_dictionary(column.type):
+            names, codes = _codes(column)
+            digest.update(json.dumps(names).encode())
+            digest.update(codes.tobytes())
+        else:
+            digest.update(np.ascontiguousarray(column.combine_chunks().to_numpy()).tobytes())
     return digest.hexdigest().encode()
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """A column of names as its names in the order in which they first appear, and a code for each row."""
+    coded = pa.types.is_dictionary(column.type)
+    values = column.unify_dictionaries().combine_chunks() if coded else column.combine_chunks().dictionary_encode()
+    given = values.indices.to_numpy()
+    present, first = np.unique(given, return_index=True)
+    order = present[np.argsort(first)]
+    code_of = np.zeros(max(len(values.dictionary), 1), np.int32)
+    code_of[order] = np.arange(len(order))
+    return [values.dictionary[code].as_py() for code in order.tolist()], code_of[given]
 
 
 def from_bytes(data: bytes, *, source: str) -> Evidence:
@@ -107,15 +127,17 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
         ContentError: not Parquet, another schema, damaged, or counts that cannot be; names ``source``.
     """
     try:
-        with pq.ParquetFile(io.BytesIO(data)) as file:
+        with pq.ParquetFile(io.BytesIO(data), read_dictionary=list(NAMES)) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ContentError(f"{source} has {file.metadata.num_rows} rows; at most {MAX_ROWS} are read.")
             schema, metadata = file.schema_arrow.remove_metadata(), file.schema_arrow.metadata or {}
-            if schema != SCHEMA:
+            if schema != DICTIONARY_SCHEMA:
                 raise ContentError(f"{source} does not have the columns of evidence: {', '.join(SCHEMA.names)}.")
             table = file.read()
         table.validate(full=True)
-        run = json.loads(metadata.get(METADATA_KEY, b"null"))
+        run = schemas.parse(metadata.get(METADATA_KEY, b"null").decode(), source=source)
+    except KeyError as error:  # a column that should be read as a dictionary
+        raise ContentError(f"{source} does not have the columns of evidence: {', '.join(SCHEMA.names)}.") from error
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise ContentError(f"{source} is damaged or not a Parquet file: {error}".splitlines()[0]) from error
     if not isinstance(run, dict) or not isinstance(run.get("num_classes"), int) or not 2 <= run["num_classes"] <= 65535:
@@ -130,10 +152,12 @@ def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
     if any(column.null_count for column in table.columns):
         raise ContentError(f"{source} has empty cells.")
     eps = table["eps_255"].to_numpy()
-    losses = table["loss"].combine_chunks().dictionary_encode()
-    ids = table["image_id"].combine_chunks().dictionary_encode()
-    loss_names, image_names = losses.dictionary.to_pylist(), ids.dictionary.to_pylist()
-    loss_codes, image_codes = losses.indices.to_numpy(), ids.indices.to_numpy()
+    (loss_names, loss_codes), (image_names, image_codes) = (_codes(table[name]) for name in NAMES)
+    for name in (*loss_names, *image_names):
+        if len(name) > MAX_NAME:
+            raise ContentError(f"{source} has a name of {len(name)} characters; at most {MAX_NAME} are read.")
+    if len(set(loss_names)) != len(loss_names) or len(set(image_names)) != len(image_names):
+        raise ContentError(f"{source} is damaged: a name has two codes.")
     classes = table["class"].to_numpy()
     values = [table[name].to_numpy() for name in ("intersection", "predicted", "target")]
     if not ((eps >= 0) & (eps <= 255)).all() or (classes < 0).any() or (classes >= num_classes).any():

@@ -60,7 +60,11 @@ def evidences(draw: st.DrawFn) -> Evidence:
         key: group(tuple(draw(names)), draw(st.integers(0, 99)), draw(st.sampled_from([0.0, 0.3, 1.0])), num_classes)
         for key in draw(st.lists(keys | st.just(CLEAN), max_size=4, unique=True))
     }
-    extra = draw(st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5), max_size=3))
+    extra = draw(
+        st.dictionaries(
+            st.text(max_size=5), st.none() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=5), max_size=3
+        )
+    )
     groups = {key: value for key, value in groups.items() if value.image_ids}  # a group without images has no rows
     return Evidence(groups, {**extra, "num_classes": num_classes})
 
@@ -167,7 +171,6 @@ def with_column(name: str, type_: pa.DataType) -> pa.Schema:
         SCHEMA.append(pa.field("more", pa.int64())),
         with_column("predicted", pa.float64()),
         with_column("class", pa.int64()),
-        with_column("image_id", pa.large_string()),
         with_column("loss", pa.binary()),
         SCHEMA.set(0, pa.field("eps", pa.float64())),
         pa.schema(list(reversed(SCHEMA))),
@@ -236,7 +239,7 @@ def test_a_split_group_is_refused() -> None:
     ],
 )
 def test_missing_or_foreign_metadata_is_refused(metadata: Any) -> None:
-    with pytest.raises(ContentError, match=r"^f (carries no segbench metadata|is damaged)"):
+    with pytest.raises(ContentError, match=r"^f (carries no segbench metadata|is damaged|is not valid JSON)"):
         from_bytes(parquet([ROW], metadata=metadata), source="f")
 
 
@@ -326,3 +329,10 @@ def test_how_parquet_stores_the_rows_does_not_matter() -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=3, compression="snappy")
     assert same(from_bytes(buffer.getvalue(), source="f"), found)
+
+
+def test_a_long_name_is_refused_before_it_is_repeated() -> None:
+    """Rows that share a long name are read with one copy of it; a name as long as this has no purpose."""
+    data = parquet([{**ROW, "image_id": "x" * 100_000, "class": number} for number in range(3)])
+    with pytest.raises(ContentError, match="a name of 100000 characters"):
+        from_bytes(data, source="f")
