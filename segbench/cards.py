@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench import content, schemas
-from segbench.errors import ContentError, ModelError, unknown_name
+from segbench.errors import ContentError, UnknownNameError, unknown_name
 
 CARD_VERSION = 1
 
@@ -93,7 +93,7 @@ def get_card(model_id: str) -> ModelCard:
     """
     paths = {path.stem: path for path in card_paths()}
     if model_id not in paths:
-        raise ModelError(unknown_name("model", model_id, paths) + " List them: segbench models")
+        raise UnknownNameError(unknown_name("model", model_id, paths) + " List them: segbench models")
     card = read_card(paths[model_id])
     if card.id != model_id:
         raise ContentError(f"The card {paths[model_id]} says it is {card.id!r}. Rename the file or correct `id`.")

@@ -15,7 +15,7 @@ import segbench
 from segbench.cards import read_card
 from segbench.cli import main
 from segbench.data.shapes import load_shapes
-from segbench.errors import RunError, UsageError
+from segbench.errors import DataError, ModelError, RunError, UsageError
 from segbench.models.architectures import build
 from segbench.training import loop
 from segbench.training.loop import Split, batches, learning_rate_factor, load_split, train, training_attack
@@ -55,7 +55,30 @@ def test_recipes_of_the_package_are_valid_and_named_after_their_models():
         ({"eps_255": "300"}, r"eps_255 must be in 0\.\.255"),
         ({"attack_steps": "0"}, "needs attack_steps"),
         ({"crop": "-1"}, "crop must be 0"),
+        ({"crop": "31"}, "crop must be 0 or a side of 32"),
         ({"epochs": "{"}, "not valid YAML"),
+        ({"title": "2020-13-45"}, "not valid YAML"),
+        ({"id": "/tmp/x"}, r"id must be 1 to 80 of a-z, 0-9 and _.*'/tmp/x'"),
+        ({"id": "../x"}, "id must be 1 to 80"),
+        ({"id": "a" * 81}, "id must be 1 to 80"),
+        ({"id": '"x\\n"'}, "id must be 1 to 80"),
+        ({"dataset": "../shapes"}, "dataset must be 1 to 80"),
+        ({"title": "''"}, "title must have 1 to 200 characters"),
+        ({"title": "t" * 201}, "title must have 1 to 200 characters"),
+        ({"seed": str(10**20)}, r"seed must be a finite number below 2\^63"),
+        ({"seed": str(2**32)}, r"seed must be in 0\.\.4294967295"),
+        ({"seed": "-1"}, "seed must be in"),
+        ({"batch_size": "1"}, "batch_size must be 2 or more"),
+        ({"weight_decay": "-0.1"}, "weight_decay must not be negative"),
+        ({"auxiliary_weight": "-1"}, "auxiliary_weight must not be negative"),
+        ({"eps_255": "0", "attack_steps": "-1"}, "attack_steps must not be negative"),
+        ({"learning_rate": ".inf"}, "learning_rate must be a finite number"),
+        ({"learning_rate": ".nan"}, "learning_rate must be a finite number"),
+        ({"learning_rate": "1" + "0" * 400}, "learning_rate must be a finite number"),
+        ({"architecture_arguments": "{depths: 2020-01-01}"}, "architecture_arguments must map names"),
+        ({"architecture_arguments": "{1: 2}"}, "architecture_arguments must map names"),
+        ({"architecture_arguments": "{channels: .nan}"}, "architecture_arguments must map names"),
+        ({"architecture_arguments": "&a {depths: *a}"}, "architecture_arguments must map names"),
     ],
 )
 def test_recipes_with_faults_are_refused(changes, text):
@@ -68,6 +91,83 @@ def test_unknown_recipes_are_answered_with_the_nearest():
         load_recipe("at_convnext_mini_shape")
     with pytest.raises(UsageError, match="does not exist"):
         load_recipe("nowhere.yaml")
+
+
+def test_recipes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "r.yaml").write_bytes("title: Straße".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"Cannot read the recipe .*r\.yaml.*UTF-8"):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"num_classes": 3}, "'num_classes' is a field of the card"),
+        ({"widths": [0, 8, 8, 8]}, "widths must be positive"),
+        ({"drop_path_rate": 2}, "drop_path_rate must be in"),
+    ],
+)
+def test_arguments_that_build_nothing_are_refused_before_anything_is_written(recipe, data, tmp_path, arguments, said):
+    with pytest.raises(ModelError, match=said):
+        train(dataclasses.replace(recipe, architecture_arguments=arguments), data, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [{"id": "../x"}, {"id": "/x"}, {"title": ""}, {"title": "t" * 201}, {"epochs": -1}])
+def test_a_run_that_cannot_end_with_a_valid_card_does_not_start(recipe, data, tmp_path, change):
+    """However the recipe was made; nothing is written, least of all outside of the folder."""
+    with pytest.raises(UsageError, match="card would not be valid"):
+        train(dataclasses.replace(recipe, **change), data, data, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(recipe, data, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(RunError, match="Give another --out folder"):
+        train(recipe, data, data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other content"])
+def test_damaged_checkpoints_are_named_and_kept(recipe, data, tmp_path, damage):
+    train(dataclasses.replace(recipe, epochs=1), data, load_shapes().first(1), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    if damage == "other content":
+        torch.save([1], path)
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"<html>"}[damage])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(RunError, match=r"checkpoint\.pt is damaged .*Delete it"):
+        train(recipe, data, load_shapes().first(1), tmp_path)
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_images_of_several_sizes_are_named(data):
+    smaller = data.read(data.image_ids[2])
+    mixed = dataclasses.replace(
+        data, read=lambda name: data.read(name) if name != "00002" else tuple(array[:40, :32] for array in smaller)
+    )
+    with pytest.raises(DataError, match=r"'00000' is 64x64, '00002' is 32x40 pixels\. Crop or resize"):
+        load_split(mixed)
+
+
+def test_images_too_small_for_the_architecture_are_refused(data):
+    small = dataclasses.replace(data, read=lambda name: tuple(array[:31] for array in data.read(name)))
+    with pytest.raises(DataError, match="32x32 pixels or more"):
+        load_split(small)
+
+
+def test_scores_of_a_model_that_keeps_tensors_leave_it_trainable(data):
+    class Keeps(torch.nn.Conv2d):
+        kept = None
+
+        def forward(self, images):
+            self.kept = super().forward(images) if self.kept is None else self.kept
+            return super().forward(images) + self.kept
+
+    model = Keeps(3, 8, 1)
+    loop.clean_scores(model, data.first(1), "cpu")
+    model(data[0].image[None]).sum().backward()
 
 
 def test_schedule():

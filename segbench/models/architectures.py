@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segbench.errors import ModelError, unknown_name
+from segbench.errors import ModelError, UnknownNameError, unknown_name
 from segbench.models.convnext import ConvNeXtBackbone
 from segbench.models.upernet import UPerNet
 
@@ -24,9 +24,25 @@ def upernet_convnext(
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """UPerNet on ConvNeXt with a ConvStem; the defaults are ConvNeXt-T as released (SEA.md, section 7)."""
+    whole = {"depths": depths, "widths": widths, "channels": [channels], "auxiliary_channels": [auxiliary_channels]}
+    for key, values in whole.items():
+        if not all(type(value) is int and value > 0 for value in values):
+            raise ValueError(f"{key} must be positive whole numbers, not {values!r}")
+    if not len(depths) == len(widths) == 4:
+        raise ValueError(f"depths and widths must be four numbers each, not {depths!r} and {widths!r}")
+    if widths[0] < 2:
+        raise ValueError("the stem needs widths[0] of 2 or more")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0,1), not {drop_path_rate!r}")
+    if sum(depths) > MAX_DEPTH:
+        raise ValueError(f"{sum(depths)} blocks are more than {MAX_DEPTH}")
     model = UPerNet(ConvNeXtBackbone(depths, widths, drop_path_rate), num_classes, channels, auxiliary_channels)
     return model.to(memory_format=torch.channels_last)
 
+
+MAX_PARAMETERS = 2_000_000_000  # of a model that is built: cards come from strangers
+MAX_DEPTH = 1000  # blocks of a model; each costs time even before its parameters are counted
+RESERVED = ("name", "num_classes")  # not arguments: the card has fields for them
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"upernet_convnext": upernet_convnext}
 
@@ -59,16 +75,51 @@ def build(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
     """An architecture with random weights.
 
     Raises:
-        ModelError: unknown name, or arguments that the architecture does not take.
+        UnknownNameError: unknown name.
+        ModelError: arguments that the architecture does not take, or too many parameters.
     """
+    return build_described({"name": name, "arguments": arguments}, num_classes=num_classes)
+
+
+def build_described(architecture: Mapping[str, Any], *, num_classes: int, parameters: int | None = None) -> nn.Module:
+    """The ``architecture`` of a card (``name``, ``arguments``) with random weights.
+
+    It is built without memory first, so that a card cannot ask for more than a model may have.
+
+    Args:
+        architecture: from a card or a recipe; not trusted.
+        num_classes: K.
+        parameters: how many the card says there are; None where it does not say.
+
+    Raises:
+        UnknownNameError: unknown name.
+        ModelError: arguments that the architecture does not take, too many parameters, or not as many as the card says.
+    """
+    name, arguments = architecture["name"], architecture["arguments"]
     if name not in ARCHITECTURES:
-        raise ModelError(unknown_name("architecture", name, ARCHITECTURES))
+        raise UnknownNameError(unknown_name("architecture", name, ARCHITECTURES))
+    mend = "Correct `architecture.arguments`."
+    if reserved := [key for key in RESERVED if key in arguments]:
+        raise ModelError(f"Architecture {name!r}: {reserved[0]!r} is a field of the card, not an argument. {mend}")
+    try:
+        with torch.device("meta"):
+            draft = ARCHITECTURES[name](num_classes=num_classes, **arguments)
+    except Exception as error:  # what the arguments break is not known here
+        raise ModelError(f"Architecture {name!r} does not take these arguments: {error}. {mend}") from error
+    found = sum(parameter.numel() for parameter in draft.parameters())
+    if found > MAX_PARAMETERS:
+        raise ModelError(
+            f"Architecture {name!r} would have {found} parameters; at most {MAX_PARAMETERS} are built. {mend}"
+        )
+    if parameters not in (None, found):
+        raise ModelError(
+            f"Architecture {name!r} would have {found} parameters, the card says {parameters}. "
+            "Correct `architecture.arguments` or `parameters`."
+        )
     try:
         return ARCHITECTURES[name](num_classes=num_classes, **arguments)
-    except TypeError as error:
-        raise ModelError(
-            f"Architecture {name!r} does not take these arguments: {error}. Correct `architecture.kwargs` in the card."
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        raise ModelError(f"There is no memory for the {found} parameters of {name!r}: {error}") from error
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
@@ -106,7 +157,7 @@ def from_released(architecture: str, state_dict: Mapping[str, Tensor], *, num_cl
         ModelError: unknown architecture, or keys that do not fit.
     """
     if architecture not in RELEASED:
-        raise ModelError(unknown_name("released architecture", architecture, RELEASED))
+        raise UnknownNameError(unknown_name("released architecture", architecture, RELEASED))
     name, arguments = RELEASED[architecture]
     renamed = {}
     for key, value in state_dict.items():

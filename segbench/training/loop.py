@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segbench import counts
+from segbench import counts, schemas
 from segbench.cards import CARD_VERSION, ModelCard
 from segbench.data import SegmentationDataset
-from segbench.errors import RunError, SegbenchError
+from segbench.errors import ContentError, DataError, ModelError, RunError, UsageError
 from segbench.files import sha256_bytes, write_atomic
-from segbench.models.architectures import build
+from segbench.models.architectures import build_described
 from segbench.models.upernet import UPerNet
-from segbench.training.recipe import Recipe
+from segbench.training.recipe import MIN_SIDE, Recipe
 
 
 class Progress(NamedTuple):
@@ -54,8 +54,23 @@ class Trained:
 
 
 def load_split(dataset: SegmentationDataset) -> Split:
-    """Reads every image; training on sets larger than memory is not what this first loop is for."""
+    """Reads every image; training on sets larger than memory is not what this first loop is for.
+
+    Raises:
+        DataError: a damaged image, images of several sizes, or too small ones.
+    """
     samples = list(dataset)
+    for sample in samples:
+        if sample.image.shape != samples[0].image.shape:
+            (height, width), (other, wide) = samples[0].image.shape[1:], sample.image.shape[1:]
+            raise DataError(
+                f"Training needs images of one size: {samples[0].image_id!r} is {width}x{height}, "
+                f"{sample.image_id!r} is {wide}x{other} pixels. Crop or resize the files of {dataset.id}."
+            )
+    if min(samples[0].label.shape) < MIN_SIDE:
+        raise DataError(
+            f"Training needs images of {MIN_SIDE}x{MIN_SIDE} pixels or more; those of {dataset.id} are smaller."
+        )
     images = torch.stack([(sample.image * 255).round().to(torch.uint8) for sample in samples])
     return Split(images, torch.stack([sample.label.to(torch.uint8) for sample in samples]))
 
@@ -131,12 +146,22 @@ def train(
     A checkpoint is written after each epoch; a killed run continues from it, on one machine's CPU to the same weights.
 
     Raises:
-        RunError: ``out`` holds a checkpoint of another recipe, or the loss is no longer finite.
+        UsageError: the recipe would end in a card that is not valid.
+        ModelError: the architecture does not take the recipe's arguments.
+        DataError: damaged images, or several sizes.
+        RunError: ``out`` cannot be used, holds a damaged checkpoint or one of another recipe, or the loss is no longer
+            finite.
     """
     torch.manual_seed(recipe.seed)
-    model = build(recipe.architecture, num_classes=dataset.num_classes, **recipe.architecture_arguments)
+    architecture = {"name": recipe.architecture, "arguments": dict(recipe.architecture_arguments)}
+    model = build_described(architecture, num_classes=dataset.num_classes)
     if not isinstance(model, UPerNet):
-        raise SegbenchError(f"Training needs an architecture with an auxiliary head; {recipe.architecture} has none.")
+        raise ModelError(f"Training needs an architecture with an auxiliary head; {recipe.architecture} has none.")
+    card = _card(recipe, architecture, dataset, model, device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"Cannot write to {out}: {error}. Give another --out folder.") from error
     model.to(device).train()
     split = load_split(dataset)
     steps_an_epoch = len(split.images) // recipe.batch_size
@@ -153,8 +178,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps_an_epoch, steps_an_epoch * recipe.epochs)
     )
-    state = _resume(out / "checkpoint.pt", recipe, model, optimizer, scheduler)
-    log, seconds = state["log"], state["seconds"]
+    log, seconds = _resume(out / "checkpoint.pt", recipe, model, optimizer, scheduler)
     for epoch in range(len(log), recipe.epochs):
         started, total = time.monotonic(), 0.0
         for number, (images, labels) in enumerate(batches(split, recipe, epoch)):
@@ -178,7 +202,7 @@ def train(
         seconds += time.monotonic() - started
         log.append(total / steps_an_epoch)
         _save(out / "checkpoint.pt", recipe, model, optimizer, scheduler, log, seconds)
-    return _finish(recipe, model.eval(), dataset, validation, out, log, seconds, device)
+    return _finish(card, model.eval(), validation, out, log, seconds, device)
 
 
 def _save(
@@ -190,16 +214,25 @@ def _save(
     write_atomic(path, buffer.getvalue())
 
 
-def _resume(path: Path, recipe: Recipe, model: nn.Module, optimizer: Any, scheduler: Any) -> dict[str, Any]:
+def _resume(path: Path, recipe: Recipe, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[list[float], float]:
+    """The losses of the epochs done and the seconds they took; the rest of the state goes where it belongs."""
     if not path.exists():
-        return {"log": [], "seconds": 0.0}
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    if state["recipe"] != _recipe_json(recipe):
-        raise RunError(f"{path} belongs to another recipe. Give another --out folder, or delete the checkpoint.")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return state
+        return [], 0.0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["recipe"] != _recipe_json(recipe):
+            raise RunError(f"{path} belongs to another recipe. Give another --out folder, or delete the checkpoint.")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        return state["log"], state["seconds"]
+    except RunError:
+        raise
+    except Exception as error:  # what a damaged file gives is not known
+        raise RunError(
+            f"The checkpoint {path} is damaged ({type(error).__name__}). Delete it to start again, "
+            "or give another --out folder."
+        ) from error
 
 
 def _recipe_json(recipe: Recipe) -> str:
@@ -209,7 +242,7 @@ def _recipe_json(recipe: Recipe) -> str:
 def clean_scores(model: nn.Module, dataset: SegmentationDataset, device: str) -> tuple[float, float]:
     """Clean aAcc and mIoU in [0,1]."""
     parts = []
-    with torch.inference_mode():
+    with torch.no_grad():  # unlike inference_mode, it suits models that keep tensors for later passes
         for sample in dataset:
             prediction = model(sample.image[None].to(device)).max(dim=1).indices.cpu().numpy()
             parts.append(counts.count(prediction, sample.label[None].numpy(), dataset.num_classes))
@@ -217,32 +250,24 @@ def clean_scores(model: nn.Module, dataset: SegmentationDataset, device: str) ->
     return merged.aacc(), merged.miou()
 
 
-def _finish(
-    recipe: Recipe,
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    validation: SegmentationDataset,
-    out: Path,
-    log: list[float],
-    seconds: float,
-    device: str,
-) -> Trained:
-    aacc, miou = clean_scores(model, validation, device)
-    weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
-    weights_path, card_path = out / f"{recipe.id}.safetensors", out / f"{recipe.id}.json"
-    write_atomic(weights_path, weights)
-    rows = "".join(f"{epoch},{loss:.6f}\n" for epoch, loss in enumerate(log, 1))
-    write_atomic(out / "log.csv", ("epoch,loss\n" + rows).encode())
+def _card(
+    recipe: Recipe, architecture: dict[str, Any], dataset: SegmentationDataset, model: nn.Module, device: str
+) -> ModelCard:
+    """The card of the run before it starts, without what training finds: losses, seconds, scores and hash.
+
+    Raises:
+        UsageError: it is not valid, so the run could not end with a valid one.
+    """
     card = ModelCard(
         schema_version=CARD_VERSION,
         id=recipe.id,
         title=recipe.title,
-        architecture={"name": recipe.architecture, "arguments": dict(recipe.architecture_arguments)},
+        architecture=architecture,
         dataset=recipe.dataset,
         num_classes=dataset.num_classes,
         parameters=sum(p.numel() for p in model.parameters()),
-        sources=[{"type": "package", "file": weights_path.name}],
-        sha256=sha256_bytes(weights),
+        sources=[{"type": "package", "file": f"{recipe.id}.safetensors"}],
+        sha256=None,
         licence="MIT",
         paper=None,
         training={
@@ -253,16 +278,40 @@ def _finish(
             "initialisation": "random",
             "extra_data": None,
             "recipe": asdict(recipe),
-            "log": {
-                "loss_first_epoch": log[0],
-                "loss_last_epoch": log[-1],
-                "images": len(dataset),
-                "seconds": round(seconds, 1),
-                "device": device,
-                "torch": str(torch.__version__),
-            },
+            "log": {"images": len(dataset), "device": device, "torch": str(torch.__version__)},
         },
         preprocessing="images in [0,1] at the size of the data set; nothing else",
+        expected=None,
+    )
+    try:
+        found = schemas.problems("card", schemas.parse(card.to_json(), source="it"))
+    except (ContentError, TypeError, ValueError) as error:
+        found = [str(error)]
+    if found:
+        raise UsageError("The recipe's card would not be valid; correct the recipe:\n  " + "\n  ".join(found[:10]))
+    return card
+
+
+def _finish(
+    card: ModelCard,
+    model: nn.Module,
+    validation: SegmentationDataset,
+    out: Path,
+    log: list[float],
+    seconds: float,
+    device: str,
+) -> Trained:
+    aacc, miou = clean_scores(model, validation, device)
+    weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
+    weights_path, card_path = out / f"{card.id}.safetensors", out / f"{card.id}.json"
+    write_atomic(weights_path, weights)
+    rows = "".join(f"{epoch},{loss:.6f}\n" for epoch, loss in enumerate(log, 1))
+    write_atomic(out / "log.csv", ("epoch,loss\n" + rows).encode())
+    found = {"loss_first_epoch": log[0], "loss_last_epoch": log[-1], "seconds": round(seconds, 1)}
+    card = replace(
+        card,
+        sha256=sha256_bytes(weights),
+        training={**card.training, "log": {**found, **card.training["log"]}},
         expected={"aacc": float(np.round(aacc, 6)), "miou": float(np.round(miou, 6))},
     )
     write_atomic(card_path, card.to_json().encode())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,7 +13,12 @@ from typing import Any
 
 import yaml
 
-from segbench.errors import UsageError, unknown_name
+from segbench.errors import UnknownNameError, UsageError, unknown_name
+
+IDENTIFIER = "[a-z0-9][a-z0-9_]{0,79}"  # as the schema of cards has it; the id names the files that training writes
+MAX_NUMBER = 2**63 - 1  # the largest that a card holds
+MAX_SEED = 2**32 - 1
+MIN_SIDE = 32  # of a training image in pixels: the last feature map is that much smaller
 
 
 @dataclass(frozen=True)
@@ -70,20 +77,23 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     """A recipe by name, or from a path that ends in ``.yaml``; ``overrides`` are field = YAML value.
 
     Raises:
-        UsageError: unknown recipe or field, missing field, value of a wrong type or out of range.
+        UsageError: unknown recipe or field, unreadable file, missing field, value of a wrong type or out of range.
     """
     if name.endswith(".yaml"):
         if not Path(name).is_file():
             raise UsageError(f"The recipe {name} does not exist.")
-        text = Path(name).read_text("utf-8")
+        try:
+            text = Path(name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"Cannot read the recipe {name}: {error}. It must be a text file in UTF-8.") from error
     elif name in list_recipes():
         text = (files("segbench.training") / "recipes" / f"{name}.yaml").read_text("utf-8")
     else:
-        raise UsageError(unknown_name("recipe", name, list_recipes()))
+        raise UnknownNameError(unknown_name("recipe", name, list_recipes()))
     try:
         values = yaml.safe_load(text)
         changes = {key: yaml.safe_load(value) for key, value in (overrides or {}).items()}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         raise UsageError(f"The recipe {name} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"The recipe {name} must be a mapping of field to value.")
@@ -104,11 +114,24 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
             raise UsageError(
                 f"Recipe {name}: {key} must be {' or '.join(t.__name__ for t in allowed)}, not {values[key]!r}."
             )
+        if isinstance(values[key], (int, float)) and not abs(values[key]) <= MAX_NUMBER:
+            raise UsageError(f"Recipe {name}: {key} must be a finite number below 2^63.")
+    _check_plain(name, values["architecture_arguments"])
     arguments: dict[str, Any] = {
         key: float(values[key]) if kind == "float" else values[key] for key, kind in fields.items()
     }
     recipe = Recipe(**arguments)
-    positive = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "learning_rate": recipe.learning_rate}
+    for key in ("id", "dataset", "architecture"):
+        if not re.fullmatch(IDENTIFIER, values[key]):
+            raise UsageError(
+                f"Recipe {name}: {key} must be 1 to 80 of a-z, 0-9 and _, the first a letter or digit, "
+                f"not {values[key]!r}."
+            )
+    if not 1 <= len(recipe.title) <= 200:
+        raise UsageError(f"Recipe {name}: title must have 1 to 200 characters, not {len(recipe.title)}.")
+    if not 0 <= recipe.seed <= MAX_SEED:
+        raise UsageError(f"Recipe {name}: seed must be in 0..{MAX_SEED}, not {recipe.seed}.")
+    positive = {"epochs": recipe.epochs, "learning_rate": recipe.learning_rate}
     if bad := [key for key, value in positive.items() if not value > 0]:
         raise UsageError(f"Recipe {name}: {bad[0]} must be positive, not {positive[bad[0]]}.")
     if not 0 <= recipe.eps_255 <= 255 or (
@@ -117,6 +140,26 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
         raise UsageError(
             f"Recipe {name}: eps_255 must be in 0..255, and above 0 it needs attack_steps and step_size_255 above 0."
         )
-    if not recipe.crop >= 0:
-        raise UsageError(f"Recipe {name}: crop must be 0 or a side in pixels, not {recipe.crop}.")
+    if not recipe.batch_size >= 2:
+        raise UsageError(
+            f"Recipe {name}: batch_size must be 2 or more, not {recipe.batch_size}: batch normalisation needs two."
+        )
+    for key in ("weight_decay", "auxiliary_weight", "attack_steps", "step_size_255"):
+        if not values[key] >= 0:
+            raise UsageError(f"Recipe {name}: {key} must not be negative, but is {values[key]}.")
+    if recipe.crop and not recipe.crop >= MIN_SIDE:
+        raise UsageError(f"Recipe {name}: crop must be 0 or a side of {MIN_SIDE} pixels or more, not {recipe.crop}.")
     return recipe
+
+
+def _check_plain(name: str, arguments: dict[Any, Any]) -> None:
+    """Arguments go into the card: names to what JSON can hold."""
+    try:
+        json.dumps(arguments, allow_nan=False)
+        plain = all(isinstance(key, str) for key in arguments)
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise UsageError(
+            f"Recipe {name}: architecture_arguments must map names to numbers, texts or lists, not {arguments!r}."
+        )
