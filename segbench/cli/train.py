@@ -19,8 +19,14 @@ from segbench.errors import UsageError
 )
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, ...")
-@click.option("--set", "overrides", multiple=True, help="field=value of the recipe; several after one --set.")
-@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+@click.option(
+    "--set",
+    "overrides",
+    envvar="SEGBENCH_TRAIN_SET",
+    multiple=True,
+    help="field=value of the recipe; several after one --set.",
+)
+@click.option("--json", is_flag=True, help="Print the card as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train(
     recipe: str,
@@ -28,7 +34,7 @@ def train(
     data_root: Path | None,
     device: str,
     overrides: tuple[str, ...],
-    as_json: bool,
+    json: bool,
     quiet: bool,
 ) -> None:
     """Train a model by RECIPE: a name (a wrong one lists them) or a file.yaml.
@@ -68,7 +74,7 @@ def train(
 
         trained = run(chosen, data, validation, folder, device=str(choose_device(device)), progress=show)
     card = trained.card
-    if as_json:
+    if json:
         print_json(card.document())
     elif card.expected:
         click.echo(

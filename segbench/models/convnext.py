@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 from timm.layers.norm import LayerNorm2d
 from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class ConvNeXtBackbone(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         self.stem = ConvStem(widths[0])
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         stages: list[nn.Module] = []
         for index, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             stages.append(

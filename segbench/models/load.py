@@ -16,7 +16,7 @@ from torch import nn
 from segbench.cards import ModelCard, get_card, read_card
 from segbench.errors import ModelError
 from segbench.files import sha256_bytes
-from segbench.models.architectures import build, load_weights
+from segbench.models.architectures import build_described, load_weights
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load_card(card: ModelCard) -> Subject:
         state_dict = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise ModelError(f"The weights {path} are damaged: {error}") from error
-    module = build(card.architecture["name"], num_classes=card.num_classes, **card.architecture["arguments"])
+    module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
     load_weights(module, state_dict, source=str(path))
     return Subject(module.eval(), card.id, card, digest)
 
