@@ -43,6 +43,7 @@ DICTIONARY_SCHEMA = pa.schema(
 METADATA_KEY, DIGEST_KEY = b"segbench", b"segbench.sha256"
 # What is read of strangers: a small file may declare enough to fill any memory.
 MAX_ROWS = 5_000_000  # 2000 images that show 20 of their classes in 125 groups
+MAX_BYTES = 2**28  # of all columns, uncompressed; MAX_ROWS with short names fit
 MAX_NAME = 1000  # characters of a loss or an image id
 MAX_GROUPS = 1000
 MAX_CELLS = 50_000_000  # images x classes, over all groups
@@ -117,7 +118,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     order = present[np.argsort(first)]
     code_of = np.zeros(max(len(values.dictionary), 1), np.int32)
     code_of[order] = np.arange(len(order))
-    return [values.dictionary[code].as_py() for code in order.tolist()], code_of[given]
+    return values.dictionary.take(pa.array(order)).to_pylist(), code_of[given]
 
 
 def from_bytes(data: bytes, *, source: str) -> Evidence:
@@ -130,6 +131,9 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
         with pq.ParquetFile(io.BytesIO(data), read_dictionary=list(NAMES)) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ContentError(f"{source} has {file.metadata.num_rows} rows; at most {MAX_ROWS} are read.")
+            size = sum(abs(file.metadata.row_group(i).total_byte_size) for i in range(file.num_row_groups))
+            if size > MAX_BYTES:
+                raise ContentError(f"{source} has {size} bytes when unpacked; at most {MAX_BYTES} are read.")
             schema, metadata = file.schema_arrow.remove_metadata(), file.schema_arrow.metadata or {}
             if schema != DICTIONARY_SCHEMA:
                 raise ContentError(f"{source} does not have the columns of evidence: {', '.join(SCHEMA.names)}.")

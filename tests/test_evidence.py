@@ -62,7 +62,7 @@ def evidences(draw: st.DrawFn) -> Evidence:
     }
     extra = draw(
         st.dictionaries(
-            st.text(max_size=5), st.none() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=5), max_size=3
+            st.text(max_size=5), st.none() | st.integers(1 - 2**63, 2**63 - 1) | st.text(max_size=5), max_size=3
         )
     )
     groups = {key: value for key, value in groups.items() if value.image_ids}  # a group without images has no rows
@@ -236,6 +236,9 @@ def test_a_split_group_is_refused() -> None:
         {"num_classes": -4},
         {"num_classes": 65536},
         {"num_classes": 10**40},
+        {"num_classes": NUM_CLASSES, "zero_gradients": 10**400},
+        b'{"num_classes": 4, "num_classes": 4}',
+        b'{"num_classes": 4, "value": NaN}',
     ],
 )
 def test_missing_or_foreign_metadata_is_refused(metadata: Any) -> None:
@@ -336,3 +339,28 @@ def test_a_long_name_is_refused_before_it_is_repeated() -> None:
     data = parquet([{**ROW, "image_id": "x" * 100_000, "class": number} for number in range(3)])
     with pytest.raises(ContentError, match="a name of 100000 characters"):
         from_bytes(data, source="f")
+
+
+@pytest.mark.parametrize("way", ["one page", "many row groups"])
+def test_a_small_file_that_unpacks_to_much_is_refused(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that are stored again and again, compressed to nearly nothing."""
+    rows = 200
+    ids = [f"{number:03d}" + "x" * 50_000 for number in range(rows)]
+    table = pa.Table.from_pylist([{**ROW, "image_id": name} for name in ids], schema=SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, compression="zstd", use_dictionary=False, row_group_size=rows if way == "one page" else 1
+    )
+    monkeypatch.setattr(evidence, "MAX_BYTES", 2**20)
+    with pytest.raises(ContentError, match="bytes when unpacked; at most 1048576"):
+        from_bytes(buffer.getvalue(), source="f")
+
+
+def test_a_name_stored_under_two_codes_is_refused() -> None:
+    """Written as a dictionary with a duplicate, one image could be counted twice."""
+    ids = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["a", "a"]))
+    table = pa.Table.from_pylist([ROW, ROW], schema=SCHEMA).set_column(2, "image_id", ids)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: b'{"num_classes": 4}'}), buffer)
+    with pytest.raises(ContentError, match=r"two codes|an image and class twice|columns of evidence"):
+        from_bytes(buffer.getvalue(), source="f")
