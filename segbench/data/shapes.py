@@ -37,7 +37,8 @@ def _disc(u: Array, v: Array) -> Array:
 
 
 def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.75
+    distance: Array = np.maximum(np.abs(u), np.abs(v)) - 0.75
+    return distance
 
 
 def _triangle(u: Array, v: Array) -> Array:
@@ -49,12 +50,16 @@ def _ring(u: Array, v: Array) -> Array:
 
 
 def _cross(u: Array, v: Array) -> Array:
-    return np.minimum(np.maximum(np.abs(u) - 0.95, np.abs(v) - 0.28), np.maximum(np.abs(u) - 0.28, np.abs(v) - 0.95))
+    distance: Array = np.minimum(
+        np.maximum(np.abs(u) - 0.95, np.abs(v) - 0.28), np.maximum(np.abs(u) - 0.28, np.abs(v) - 0.95)
+    )
+    return distance
 
 
 def _star(u: Array, v: Array) -> Array:
     angle = np.mod(np.arctan2(u, v), 2 * np.pi / 5) - np.pi / 5
-    return np.hypot(u, v) * (0.75 + 0.62 * (1 - np.abs(angle) / (np.pi / 5))) - 0.78
+    distance: Array = np.hypot(u, v) * (0.75 + 0.62 * (1 - np.abs(angle) / (np.pi / 5))) - 0.78
+    return distance
 
 
 def _bar(u: Array, v: Array) -> Array:
