@@ -150,7 +150,12 @@ def test_killed_runs_continue_to_the_same_bytes(reference, tmp_path):
 def test_ctrl_c_is_resumable(tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
-        command(out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(out),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for background jobs
     )
     while process.poll() is None and not list(out.glob("units/*.parquet")):
         time.sleep(0.02)
