@@ -1,6 +1,6 @@
 """Architectures and the way from a model id to a module."""
 
-from segbench.models.architectures import from_released
 from segbench.models.load import load_model
+from segbench.models.released import from_released, normalise_keys
 
-__all__ = ["from_released", "load_model"]
+__all__ = ["from_released", "load_model", "normalise_keys"]

@@ -1,9 +1,9 @@
-"""Architectures by name, and the map from the released checkpoints' layout to ours."""
+"""Architectures by name, and loading that refuses what does not fit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from segbench.errors import ModelError, UnknownNameError, unknown_name
 from segbench.models.convnext import ConvNeXtBackbone
+from segbench.models.pspnet import DilatedResNet, PSPNet
+from segbench.models.segmenter import Segmenter, VisionTransformer
+from segbench.models.timm_backbone import TimmBackbone
 from segbench.models.upernet import UPerNet
+
+MAX_PARAMETERS = 2_000_000_000  # of a model that is built: cards come from strangers
+MAX_DEPTH = 1000  # blocks of a model; each costs time even before its parameters are counted
+# State-dict names whose tensors have the size K.
+_OF_CLASSES = re.compile(r"(^|\.)(classifier\.(weight|bias)|cls_emb|mask_norm\.(weight|bias))$")
+RESERVED = ("name", "num_classes")  # not arguments: the card has fields for them
 
 
 def upernet_convnext(
@@ -24,51 +33,103 @@ def upernet_convnext(
     drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """UPerNet on ConvNeXt with a ConvStem; the defaults are ConvNeXt-T as released (SEA.md, section 7)."""
-    whole = {"depths": depths, "widths": widths, "channels": [channels], "auxiliary_channels": [auxiliary_channels]}
-    for key, values in whole.items():
-        if not all(type(value) is int and value > 0 for value in values):
-            raise ValueError(f"{key} must be positive whole numbers, not {values!r}")
+    _check_whole(depths=depths, widths=widths, channels=channels, auxiliary_channels=auxiliary_channels)
     if not len(depths) == len(widths) == 4:
         raise ValueError(f"depths and widths must be four numbers each, not {depths!r} and {widths!r}")
     if widths[0] < 2:
         raise ValueError("the stem needs widths[0] of 2 or more")
-    if not 0 <= drop_path_rate < 1:
-        raise ValueError(f"drop_path_rate must be in [0,1), not {drop_path_rate!r}")
-    if sum(depths) > MAX_DEPTH:
-        raise ValueError(f"{sum(depths)} blocks are more than {MAX_DEPTH}")
+    _check_depth(sum(depths))
+    _check_rate(drop_path_rate)
     model = UPerNet(ConvNeXtBackbone(depths, widths, drop_path_rate), num_classes, channels, auxiliary_channels)
     return model.to(memory_format=torch.channels_last)
 
 
-MAX_PARAMETERS = 2_000_000_000  # of a model that is built: cards come from strangers
-MAX_DEPTH = 1000  # blocks of a model; each costs time even before its parameters are counted
-RESERVED = ("name", "num_classes")  # not arguments: the card has fields for them
+def upernet_timm(
+    *,
+    num_classes: int,
+    backbone: str,
+    channels: int = 512,
+    auxiliary_channels: int = 256,
+    normalize: str | None = None,
+) -> nn.Module:
+    """UPerNet on the last four feature levels of a timm model, with random weights.
 
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {"upernet_convnext": upernet_convnext}
+    ``backbone`` is a name of ``timm.list_models()``; nothing is ever downloaded. With ``normalize="imagenet"`` the
+    model normalises images by the mean and standard deviation of that timm model, and keeps both as buffers.
+    """
+    _check_whole(channels=channels, auxiliary_channels=auxiliary_channels)
+    if normalize not in (None, "imagenet"):
+        raise ValueError(f"normalize must be 'imagenet' or null, not {normalize!r}")
+    features = TimmBackbone(backbone, normalize=normalize is not None)
+    return UPerNet(features, num_classes, channels, auxiliary_channels).to(memory_format=torch.channels_last)
 
-# The released models: our architecture and its arguments.
-RELEASED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "upernet_convnext_t": ("upernet_convnext", {}),
-    "upernet_convnext_s": ("upernet_convnext", {"depths": (3, 3, 27, 3)}),
+
+def segmenter_vit(
+    *,
+    num_classes: int,
+    width: int = 384,
+    depth: int = 12,
+    heads: int = 6,
+    patch: int = 16,
+    image_size: int = 512,
+    decoder_depth: int = 2,
+    drop_path_rate: float = 0.0,
+) -> nn.Module:
+    """Segmenter with a mask transformer; the defaults are ViT-S/16 as released (SEA.md, section 7)."""
+    _check_whole(width=width, depth=depth, heads=heads, patch=patch, image_size=image_size, decoder_depth=decoder_depth)
+    if width % heads:
+        raise ValueError(f"width must be a multiple of heads, not {width} for {heads} heads")
+    if image_size % patch:
+        raise ValueError(f"image_size must be a multiple of patch, not {image_size} for patches of {patch}")
+    _check_depth(depth + decoder_depth)
+    _check_rate(drop_path_rate)
+    encoder = VisionTransformer(width, depth, heads, patch, image_size, drop_path_rate)
+    return Segmenter(encoder, num_classes, width, heads, decoder_depth)
+
+
+def pspnet_resnet(
+    *,
+    num_classes: int,
+    depths: Sequence[int] = (3, 4, 6, 3),
+    width: int = 64,
+    deep_stem: bool = False,
+    channels: int = 512,
+    auxiliary_channels: int = 256,
+) -> nn.Module:
+    """PSPNet on a dilated ResNet; the defaults are ResNet-50 as released (SEA.md, section 7)."""
+    _check_whole(depths=depths, width=width, channels=channels, auxiliary_channels=auxiliary_channels)
+    if len(depths) != 4:
+        raise ValueError(f"depths must be four numbers, not {depths!r}")
+    if type(deep_stem) is not bool:
+        raise ValueError(f"deep_stem must be true or false, not {deep_stem!r}")
+    _check_depth(sum(depths))
+    backbone = DilatedResNet(depths, width, deep_stem=deep_stem)
+    return PSPNet(backbone, num_classes, channels, auxiliary_channels).to(memory_format=torch.channels_last)
+
+
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
+    "upernet_convnext": upernet_convnext,
+    "upernet_timm": upernet_timm,
+    "segmenter_vit": segmenter_vit,
+    "pspnet_resnet": pspnet_resnet,
 }
 
-# Released name -> our name; applied in order to each key.
-_UPERNET_RENAMES = (
-    (r"^backbone\.downsample_layers\.0\.stem\.(\d+)\.", r"backbone.stem.\1."),
-    (r"^backbone\.downsample_layers\.(\d)\.", r"backbone.stages.\1.downsample."),
-    (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
-    (r"^(backbone\.stages\.\d)\.(\d+)\.", r"\1.blocks.\2."),
-    (r"\.dwconv\.", ".conv_dw."),
-    (r"\.pwconv(\d)\.", r".mlp.fc\1."),
-    (r"^decode_head\.psp_modules\.(\d)\.1\.", r"head.pyramid.branches.\1."),
-    (r"^decode_head\.bottleneck\.", "head.pyramid.bottleneck."),
-    (r"^decode_head\.lateral_convs\.", "head.laterals."),
-    (r"^decode_head\.fpn_convs\.", "head.smooth."),
-    (r"^decode_head\.fpn_bottleneck\.", "head.fuse."),
-    (r"^decode_head\.", "head."),
-    (r"^auxiliary_head\.convs\.0\.", "auxiliary_head.block."),
-    (r"\.batch_norm\.", ".norm."),
-)
+
+def _check_whole(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        values = [value] if isinstance(value, int) else value
+        if not (isinstance(values, Sequence) and all(type(number) is int and number > 0 for number in values)):
+            raise ValueError(f"{name} must be positive whole numbers, not {value!r}")
+
+
+def _check_depth(blocks: int) -> None:
+    if blocks > MAX_DEPTH:
+        raise ValueError(f"{blocks} blocks are more than {MAX_DEPTH}")
+
+
+def _check_rate(rate: float) -> None:
+    if isinstance(rate, bool) or not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0,1), not {rate!r}")
 
 
 def build(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
@@ -122,51 +183,61 @@ def build_described(architecture: Mapping[str, Any], *, num_classes: int, parame
         raise ModelError(f"There is no memory for the {found} parameters of {name!r}: {error}") from error
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, source: str) -> None:
     """Copies a state dict into ``model``; every key and shape must fit.
 
     Raises:
-        ModelError: lists the first ten missing, surplus and misshaped keys.
+        ModelError: lists the first ten missing, surplus and misshaped keys, and the likely cause.
     """
+    if wrong := [key for key, value in state_dict.items() if not isinstance(value, Tensor)]:
+        kind = type(state_dict[wrong[0]]).__name__
+        raise ModelError(f"The weights of {source} hold {wrong[0]!r}, which is {kind} and not a tensor. Remove it.")
     own = model.state_dict()
-    problems = [f"missing {key}" for key in own.keys() - state_dict.keys()]
-    problems += [f"surplus {key}" for key in state_dict.keys() - own.keys()]
-    problems += [
-        f"{key} is {tuple(state_dict[key].shape)}, the model has {tuple(own[key].shape)}"
+    missing, surplus = own.keys() - state_dict.keys(), state_dict.keys() - own.keys()
+    misshaped = {
+        key: (tuple(state_dict[key].shape), tuple(own[key].shape))
         for key in own.keys() & state_dict.keys()
         if own[key].shape != state_dict[key].shape
-    ]
+    }
+    problems = [f"missing {key}" for key in missing] + [f"surplus {key}" for key in surplus]
+    problems += [f"{key} is {theirs}, the model has {ours}" for key, (theirs, ours) in misshaped.items()]
     if problems:
         listed = "\n  ".join(sorted(problems)[:10])
         raise ModelError(
             f"The weights of {source} do not fit the architecture ({len(problems)} keys):\n  {listed}\n"
-            "Likely cause: another architecture, other arguments or another number of classes in the card."
+            f"Likely cause: {_likely_cause(missing, surplus, misshaped, len(own))}"
         )
     model.load_state_dict(state_dict)
 
 
-def from_released(architecture: str, state_dict: Mapping[str, Tensor], *, num_classes: int) -> nn.Module:
-    """A released checkpoint in its authors' layout, as a module in eval mode.
+def _likely_cause(
+    missing: Set[str],
+    surplus: Set[str],
+    misshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+    size: int,
+) -> str:
+    """What a person would guess from the keys of a model of ``size`` entries that do not fit."""
+    if not missing and not surplus and all(_OF_CLASSES.search(key) for key in misshaped):
+        counts = {_differing(theirs, ours) for theirs, ours in misshaped.values()}
+        if len(counts) == 1 and (found := counts.pop()) is not None:
+            theirs, ours = found
+            return f"another number of classes: the weights have K={theirs}, the model {ours}. Correct `num_classes`."
+    if len(missing) > size / 2 and len(surplus) > size / 2:
+        return (
+            "another architecture, or a layout that segbench does not know. Correct `architecture.name`, "
+            "or rename the keys to those of the model's state_dict()."
+        )
+    if missing and not surplus and not misshaped:
+        if all(key.startswith("auxiliary_head.") for key in missing):
+            return "the auxiliary head was left out of the file. Save the state dict with it; the head counts as part."
+        if all(key.endswith(".num_batches_tracked") for key in missing):
+            return "the file is from a PyTorch before 0.4.1. Add the missing entries as torch.tensor(0)."
+    if missing or surplus:
+        return "other arguments (another depth, another stem) or another architecture. Correct `architecture`."
+    return "other arguments (another width). Correct `architecture.arguments`."
 
-    Args:
-        architecture: ``upernet_convnext_t`` or ``upernet_convnext_s``.
-        state_dict: released names to tensors.
-        num_classes: K, 21 for Pascal VOC and 151 for ADE20K.
 
-    Raises:
-        ModelError: unknown architecture, or keys that do not fit.
-    """
-    if architecture not in RELEASED:
-        raise UnknownNameError(unknown_name("released architecture", architecture, RELEASED))
-    name, arguments = RELEASED[architecture]
-    renamed = {}
-    for key, value in state_dict.items():
-        for pattern, replacement in _UPERNET_RENAMES:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    model = build(name, num_classes=num_classes, **arguments)
-    dtypes = {value.dtype for value in state_dict.values() if value.is_floating_point()}
-    if len(dtypes) == 1:
-        model = model.to(dtypes.pop())
-    load_weights(model, renamed, source=f"the released {architecture}")
-    return model.eval()
+def _differing(theirs: tuple[int, ...], ours: tuple[int, ...]) -> tuple[int, int] | None:
+    """The one size in which two shapes differ; None where it is not one."""
+    pairs = [pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]]
+    return pairs[0] if len(theirs) == len(ours) and len(pairs) == 1 else None
