@@ -1,0 +1,193 @@
+"""What the adapters share: normalisation, padding and resizing around a network, and reading a user's weights."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segbench.errors import ModelError, unknown_name
+from segbench.models.architectures import load_weights
+from segbench.models.upernet import resize
+from segbench.models.weights import read_weights
+
+Value = int | float | bool | str | None
+Options = Mapping[str, Value]
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel, for [0,1]
+
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# What the option `normalize` may say.
+NORMALIZE: Mapping[str, Statistics] = {
+    "imagenet": IMAGENET,
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+log = logging.getLogger("segbench")
+
+
+class ImageModel(nn.Module):
+    """A library's network as the protocol needs it: images in [0,1] to logits at image size.
+
+    The image is normalised, padded at the bottom and on the right with zeros (the mean colour) up to a multiple of
+    ``multiple``; the logits are resized bilinearly to the padded size and cropped.
+
+    Args:
+        network: normalised images (N,3,H',W') to logits (N,K,h,w).
+        statistics: mean and standard deviation of each channel, in the order in which the network wants the channels.
+        num_classes: K, if it is known.
+        multiple: height and width that the network gets are multiples of this.
+        bgr: the network wants blue first.
+        reduced_labels: the network was trained with labels reduced by one, so that background has no class.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        statistics: Statistics,
+        *,
+        num_classes: int | None,
+        multiple: int = 1,
+        bgr: bool = False,
+        reduced_labels: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.multiple = multiple
+        self.bgr = bgr
+        self.reduced_labels = reduced_labels
+        mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(1, 3, 1, 1) for values in statistics)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N,3,H,W) in [0,1] to logits (N,K,H,W)."""
+        height, width = images.shape[-2:]
+        x = images.flip(1) if self.bgr else images
+        x = (x - self.mean) / self.std
+        x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        logits: Tensor = self.network(x)
+        if logits.shape[-2:] != x.shape[-2:]:
+            logits = resize(logits, x.shape[-2:])
+        return logits[..., :height, :width]
+
+
+class WithBackground(nn.Module):
+    """A model without a background class on labels that have one: channel 0 is background and is never predicted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N,3,H,W) in [0,1] to logits (N,K+1,H,W)."""
+        logits: Tensor = self.model(images)
+        return torch.cat([logits.detach().amin(dim=1, keepdim=True) - 1, logits], dim=1)
+
+
+def with_background(module: nn.Module) -> nn.Module:
+    """Puts a background channel before the classes of a model that was trained with labels reduced by one.
+
+    Its logit is the lowest of the others minus 1, a constant for the gradient: background is never predicted, and
+    losses on background pixels stay finite.
+    """
+    return WithBackground(module)
+
+
+def require(library: str) -> Any:
+    """Imports a library of the extra ``hub-models``.
+
+    Raises:
+        ModelError: it is not installed, or broken.
+    """
+    try:
+        return importlib.import_module(library)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"This model needs {library}, which cannot be imported: {error}. pip install 'segbench[hub-models]'"
+        ) from error
+
+
+def statistics_of(options: Options, default: Statistics) -> Statistics:
+    """What the option ``normalize`` says, else ``default``.
+
+    Raises:
+        ModelError: an unknown value.
+    """
+    if "normalize" not in options:
+        return default
+    name = str(options["normalize"]).lower()
+    if name not in NORMALIZE:
+        raise ModelError(unknown_name("normalize", name, NORMALIZE))
+    return NORMALIZE[name]
+
+
+def only(options: Options, known: Sequence[str], *, library: str) -> None:
+    """Refuses options that an adapter does not know.
+
+    Raises:
+        ModelError: names the nearest known ones.
+    """
+    for key in options:
+        if key not in known:
+            raise ModelError(unknown_name(f"option of {library}:", key, known))
+
+
+def whole(options: Options, key: str, default: int | None) -> int | None:
+    """A positive whole number among the options.
+
+    Raises:
+        ModelError: it is none.
+    """
+    value = options.get(key, default)
+    if value is not None and (type(value) is not int or value < 1):
+        raise ModelError(f"{key} must be a whole number from 1, not {value!r}.")
+    return value
+
+
+def load_file(module: nn.Module, path: str) -> None:
+    """Loads a weights file strictly: safetensors, or what ``torch.save`` wrote (read without executing anything).
+
+    A checkpoint that holds the weights under ``state_dict``, ``model`` or ``model_state_dict`` is unwrapped, and the
+    prefix ``module.`` of data parallel training is taken off.
+
+    Raises:
+        ModelError: missing, damaged, not of this model, or more than tensors.
+    """
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"Cannot read the weights {path}: {error.strerror or error}. Correct weights=<path>."
+        ) from error
+    state: Mapping[Any, Any] = read_weights(data, source=path)
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if state and all(isinstance(key, str) and key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"The weights {path} hold more than tensors. Save model.state_dict() alone.")
+    load_weights(module, state, source=path)
+
+
+def warn_random(spec: str) -> None:
+    """Says that a model has random weights."""
+    log.warning("%s has random weights, its decoder too: its scores mean nothing. Add ?weights=<path>.", spec)
+
+
+def common_multiple(*numbers: int) -> int:
+    """The least common multiple of what parts of a network need."""
+    return math.lcm(*numbers)
