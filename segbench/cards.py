@@ -21,8 +21,9 @@ class ModelCard:
     Attributes:
         id: ``<method>_<backbone>_<dataset>``.
         architecture: ``{"name", "arguments"}`` for `segbench.models.architectures.build`.
-        sources: where the weights are, tried in order; ``package`` is a file beside the card.
-        sha256: of the weights file.
+        sources: where the weights are, tried in order: ``package`` {file} beside the card, ``hub`` {repo, revision,
+            file}, ``url`` {url}; none if the weights are not published.
+        sha256: of the weights file; None while nobody has pinned it.
         training: method, ε of the training attack, steps, epochs, initialisation, extra data, recipe and log.
         expected: clean aAcc and mIoU in [0,1] on the data set.
         path: the file that the card was read from; None when it was not read.
@@ -74,14 +75,41 @@ def card_paths(root: Path | None = None) -> list[Path]:
     return sorted((root or content.folder("model_zoo")).glob("*/*.json"))
 
 
-def list_models(pattern: str = "*") -> list[ModelCard]:
-    """Cards whose id matches a shell pattern, sorted by id.
+def list_models(
+    pattern: str = "*",
+    *,
+    dataset: str | None = None,
+    architecture: str | None = None,
+    method: str | None = None,
+    available: bool = False,
+) -> list[ModelCard]:
+    """Cards sorted by id, all of them or those that a filter leaves.
+
+    Args:
+        pattern: shell pattern of the id.
+        dataset, architecture, method: shell patterns of these fields; ``method`` and ``architecture`` ignore case, and
+            ``architecture`` also looks at the title, where the backbone is named.
+        available: only models whose weights can be had.
 
     >>> [card.id for card in list_models("clean_*_shapes")]
     ['clean_convnext_mini_shapes']
+    >>> [card.id for card in list_models(architecture="segmenter*", available=True)]
+    ['pirat_vit_s_ade20k']
     """
     paths = [path for path in card_paths() if fnmatch.fnmatchcase(path.stem, pattern)]
-    return sorted((read_card(path) for path in paths), key=lambda card: card.id)
+    wanted = [
+        card
+        for card in map(read_card, paths)
+        if _fits(dataset, card.dataset)
+        and _fits(architecture, card.architecture["name"], *card.title.split())
+        and _fits(method, card.training["method"])
+        and (card.sources or not available)
+    ]
+    return sorted(wanted, key=lambda card: card.id)
+
+
+def _fits(pattern: str | None, *texts: str) -> bool:
+    return pattern is None or any(fnmatch.fnmatchcase(text.lower(), pattern.lower()) for text in texts)
 
 
 def get_card(model_id: str) -> ModelCard:

@@ -1,4 +1,4 @@
-"""The leaderboard: entries to a table per data set, as markdown between markers."""
+"""The leaderboard: entries to a table per data set, cards to a table of models, as markdown between markers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from segbench import entries
+from segbench.cards import ModelCard
 from segbench.errors import ContentError
 from segbench.files import write_atomic
 
 START, END = "<!-- tables: written by `segbench leaderboard`, do not edit -->", "<!-- end of tables -->"
+MODELS_START, MODELS_END = "<!-- models: written by `segbench leaderboard`, do not edit -->", "<!-- end of models -->"
 
 
 def load_entries(root: Path | None = None) -> list[dict[str, Any]]:
@@ -101,7 +103,37 @@ def escape(text: str) -> str:
     return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def update(readme: Path, tables: str, *, check: bool) -> bool:
+def models_table(zoo: Sequence[ModelCard]) -> str:
+    """Markdown: the models whose weights can be had, by data set and clean mIoU, and how many more have a card."""
+    rows = [card for card in zoo if card.sources]
+
+    def key(card: ModelCard) -> tuple[str, float, str]:
+        return (card.dataset, -((card.expected or {}).get("miou") or 0), card.id)
+
+    lines = [["model", "data set", "what it is", "parameters", "clean aAcc / mIoU", "weights"]]
+    lines.append([":--", ":--", ":--", "--:", "--:", ":--"])
+    for card in sorted(rows, key=key):
+        expected = card.expected or {"aacc": None, "miou": None}
+        clean = " / ".join("–" if expected[name] is None else f"{100 * expected[name]:.1f}" for name in ("aacc", "miou"))
+        lines.append(
+            [
+                f"`{card.id}`",
+                escape(card.dataset),
+                escape(card.title),
+                "–" if card.parameters is None else f"{card.parameters / 1e6:.2f}M",
+                clean,
+                WEIGHTS_FROM[card.sources[0]["type"]],
+            ]
+        )
+    more = len(zoo) - len(rows)
+    rest = f"\n\n{more} more models have a card, but no published weights: `segbench models`." if more else ""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + rest
+
+
+WEIGHTS_FROM = {"package": "in this repository", "hub": "Hugging Face Hub", "url": "its authors' link"}
+
+
+def update(readme: Path, tables: str, *, check: bool, markers: tuple[str, str] = (START, END)) -> bool:
     """Puts ``tables`` between the markers of ``readme``; with ``check`` only compares. True if it was up to date.
 
     Raises:
@@ -111,10 +143,11 @@ def update(readme: Path, tables: str, *, check: bool) -> bool:
         text = readme.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ContentError(f"Cannot read {readme}: {error}") from error
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ContentError(f"{readme} must hold these two lines once each, in this order:\n{START}\n{END}")
-    before, after = text.split(START)[0], text.split(END)[1]
-    new = f"{before}{START}\n\n{tables}\n\n{END}{after}"
+    start, end = markers
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ContentError(f"{readme} must hold these two lines once each, in this order:\n{start}\n{end}")
+    before, after = text.split(start)[0], text.split(end)[1]
+    new = f"{before}{start}\n\n{tables}\n\n{end}{after}"
     if new != text and not check:
         write_atomic(readme, new.encode())
     return new == text

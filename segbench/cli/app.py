@@ -19,6 +19,8 @@ from segbench.errors import SegbenchError
 COMMANDS = {
     "models": "zoo",
     "show": "zoo",
+    "check-model": "check",
+    "publish": "publish",
     "evaluate": "evaluate",
     "status": "runs",
     "merge": "runs",
@@ -38,7 +40,9 @@ class Segbench(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"segbench.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(
+            importlib.import_module(f"segbench.cli.{COMMANDS[cmd_name]}"), cmd_name.replace("-", "_")
+        )
         return command
 
 
@@ -75,6 +79,12 @@ def app() -> None:
 
     Each option can be set by a variable: --device of evaluate is SEGBENCH_EVALUATE_DEVICE.
     """
+
+
+def find_own_modules(model: str) -> None:
+    """``--model module:function`` also finds files in the current folder."""
+    if ":" in model and "" not in sys.path:
+        sys.path.append("")
 
 
 def print_json(data: Any) -> None:

@@ -65,16 +65,24 @@ def _problems(file: Path) -> list[str]:
 
 
 def _weights(file: Path, card: cards.ModelCard) -> list[str]:
-    """What is wrong with the weights beside a card."""
+    """What is wrong with the weights beside a card, and with sources that nobody else could use."""
     found = []
     for source in card.sources:
+        if source["type"] == "url" and source["url"].startswith("http:"):
+            found.append(f"{file}: {source['url']} leads to this machine only: give an https:// link.")
+        if source["type"] != "package":
+            continue
         weights = file.parent / source["file"]
         if not weights.is_file():
             found.append(f"{file}: its weights {weights.name} are missing: put them beside it.")
-        elif card.sha256 is not None and sha256_file(weights) != card.sha256:
+        elif card.sha256 is None:
+            found.append(f"{file}: `sha256` is null; that of {weights.name} is {sha256_file(weights)}.")
+        elif sha256_file(weights) != card.sha256:
             found.append(
                 f"{file}: {weights.name} does not have the SHA-256 of the card: restore the file, or correct `sha256`."
             )
+        if weights.suffix != ".safetensors":
+            found.append(f"{file}: {weights.name} is not safetensors. Convert it: segbench publish --dry-run.")
     return found
 
 
@@ -87,7 +95,7 @@ def _is_entry(file: Path) -> bool:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail if leaderboard/README.md is stale.")
+@click.option("--check", is_flag=True, help="Change nothing; fail if a table is stale.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
@@ -95,19 +103,23 @@ def _is_entry(file: Path) -> bool:
 )
 @click.option("--json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
 def leaderboard(check: bool, root: Path | None, json: bool) -> None:
-    """Write the tables of leaderboard/README.md from the entries."""
+    """Write the tables of leaderboard/README.md from the entries, and the table of models in README.md from the cards."""
     base = root or content.checkout()
     rows = board.load_entries(base / "entries" if base else None)
     if json:
         print_json(board.rank(rows))
         return
     tables = board.render(rows)
-    if base is None:
-        click.echo(tables)
-        return
-    readme = base / "leaderboard" / "README.md"
-    fresh = board.update(readme, tables, check=check)
-    if check and not fresh:
-        fail(f"{readme} is stale. Mend: segbench leaderboard", 1)
     click.echo(tables)
-    note(f"{readme} {'was up to date' if fresh else 'was written'}.")
+    if base is None:
+        return
+    zoo = sorted(map(cards.read_card, cards.card_paths(base / "model_zoo")), key=lambda card: card.id)
+    files = [(base / "leaderboard" / "README.md", tables, (board.START, board.END))]
+    if (base / "README.md").is_file():
+        files.append((base / "README.md", board.models_table(zoo), (board.MODELS_START, board.MODELS_END)))
+    fresh = {path: board.update(path, text, check=check, markers=markers) for path, text, markers in files}
+    if check and not all(fresh.values()):
+        stale = " and ".join(str(path) for path in fresh if not fresh[path])
+        fail(f"{stale} is stale. Mend: segbench leaderboard", 1)
+    for path in fresh:
+        note(f"{path} {'was up to date' if fresh[path] else 'was written'}.")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from segbench.cli.app import ManyValues, note, print_json, printable
+from segbench.cli.app import ManyValues, find_own_modules, note, print_json, printable
 from segbench.cli.zoo import print_scores
 
 
 @click.command(cls=ManyValues)
 @click.option(
-    "--model", required=True, help="Id of the zoo, path of a card, or package.module:function returning an nn.Module."
+    "--model",
+    required=True,
+    help="Id of the zoo, path of a card, or a spec: package.module:function, ./file.py:function, torchvision:NAME, "
+    "hf:REPO[@revision], smp:REPO, timm:BACKBONE?num_classes=K&weights=FILE.",
 )
 @click.option("--dataset", help="Data set id; by default that of the model's card.")
 @click.option(
@@ -29,6 +31,7 @@ from segbench.cli.zoo import print_scores
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
 @click.option("--iterations", type=int, help="Instead of the protocol's; the entry becomes unofficial.")
 @click.option("--shard", help="3/16: every sixteenth unit from the third on.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option("--json", is_flag=True, help="Print the entry as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def evaluate(
@@ -43,6 +46,7 @@ def evaluate(
     limit: int | None,
     iterations: int | None,
     shard: str | None,
+    offline: bool,
     json: bool,
     quiet: bool,
 ) -> None:
@@ -52,11 +56,10 @@ def evaluate(
     """
     from segbench.engine.evaluate import evaluate as run
 
-    if ":" in model and "" not in sys.path:
-        sys.path.append("")  # --model module:function also finds files in the current folder
+    find_own_modules(model)
     result = run(
         model, dataset, list(eps) or None, protocol, data_root, out, device, batch_size,
-        limit=limit, iterations=iterations, shard=shard, progress=not quiet,
+        limit=limit, iterations=iterations, shard=shard, progress=not quiet, offline=offline,
     )  # fmt: skip
     entry = result.entry()
     if json:

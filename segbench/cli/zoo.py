@@ -2,78 +2,169 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
-from segbench import cards, entries
+from segbench import cards, downloads, entries, plugins
 from segbench.cards import ModelCard
-from segbench.cli.app import print_json, print_table, printable
+from segbench.cli.app import ManyValues, note, print_json, print_table, printable
+from segbench.errors import UnknownNameError, UsageError, unknown_name
 
 
-@click.command()
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _millions(value: int | None) -> str:
+    return "–" if value is None else f"{value / 1e6:.2f}M"
+
+
+def _eps(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}/255"
+
+
+def _text(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _cached(card: ModelCard) -> str:
+    if not card.sources:
+        return "–"
+    folder = card.path.parent if card.path else None
+    return "yes" if downloads.cached(card.sources, name=card.id, sha256=card.sha256, folder=folder) else "no"
+
+
+# Column -> (heading, ">" for right-aligned; cell).
+COLUMNS: Mapping[str, tuple[str, Callable[[ModelCard], str]]] = {
+    "id": ("id", lambda card: card.id),
+    "title": ("title", lambda card: card.title),
+    "dataset": ("data set", lambda card: card.dataset),
+    "classes": (">classes", lambda card: str(card.num_classes)),
+    "method": ("method", lambda card: card.training["method"]),
+    "architecture": ("architecture", lambda card: card.architecture["name"]),
+    "parameters": (">parameters", lambda card: _millions(card.parameters)),
+    "eps": (">training ε", lambda card: _eps(card.training["eps_255"])),
+    "steps": (">steps", lambda card: _text(card.training["attack_steps"])),
+    "epochs": (">epochs", lambda card: _text(card.training["epochs"])),
+    "initialisation": ("initialisation", lambda card: _text(card.training["initialisation"])),
+    "aacc": (">clean aAcc", lambda card: _percent((card.expected or {}).get("aacc"))),
+    "miou": (">clean mIoU", lambda card: _percent((card.expected or {}).get("miou"))),
+    "weights": ("weights", lambda card: ", ".join(source["type"] for source in card.sources) or "not published"),
+    "cached": ("on this machine", _cached),
+    "licence": ("licence", lambda card: card.licence or "unknown"),
+    "year": (">year", lambda card: _text((card.paper or {}).get("year"))),
+    "paper": ("paper", lambda card: (card.paper or {}).get("url", "–")),
+}
+USUAL_COLUMNS = ("id", "dataset", "title", "parameters", "aacc", "miou", "weights")
+
+
+@click.command(cls=ManyValues)
 @click.argument("pattern", default="*", envvar=None)
+@click.option("--dataset", help="Data set, or a pattern of it.")
+@click.option("--architecture", help='Architecture or backbone, or a pattern: "upernet*", "ViT-S*".')
+@click.option("--method", help='Training method, or a pattern: AT, "pir*".')
+@click.option("--available", is_flag=True, help="Only models whose weights can be had.")
+@click.option("--columns", multiple=True, help=f"Any of: {', '.join(COLUMNS)}.  [default: {' '.join(USUAL_COLUMNS)}]")
 @click.option("--json", is_flag=True, help="Print the cards as a JSON list.")
-def models(pattern: str, json: bool) -> None:
+def models(
+    pattern: str,
+    dataset: str | None,
+    architecture: str | None,
+    method: str | None,
+    available: bool,
+    columns: tuple[str, ...],
+    json: bool,
+) -> None:
     """List the models of the zoo whose id matches PATTERN, e.g. "*shapes"."""
-    found = cards.list_models(pattern)
+    chosen = [name for text in columns for name in text.split(",") if name] or list(USUAL_COLUMNS)
+    for name in chosen:
+        if name not in COLUMNS:
+            raise UsageError(unknown_name("column", name, COLUMNS))
+    found = cards.list_models(
+        pattern, dataset=dataset, architecture=architecture, method=method, available=available
+    )
     if json:
         print_json([card.document() for card in found])
         return
-    rows = [
-        [
-            card.id,
-            card.dataset,
-            card.training["method"],
-            card.architecture["name"],
-            _millions(card.parameters),
-            card.title,
-        ]
-        for card in found
-    ]
-    print_table(["id", "data set", "method", "architecture", ">parameters", "title"], rows)
+    if not found:
+        note("No model fits. All of them: segbench models")
+    print_table([COLUMNS[name][0] for name in chosen], [[COLUMNS[name][1](card) for name in chosen] for card in found])
+    for plugin in plugins.list_plugins():
+        click.echo(printable(f"plugin {plugin.name}: {plugin.value} of {plugin.package} {plugin.version}"))
 
 
 @click.command()
 @click.argument("model_id")
 @click.option("--json", is_flag=True, help="Print card and entries as JSON.")
-def show(model_id: str, json: bool) -> None:
-    """Show the card of MODEL_ID and its entries."""
-    card = cards.get_card(model_id)
+@click.option("--download", is_flag=True, help="Fetch the weights now, check their hash, and say where they are.")
+@click.option("--offline", is_flag=True, help="With --download: only look on this machine.")
+def show(model_id: str, json: bool, download: bool, offline: bool) -> None:
+    """Show the card of MODEL_ID, where its weights come from, whether they are here, and its entries."""
+    try:
+        card = cards.get_card(model_id)
+    except UnknownNameError:
+        if not (plugin := plugins.get_plugin(model_id)):
+            raise
+        print_table(["", plugin.name], [["plugin of", f"{plugin.package} {plugin.version}"], ["calls", plugin.value]])
+        return
+    folder = card.path.parent if card.path else None
+    if download:
+        fetched = downloads.fetch(card.sources, name=card.id, sha256=card.sha256, folder=folder, offline=offline)
+        note(f"{fetched.path}\nSHA-256 {fetched.sha256}, from {downloads.describe(fetched.source)}")
+    here = downloads.cached(card.sources, name=card.id, sha256=card.sha256, folder=folder) if card.sources else None
     found = [
         entries.read_entry(path)
         for path in entries.entry_paths()
         if path.stem == model_id and path.parent.name == card.dataset
     ]
     if json:
-        print_json({"card": card.document(), "entries": found})
+        print_json({"card": card.document(), "cached": str(here) if here else None, "entries": found})
         return
-    print_table(["", card.id], _card_rows(card))
+    print_table(["", card.id], [*_card_rows(card), ["on this machine", str(here) if here else _how_to_get(card)]])
     for entry in found:
         click.echo(f"{entry['protocol']['name']} on {entry['dataset']['id']}, {entry['claim']['tier']}:")
         print_scores(entry)
 
 
+def _how_to_get(card: ModelCard) -> str:
+    return f"no; fetch them: segbench show {card.id} --download" if card.sources else "no: not published"
+
+
 def _card_rows(card: ModelCard) -> list[list[str]]:
-    training = card.training
+    training, paper = card.training, card.paper
     expected = card.expected or {"aacc": None, "miou": None}
-    return [
+    facts = [
+        training["method"],
+        f"ε {_eps(training['eps_255'])}" if training["eps_255"] else "",
+        f"{training['attack_steps']} steps" if training["attack_steps"] else "",
+        f"{training['epochs']:g} epochs" if training["epochs"] else "",
+        f"{training['initialisation']} initialisation" if training["initialisation"] else "",
+        training["extra_data"] or "",
+    ]
+    rows = [
         ["title", card.title],
         ["data set", f"{card.dataset}, {card.num_classes} classes"],
-        ["architecture", f"{card.architecture['name']} {card.architecture['arguments']}"],
+        ["architecture", f"{card.architecture['name']} {card.architecture['arguments'] or ''}"],
         ["parameters", _millions(card.parameters)],
-        [
-            "training",
-            f"{training['method']}, ε {_eps(training['eps_255'])}, {training['attack_steps']} steps, "
-            f"{training['epochs']} epochs, {training['initialisation']} initialisation",
-        ],
+        ["training", ", ".join(filter(None, facts))],
+        ["preprocessing", card.preprocessing],
         ["expected clean", f"aAcc {_percent(expected['aacc'])}, mIoU {_percent(expected['miou'])}"],
-        ["sources", ", ".join(f"{source['type']}: {source['file']}" for source in card.sources) or "none"],
-        ["sha256", card.sha256 or "not pinned"],
+        *([label, downloads.describe(source)] for label, source in zip(["sources", *[""] * 9], card.sources)),
+        ["sha256", card.sha256 or ("not pinned: remembered at the first download" if card.sources else "–")],
         ["licence", card.licence or "unknown"],
-        ["paper", card.paper["title"] if card.paper else "–"],
-        ["use it", f'segbench.load_model("{card.id}")'],
     ]
+    if paper:
+        rows += [["paper", paper["title"]], ["", _who(paper)], ["", paper["url"]]]
+    if card.sources:
+        rows.append(["use it", f'segbench.load_model("{card.id}")'])
+    return rows
+
+
+def _who(paper: Mapping[str, Any]) -> str:
+    venue = f", {paper['venue']}" if paper["venue"] else ""
+    return f"{', '.join(paper['authors'])}{venue} {paper['year']}"
 
 
 def print_scores(entry: dict[str, Any]) -> None:
@@ -102,13 +193,3 @@ def print_scores(entry: dict[str, Any]) -> None:
             click.echo(printable(f"{flag['level']}: {flag['name']} = {flag['value']}: {flag['message']}"))
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _millions(value: int | None) -> str:
-    return "–" if value is None else f"{value / 1e6:.2f}M"
-
-
-def _eps(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}/255"

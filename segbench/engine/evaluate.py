@@ -77,14 +77,15 @@ def evaluate(
     shard: str | None = None,
     engine: str = "local",
     progress: bool = True,
+    offline: bool = False,
 ) -> Result:
     """Attacks a model with the whole protocol and writes entry and evidence.
 
     A run continues where it stopped: the same call again skips the finished units.
 
     Args:
-        model_or_id: id of the zoo, path of a card, ``package.module:function``, or a module that maps images
-            (N,3,H,W) in [0,1] to logits (N,K,H,W).
+        model_or_id: whatever `segbench.load_model` takes, or a module that maps images (N,3,H,W) in [0,1] to logits
+            (N,K,H,W).
         dataset: data set id or object; None for the one of the model's card.
         eps: radii as numerators over 255 (``8`` or ``"8/255"``), one or several; None for 4, 8, 12.
         protocol: ``sea-v1``.
@@ -99,6 +100,7 @@ def evaluate(
         shard: ``"3/16"`` does every sixteenth unit from the third on; the last shard to finish merges.
         engine: ``local``.
         progress: show a bar on standard error.
+        offline: never use the network: weights must be on this machine.
 
     Returns:
         The result, with ``table()`` and ``entry()``.
@@ -115,13 +117,16 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, not {limit}.")
     torch_device = choose_device(device)
-    subject = resolve(model_or_id)
-    data = _dataset(subject, dataset, data_root)
+    wanted = load_dataset(dataset, data_root) if isinstance(dataset, str) else dataset
+    subject = resolve(
+        model_or_id, num_classes=None if wanted is None else wanted.num_classes, offline=offline, progress=progress
+    )
+    data = _dataset_of_card(subject, data_root) if wanted is None else wanted
     used = data.first(limit)
     if not len(used):
         raise UsageError("The data set has no images.")
 
-    with _in_eval_mode(subject.module, torch_device) as was_training:
+    with in_eval_mode(subject.module, torch_device) as was_training:
         with exact_float32():
             found = probe(
                 subject.module, _probe_images(used, torch_device), data.num_classes, was_training=was_training
@@ -146,7 +151,7 @@ def evaluate(
 
 
 @contextmanager
-def _in_eval_mode(module: nn.Module, device: torch.device) -> Iterator[bool]:
+def in_eval_mode(module: nn.Module, device: torch.device) -> Iterator[bool]:
     """The module in eval mode on ``device``, and afterwards as it was; yields whether it was in training mode."""
     training = [part for part in module.modules() if part.training]
     tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -202,13 +207,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _dataset(
-    subject: Subject, dataset: str | SegmentationDataset | None, data_root: str | Path | None
-) -> SegmentationDataset:
-    if isinstance(dataset, SegmentationDataset):
-        return dataset
-    if dataset:
-        return load_dataset(dataset, data_root)
+def _dataset_of_card(subject: Subject, data_root: str | Path | None) -> SegmentationDataset:
     if subject.card is None:
         raise UsageError(
             "A model of your own needs a data set: dataset='camvid' in Python, --dataset camvid on the command line."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
+
+T = TypeVar("T")
 
 
 class Report(NamedTuple):
@@ -55,3 +57,8 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
             images=lambda count: progress.update(task, advance=count),
             done=done,
         )
+
+
+def watch(items: Sequence[T], description: str, enabled: bool) -> Iterable[T]:
+    """The items one by one under a plain bar on standard error, which goes when all are done."""
+    return track(items, description, console=Console(stderr=True), disable=not enabled, transient=True)

@@ -1,22 +1,23 @@
-"""From a model id, a card's path or a function's name to a module in eval mode."""
+"""From a model id, a card's path, a plugin's name or a spec to a module in eval mode."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
+from segbench import downloads
 from segbench.cards import ModelCard, get_card, read_card
-from segbench.errors import ModelError
+from segbench.errors import ModelError, UnknownNameError
 from segbench.files import sha256_bytes
+from segbench.models import adapters
 from segbench.models.architectures import build_described, load_weights
+from segbench.models.released import normalise_keys
+from segbench.models.weights import read_weights
+from segbench.plugins import get_plugin
 
 
 @dataclass(frozen=True)
@@ -36,97 +37,83 @@ class Subject:
     weights_sha256: str
 
 
-def load_model(model: str, *, device: str | torch.device = "cpu") -> nn.Module:
-    """A model of the zoo as a plain module in eval mode.
+def load_model(
+    model: str,
+    *,
+    device: str | torch.device = "cpu",
+    num_classes: int | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> nn.Module:
+    """A model as a plain module in eval mode; weights that are not on this machine are downloaded and checked first.
 
     Args:
-        model: an id (`segbench models`), or the path of a card, ``folder/<id>.json`` with the weights beside it.
+        model: an id (`segbench models`); the path of a card, ``folder/<id>.json``; a plugin's name; or a spec:
+            ``torchvision:<name>``, ``hf:<repo>[@revision]``, ``smp:<repo or architecture>``, ``timm:<backbone>``,
+            ``package.module:function``, ``./file.py:function`` (`segbench.models.adapters`).
         device: where the module goes.
+        num_classes: classes of the data set that a spec's model is meant for; adds the background channel to a model
+            that was trained without one.
+        offline: never use the network.
+        progress: show a bar while downloading.
 
     Returns:
         A module that maps images (N,3,H,W), float in [0,1], to logits (N,K,H,W).
 
     Raises:
         ModelError: unknown id, weights missing, damaged or of another shape.
+        DownloadError: no source gave the weights; each failure is told.
         ContentError: the card is damaged.
     """
-    card = read_card(Path(model)) if model.endswith(".json") else get_card(model)
-    return load_card(card).module.to(device)
+    return resolve(model, num_classes=num_classes, offline=offline, progress=progress).module.to(device)
 
 
-def load_card(card: ModelCard) -> Subject:
-    """Builds the card's architecture and loads its weights, their hash checked first."""
+def load_card(card: ModelCard, *, offline: bool = False, progress: bool = True) -> Subject:
+    """Fetches the weights of a card, builds its architecture and loads them, their hash checked first."""
     if not card.sources:
-        raise ModelError(f"The weights of {card.id} are not published: its card has no source.")
-    if card.path is None:
-        raise ModelError(f"The card of {card.id} was not read from a file, so the weights beside it cannot be found.")
-    path = card.path.parent / card.sources[0]["file"]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read the weights of {card.id}: {error}") from error
-    digest = sha256_bytes(data)
-    if card.sha256 is not None and digest != card.sha256:
         raise ModelError(
-            f"The weights {path} are not those of the card: SHA-256 is {digest}, the card says {card.sha256}. "
-            "Restore the file (git checkout, or pip install --force-reinstall segbench)."
+            f"The weights of {card.id} are not published: its card has no source. "
+            "Models with weights: segbench models --available"
         )
-    try:
-        state_dict = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(f"The weights {path} are damaged: {error}") from error
+    folder = card.path.parent if card.path else None
+    fetched = downloads.fetch(
+        card.sources, name=card.id, sha256=card.sha256, folder=folder, offline=offline, progress=progress
+    )
+    data = fetched.path.read_bytes()
+    if sha256_bytes(data) != fetched.sha256:  # what is loaded is what was hashed
+        raise ModelError(f"The weights {fetched.path} changed while they were read. Try again.")
+    state = normalise_keys(card.architecture["name"], read_weights(data, source=str(fetched.path)))
     module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
-    load_weights(module, state_dict, source=str(path))
-    return Subject(module.eval(), card.id, card, digest)
+    load_weights(module, state, source=str(fetched.path))
+    return Subject(module.eval(), card.id, card, fetched.sha256)
 
 
-def resolve(model: str | nn.Module) -> Subject:
-    """A model id, a card's path, ``package.module:function`` (called without arguments) or a module.
+def resolve(
+    model: str | nn.Module, *, num_classes: int | None = None, offline: bool = False, progress: bool = True
+) -> Subject:
+    """Whatever names a model (see `load_model`), or a module, as the subject of an evaluation.
 
     Raises:
-        ModelError: it cannot be found, or the function does not return a module.
+        ModelError: it cannot be found or loaded.
     """
-    if not isinstance(model, str | nn.Module):
+    if isinstance(model, nn.Module):
+        return Subject(model, adapters.identifier(type(model).__name__), None, _state_hash(model))
+    if not isinstance(model, str):
         kind = type(model).__name__
         raise ModelError(f"A model is an id, a card path, package.module:function or a torch.nn.Module, not {kind}.")
-    if isinstance(model, nn.Module):
-        return Subject(model, _identifier(type(model).__name__), None, _state_hash(model))
-    if ":" in model:
-        return _from_function(model)
-    return load_card(read_card(Path(model)) if model.endswith(".json") else get_card(model))
-
-
-def _from_function(spec: str) -> Subject:
-    module_name, _, function_name = spec.partition(":")
+    if model.endswith(".json"):
+        return load_card(read_card(Path(model)), offline=offline, progress=progress)
+    if adapters.is_spec(model):
+        adapted = adapters.adapt(model, num_classes=num_classes, offline=offline)
+        return Subject(adapted.module, adapted.id, None, _state_hash(adapted.module))
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # importing a user's file may raise anything
-        raise ModelError(
-            f"Cannot import {spec!r}: {error}. Write package.module:function; "
-            "the module must be importable from here (PYTHONPATH=.)."
-        ) from error
-    if not callable(function):
-        raise ModelError(
-            f"{spec} is no function. Write package.module:function; the function returns a torch.nn.Module."
-        )
-    try:
-        module = function()
-    except Exception as error:  # a user's code may raise anything
-        raise ModelError(
-            f"{spec}() failed: {type(error).__name__}: {error}. It is called without arguments."
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{spec}() must return a torch.nn.Module; it gave {type(module).__name__}.")
-    return Subject(module, _identifier(function_name), None, _state_hash(module))
-
-
-def _identifier(name: str) -> str:
-    """A valid model id made from a Python name.
-
-    >>> _identifier("MyNet")
-    'mynet'
-    """
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:80] or "model"
+        card = get_card(model)
+    except UnknownNameError:
+        if not (plugin := get_plugin(model)):
+            raise
+        module = adapters.from_plugin(plugin)
+        return Subject(module, plugin.name, None, _state_hash(module))
+    return load_card(card, offline=offline, progress=progress)
 
 
 def _state_hash(module: nn.Module) -> str:

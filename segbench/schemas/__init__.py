@@ -37,7 +37,21 @@ def validator(name: str) -> Draft202012Validator:
 def problems(name: str, document: Any) -> list[str]:
     """What the schema ``name`` finds wrong, each with the field's path; empty when all is well."""
     errors = sorted(validator(name).iter_errors(document), key=lambda error: list(map(str, error.absolute_path)))
-    return [f"{'.'.join(map(str, error.absolute_path)) or 'document'}: {error.message[:300]}" for error in errors]
+    return [f"{'.'.join(map(str, error.absolute_path)) or 'document'}: {_say(error)}" for error in errors]
+
+
+def source_problems(source: Any) -> list[str]:
+    """What is wrong with one source of a card's weights."""
+    rule = validator("card").schema["properties"]["sources"]["items"]  # type: ignore[index]
+    return [_say(error) for error in _Validator(rule).iter_errors(source)]
+
+
+def _say(error: ValidationError) -> str:
+    """The message of a schema error, with the schema's own words for what is expected there."""
+    expected = error.schema.get("description") if isinstance(error.schema, dict) else None
+    if expected is None:
+        return error.message[:300]
+    return f"{str(error.instance)[:100]!r} is not {expected}"
 
 
 def parse(text: str, *, source: str, max_characters: int = MAX_CHARACTERS) -> Any:

@@ -1,0 +1,285 @@
+"""`check_model`: what goes wrong most often with a model, found in a minute instead of after a night of attacks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segbench import counts
+from segbench.data import SegmentationDataset, load_dataset
+from segbench.engine.batching import exact_float32
+from segbench.engine.checks import probe
+from segbench.engine.evaluate import choose_device, in_eval_mode
+from segbench.engine.progress import watch
+from segbench.errors import DataError, UnknownNameError, UsageError
+from segbench.models.load import resolve
+from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
+
+LEVELS = ("ok", "note", "warning", "fail")
+OFFICIAL_SIZES = {"pascal_voc": (473, 1449), "ade20k": (512, 2000)}  # side in pixels and number of images (SEA.md, 6)
+TRIED = 5  # images on which other ways to feed the model are tried
+MARGIN = 0.05  # difference of aAcc that is told
+
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+# What people feed a model by mistake, and what it means when the model is better that way.
+VARIANTS: Mapping[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "normalised by ImageNet's mean and standard deviation": (
+        lambda x: (x - _MEAN.to(x)) / _STD.to(x),
+        "the normalisation is missing: put it inside the model",
+    ),
+    "with ImageNet's normalisation undone": (
+        lambda x: x * _STD.to(x) + _MEAN.to(x),
+        "the model normalises twice: take one of the two out",
+    ),
+    "in [0,255]": (lambda x: 255 * x, "the model was trained on [0,255]: multiply inside the model"),
+    "in [-1,1]": (lambda x: 2 * x - 1, "the model was trained on [-1,1]: scale inside the model"),
+    "as BGR": (lambda x: x.flip(-3), "the model was trained on BGR: flip the channels inside the model"),
+}
+
+
+class Finding(NamedTuple):
+    """One thing looked at: ``level`` is ``ok``, ``note``, ``warning`` (read it) or ``fail`` (do not evaluate)."""
+
+    name: str
+    level: str
+    value: float | None
+    message: str
+
+
+def check_model(
+    model: str | nn.Module,
+    dataset: str | SegmentationDataset | None = None,
+    data_root: str | Path | None = None,
+    *,
+    images: int = 20,
+    size: int | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    progress: bool = True,
+) -> list[Finding]:
+    """Feeds a model a few images and looks at what an evaluation relies on.
+
+    Output shape and finiteness, determinism, independence of the other images of a batch, black and white images, the
+    gradient (there, finite, and right: it predicts how the loss changes), speed, and the clean score: against the
+    card, and against the same images fed in other ways, which shows a normalisation that is missing or done twice.
+
+    Args:
+        model: as in `segbench.evaluate`.
+        dataset: id or object; None for the one of the card.
+        data_root: folder of the data set.
+        images: how many, spread evenly over the data set.
+        size: side of the noise images in pixels when there is no data set.
+        device: as in `segbench.evaluate`.
+        offline: never use the network.
+        progress: show a bar on standard error.
+
+    Returns:
+        The findings, in the order in which they were made.
+
+    Raises:
+        ModelError: the model cannot be loaded, or its output is not logits with a gradient.
+        DataError, UsageError: the data set that was asked for cannot be read.
+    """
+    if images < 1:
+        raise UsageError(f"images must be at least 1, not {images}.")
+    torch_device = choose_device(device)
+    wanted = _wanted(dataset, data_root)
+    subject = resolve(
+        model, num_classes=None if wanted is None else wanted.num_classes, offline=offline, progress=progress
+    )
+    findings: list[Finding] = []
+    data = wanted
+    if data is None and subject.card is not None:
+        data, missing = _of_card(subject.card.dataset, data_root)
+        findings += missing
+    samples = [] if data is None else [data[row] for row in _spread(len(data), images)]
+    first = [sample.image for sample in samples if sample.image.shape == samples[0].image.shape][:2]
+    known = subject.card.dataset if subject.card else ""
+    side, total = OFFICIAL_SIZES.get(known, (size or 256, 0))
+    batch = torch.stack(first) if first else _noise(size or side)
+    with in_eval_mode(subject.module, torch_device) as was_training, exact_float32():
+        batch = batch.to(torch_device)
+        described = data if data is not None else subject.card
+        classes = described.num_classes if described is not None else _classes(subject.module, batch)
+        findings += [
+            Finding(**flag) for flag in probe(subject.module, batch, classes, was_training=was_training).flags
+        ]
+        findings += _behaviour(subject.module, batch)
+        findings.append(_gradient(subject.module, batch[:1]))
+        findings.append(_speed(subject.module, batch[:1], total if data is None else len(data)))
+        if samples:
+            scores = _scores(subject.module, samples, classes, torch_device, progress)
+            findings.append(_against_card(scores["as they are"], subject.card.expected if subject.card else None))
+            findings.append(_against_variants(scores))
+        else:
+            findings.append(Finding("clean_score", "note", None, "Not looked at: no data set (--dataset, --data-root)."))
+    return findings
+
+
+def _classes(model: nn.Module, batch: Tensor) -> int:
+    """How many classes a model without card and data set has; 0 if it fails, which `probe` then tells."""
+    try:
+        with torch.no_grad():
+            return int(model(batch[:1]).shape[1])
+    except Exception:  # a user's code may raise anything; `probe` calls it again and says what
+        return 0
+
+
+def _wanted(dataset: str | SegmentationDataset | None, root: str | Path | None) -> SegmentationDataset | None:
+    if isinstance(dataset, str):
+        return load_dataset(dataset, root)
+    return dataset
+
+
+def _of_card(dataset: str, root: str | Path | None) -> tuple[SegmentationDataset | None, list[Finding]]:
+    """The data set of a card. Without a folder it may be missing: then noise has to do."""
+    try:
+        return load_dataset(dataset, root), []
+    except (DataError, UnknownNameError) as error:
+        if root is not None:
+            raise
+        reason = f"{dataset} is not here, so noise images are used. {error}".splitlines()[0]
+        return None, [Finding("data", "note", None, reason)]
+
+
+def _spread(available: int, wanted: int) -> list[int]:
+    """Rows spread evenly over a data set.
+
+    >>> _spread(100, 4), _spread(3, 20)
+    ([12, 37, 62, 87], [0, 1, 2])
+    """
+    if wanted >= available:
+        return list(range(available))
+    return [int((place + 0.5) * available / wanted) for place in range(wanted)]
+
+
+def _noise(side: int) -> Tensor:
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _behaviour(model: nn.Module, batch: Tensor) -> list[Finding]:
+    """Logits of one image with and without company; black and white images; the size of the logits."""
+    with torch.no_grad():
+        together, alone = model(batch), model(batch[:1])
+        flat = model(torch.stack([torch.zeros_like(batch[0]), torch.ones_like(batch[0])]))
+    scale = float(together.double().abs().max())
+    difference = float((together[:1].double() - alone.double()).abs().max()) / max(scale, 1e-30)
+    independent = "ok" if difference < 1e-3 else "fail"
+    finite = bool(torch.isfinite(flat).all())
+    spread = float((together.double().max(dim=1).values - together.double().min(dim=1).values).median())
+    loud = spread > 1000
+    return [
+        Finding(
+            "batch_independence", independent, difference,
+            "Largest relative difference between the logits of an image alone and beside another."
+            + ("" if independent == "ok" else " The model mixes images: call eval(), or take out what spans the batch."),
+        ),
+        Finding(
+            "black_and_white", "ok" if finite else "fail", float(finite),
+            "1 if black and white images give finite logits.",
+        ),
+        Finding(
+            "logit_range", "warning" if loud else "note" if spread < 1e-3 else "ok", spread,
+            "Median gap between the largest and the smallest logit of a pixel"
+            + ("; beyond 1000 the losses saturate in float32." if loud else "."),
+        ),
+    ]  # fmt: skip
+
+
+def _gradient(model: nn.Module, image: Tensor) -> Finding:
+    """Whether a small step along the sign of the gradient changes the loss as the gradient says it does."""
+    with torch.no_grad():
+        labels = model(image).argmax(dim=1)
+
+    def loss(x: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(x).double(), labels, reduction="sum")
+
+    x = image.clone().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(loss(x), x)
+    if not bool(torch.isfinite(gradient).all()):
+        return Finding("gradient", "fail", None, "The input gradient has NaN or infinite values.")
+    if not bool((gradient != 0).any()):
+        return Finding("gradient", "fail", 0.0, "The input gradient is zero everywhere: the attack would see nothing.")
+    step = gradient.sign() * 2e-4
+    with torch.no_grad():
+        found = float(loss(image + step) - loss(image - step)) / 2
+    predicted = float((gradient.double() * step.double()).sum())
+    ratio = found / predicted
+    level = "ok" if 0.5 <= ratio <= 2 else "warning"
+    return Finding(
+        "gradient", level, ratio,
+        "Change of the loss over a small step, divided by what the gradient predicts (1 if it is right)"
+        + ("." if level == "ok" else "; the gradient may be hidden: quantisation, noise, a straight-through trick."),
+    )  # fmt: skip
+
+
+def _speed(model: nn.Module, image: Tensor, images: int) -> Finding:
+    """Seconds for one forward and backward pass of one image, and what a whole evaluation would take."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        x = image.clone().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(model(x).sum(), x)
+        gradient.sum().item()  # waits for the device
+        times.append(time.perf_counter() - started)
+    seconds = statistics.median(times)
+    text = f"Seconds for one image of {image.shape[-1]}x{image.shape[-2]}, forward and backward, on {image.device.type}."
+    if images:
+        passes = images * len(OFFICIAL_RADII_255) * len(SEA_V1.losses) * SEA_V1.iterations
+        text += f" All of {SEA_V1.name} on {images} images, one by one: about {passes * seconds / 3600:.1f} h."
+    return Finding("speed", "ok", seconds, text)
+
+
+def _scores(
+    model: nn.Module, samples: list[Any], classes: int, device: torch.device, progress: bool
+) -> dict[str, list[counts.Counts]]:
+    """Counts per image: of all images as they are, of the first few fed in other ways."""
+    ways: dict[str, Callable[[Tensor], Tensor]] = {"as they are": lambda x: x}
+    ways |= {name: change for name, (change, _) in VARIANTS.items()}
+    jobs = [(name, sample) for name in ways for sample in (samples if name == "as they are" else samples[:TRIED])]
+    scores: dict[str, list[counts.Counts]] = {name: [] for name in ways}
+    for name, sample in watch(jobs, "clean score", progress):
+        with torch.no_grad():
+            prediction = model(ways[name](sample.image[None].to(device))).argmax(dim=1)
+        scores[name].append(counts.count(prediction.cpu().numpy(), sample.label[None].numpy(), classes))
+    return scores
+
+
+def _against_card(found: list[counts.Counts], expected: Mapping[str, float | None] | None) -> Finding:
+    merged = counts.merge(found)
+    aacc, miou = merged.aacc(), merged.miou()
+    text = f"Clean aAcc {100 * aacc:.1f}, mIoU {100 * miou:.1f} on {len(found)} images"
+    if not expected or expected["aacc"] is None:
+        return Finding("clean_score", "note", aacc, f"{text}; no card says what to expect.")
+    each = [one.aacc() for one in found]
+    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else 1.0
+    allowed = max(MARGIN, 3 * error)
+    text += f"; the card says {100 * expected['aacc']:.1f} on all, give or take {100 * allowed:.1f} on so few"
+    if aacc < expected["aacc"] - allowed:
+        return Finding(
+            "clean_score", "fail", aacc,
+            f"{text}. Far below: other weights, preprocessing or labels than the card's.",
+        )  # fmt: skip
+    return Finding("clean_score", "ok" if aacc <= expected["aacc"] + allowed else "note", aacc, f"{text}.")
+
+
+def _against_variants(scores: Mapping[str, list[counts.Counts]]) -> Finding:
+    """Whether the model is better on images that are fed in another way."""
+    base = counts.merge(scores["as they are"][:TRIED]).aacc()
+    others = {name: counts.merge(scores[name]).aacc() for name in VARIANTS}
+    best = max(others, key=lambda name: others[name])
+    if others[best] <= base + MARGIN:
+        return Finding("input_scaling", "ok", base, "Images in [0,1] suit the model better than other ways to feed it.")
+    return Finding(
+        "input_scaling", "fail", others[best],
+        f"aAcc is {100 * base:.1f} on images in [0,1], but {100 * others[best]:.1f} on images {best}: {VARIANTS[best][1]}.",
+    )  # fmt: skip
