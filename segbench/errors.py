@@ -30,6 +30,10 @@ class DataError(SegbenchError):
     """A data set is missing, incomplete or damaged."""
 
 
+class DownloadError(SegbenchError):
+    """A file cannot be fetched, or what came is not the file that was asked for."""
+
+
 class ContentError(SegbenchError):
     """A card, an entry or evidence is damaged or inconsistent."""
 

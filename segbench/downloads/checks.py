@@ -1,0 +1,144 @@
+"""What a file must be: no web page, and of the hash that the card pins or that this machine remembers.
+
+A card may pin no hash, as long as nobody has published one. The hash of the first file that arrives is then remembered
+in ``<cache>/pins/<name>.json``, and another file is refused from then on.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from segbench.downloads.folders import cache_folder, disk_error
+from segbench.errors import DownloadError
+from segbench.files import create_atomic, sha256_file
+
+HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The hash that a file must have.
+
+    Attributes:
+        sha256: None when nothing is known of the file.
+        origin: who says so.
+        mend: what to do if the authors replaced the file on purpose.
+    """
+
+    sha256: str | None
+    origin: str = ""
+    mend: str = ""
+
+    def check(self, path: Path) -> str:
+        """The SHA-256 of a file that is what it must be.
+
+        Raises:
+            DownloadError: it cannot be read, is empty, is a web page, or has another hash.
+        """
+        try:
+            with path.open("rb") as stream:
+                head = stream.read(HEAD_BYTES)
+            digest = sha256_file(path)
+        except OSError as error:
+            raise DownloadError(f"cannot read {path}: {error.strerror or error}") from error
+        if not head:
+            raise DownloadError(f"{path.name} is empty")
+        if is_page(head):
+            raise DownloadError(f"{path.name} is a web page, not weights: {title(head)}")
+        if self.sha256 not in (None, digest):
+            raise DownloadError(
+                f"{path.name} is not the file that is expected: its SHA-256 is {digest}, "
+                f"{self.origin} {self.sha256}. {self.mend}"
+            )
+        return digest
+
+
+def by_card(sha256: str) -> Expected:
+    """What a card pins."""
+    return Expected(sha256, "the card pins", "If the authors replaced it on purpose, the card needs the new hash.")
+
+
+def remembered(name: str) -> Expected:
+    """What this machine remembers of a file whose card pins no hash; nothing at first."""
+    path = _pin(name)
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        digest = document["sha256"]
+    except FileNotFoundError:
+        return Expected(None)
+    except (OSError, ValueError, KeyError, TypeError):
+        digest = None
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise DownloadError(f"Cannot read {path}, which remembers the hash of {name}. Delete it.")
+    return Expected(digest, "this machine remembers", f"If the authors replaced it on purpose: delete {path}")
+
+
+def remember(name: str, path: Path, sha256: str, source: Mapping[str, Any]) -> None:
+    """Remembers the hash of the first file of that name.
+
+    Raises:
+        DownloadError: another process has just remembered another hash.
+    """
+    known = remembered(name)
+    if known.sha256 is None:
+        document = {
+            "name": name,
+            "sha256": sha256,
+            "source": dict(source),
+            "bytes": path.stat().st_size,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        pin = _pin(name)
+        log = logging.getLogger("segbench")
+        try:
+            written = create_atomic(pin, (json.dumps(document, indent=2) + "\n").encode())
+        except OSError as error:
+            reason = disk_error(error, pin.parent)
+            log.warning("SHA-256 of %s is %s (its card pins none); it is not remembered: %s", name, sha256, reason)
+            return
+        if written:
+            log.warning(
+                "SHA-256 of %s is %s (its card pins none); remembered in %s, a different file will be refused.",
+                name, sha256, pin,
+            )  # fmt: skip
+            return
+        known = remembered(name)
+    known.check(path)
+
+
+def _pin(name: str) -> Path:
+    return cache_folder() / "pins" / f"{name}.json"
+
+
+def is_page(head: bytes, content_type: str = "") -> bool:
+    r"""Whether an answer is a web page, by its first bytes, or by its type unless its bytes are binary.
+
+    >>> is_page(b"\xef\xbb\xbf \n<!DOCTYPE html><html>"), is_page(b"PK\x03\x00", "text/html")
+    (True, False)
+    """
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16].lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return True
+    return (
+        content_type.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml") and b"\0" not in head
+    )
+
+
+def title(page: bytes) -> str:
+    r"""The title of a web page, in quotes and printable.
+
+    >>> title(b"<html><title> Sign\n in &amp; \x1b[31mgo</title>")
+    "'Sign in & [31mgo'"
+    """
+    match = re.search(r"<title[^>]*>(.*?)</title", page.decode("utf-8", "replace"), re.IGNORECASE | re.DOTALL)
+    text = " ".join(html.unescape(match[1]).split()) if match else ""
+    text = "".join(char for char in text if char.isprintable())[:100]
+    return f"'{text}'" if text else "(a page without a title)"
