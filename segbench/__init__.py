@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from segbench.cards import get_card, list_models
     from segbench.data import load_dataset
     from segbench.engine.evaluate import evaluate
+    from segbench.engine.model_check import check_model
     from segbench.models import load_model
 
 __version__ = "0.1.0"
 
 _NAMES = {
+    "check_model": "segbench.engine.model_check",
     "evaluate": "segbench.engine.evaluate",
     "get_card": "segbench.cards",
     "list_models": "segbench.cards",
@@ -27,7 +29,7 @@ _NAMES = {
 _MODULES = ("attacks", "cards", "counts", "data", "engine", "ensemble", "entries", "evidence", "models", "protocol")
 
 __all__ = [
-    "attacks", "cards", "counts", "data", "engine", "ensemble", "entries", "evaluate", "evidence", "get_card",
+    "attacks", "cards", "check_model", "counts", "data", "engine", "ensemble", "entries", "evaluate", "evidence", "get_card",
     "list_models", "load_dataset", "load_model", "models", "protocol",
 ]  # fmt: skip
 

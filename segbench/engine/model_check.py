@@ -235,8 +235,19 @@ def _speed(model: nn.Module, image: Tensor, images: int) -> Finding:
     text = f"Seconds for one image of {image.shape[-1]}x{image.shape[-2]}, forward and backward, on {image.device.type}."
     if images:
         passes = images * len(OFFICIAL_RADII_255) * len(SEA_V1.losses) * SEA_V1.iterations
-        text += f" All of {SEA_V1.name} on {images} images, one by one: about {passes * seconds / 3600:.1f} h."
+        text += f" All of {SEA_V1.name} on {images} images, one by one: about {_duration(passes * seconds)}."
     return Finding("speed", "ok", seconds, text)
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(300), _duration(100_000), _duration(2e6)
+    ('5 minutes', '28 hours', '23 days')
+    """
+    for unit, size in (("days", 86400), ("hours", 3600)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds / 60, 1):.0f} minutes"
 
 
 def _scores(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,9 @@ NORMALIZE: Mapping[str, Statistics] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # entries of a checkpoint that hold the weights
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallel training, of torch.compile, of a wrapping module
 
 log = logging.getLogger("segbench")
 
@@ -159,8 +161,8 @@ def whole(options: Options, key: str, default: int | None) -> int | None:
 def load_file(module: nn.Module, path: str) -> None:
     """Loads a weights file strictly: safetensors, or what ``torch.save`` wrote (read without executing anything).
 
-    A checkpoint that holds the weights under ``state_dict``, ``model`` or ``model_state_dict`` is unwrapped, and the
-    prefix ``module.`` of data parallel training is taken off.
+    A checkpoint that holds the weights under one of `WRAPPERS` is unwrapped, and one of `PREFIXES` is taken off if all
+    names of the file have it and the module's have not.
 
     Raises:
         ModelError: missing, damaged, not of this model, or more than tensors.
@@ -171,23 +173,24 @@ def load_file(module: nn.Module, path: str) -> None:
         raise ModelError(
             f"Cannot read the weights {path}: {error.strerror or error}. Correct weights=<path>."
         ) from error
-    state: Mapping[Any, Any] = read_weights(data, source=path)
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    if state and all(isinstance(key, str) and key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = unwrapped(read_weights(data, source=path))
+    for prefix in PREFIXES:
+        if state and all(str(key).startswith(prefix) for key in state):
+            if not all(key.startswith(prefix) for key in module.state_dict()):
+                state = {str(key).removeprefix(prefix): value for key, value in state.items()}
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"The weights {path} hold more than tensors. Save model.state_dict() alone.")
-    load_weights(module, state, source=path)
+    try:
+        module.load_state_dict(dict(state))  # a library's module may rename keys of its older versions here
+    except RuntimeError:
+        load_weights(module, state, source=path)  # lists what does not fit
+
+
+def unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in what a weights file holds."""
+    return next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
 
 
 def warn_random(spec: str) -> None:
     """Says that a model has random weights."""
     log.warning("%s has random weights, its decoder too: its scores mean nothing. Add ?weights=<path>.", spec)
-
-
-def common_multiple(*numbers: int) -> int:
-    """The least common multiple of what parts of a network need."""
-    return math.lcm(*numbers)

@@ -1,0 +1,131 @@
+"""Repositories of the Hugging Face hub: their configuration and weights as a folder of this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from segbench.errors import ModelError
+from segbench.models.adapters.wrap import log
+
+CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+# The first kind that a repository has is taken, as transformers does.
+WEIGHTS = (
+    r"model\.safetensors",
+    r"model(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)",
+    r"pytorch_model\.bin",
+    r"pytorch_model(-\d+-of-\d+\.bin|\.bin\.index\.json)",
+)
+
+
+def folder_of(name: str, revision: str | None, *, offline: bool) -> Path:
+    """A local folder as it is, or a repository of the hub, downloaded into its cache.
+
+    Args:
+        name: ``./folder`` or ``owner/repository``.
+        revision: of a repository: branch, tag or commit; None is its main branch.
+        offline: take it from the cache only.
+
+    Raises:
+        ModelError: it does not exist, is gated, cannot be reached, or holds no model.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise ModelError(f"{name} is a folder of this machine, which has no revision {revision!r}. Leave out @.")
+    elif name.startswith((".", "/", "~")) or "\\" in name:
+        raise ModelError(f"There is no folder {name}. A path is relative to the folder where segbench is called.")
+    else:
+        path = fetch(name, revision, offline=offline)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{name} has no config.json, so it is no model of this library. Save it with save_pretrained.")
+    if not weights_in(path):
+        raise ModelError(
+            f"{name} has neither model.safetensors nor pytorch_model.bin. Save the model with save_pretrained"
+            + ("." if path == Path(name).expanduser() else f"; or, while online: {_command(name, revision)}")
+        )
+    return path
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The weights files of a folder: of the first kind of `WEIGHTS` that is there."""
+    return [folder / name for name in _weights({file.name for file in folder.iterdir()}) if not name.endswith(".json")]
+
+
+def fetch(repo: str, revision: str | None, *, offline: bool) -> Path:
+    """Downloads configuration and weights of a repository; nothing else of it, and no code.
+
+    Raises:
+        ModelError: says what the hub answered, and the mend.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    api, where = huggingface_hub.HfApi(), f"{repo}@{revision}" if revision else repo
+    try:
+        if not offline:
+            try:
+                names = {file.rfilename for file in api.model_info(repo, revision=revision).siblings or []}
+                wanted = [*(names & set(CONFIGS)), *_weights(names)]
+                if "config.json" in names and wanted:
+                    return Path(api.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+                raise ModelError(f"The repository {where} has no config.json, so it holds no model of this library.")
+            except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+                if _is_answer(error):
+                    raise
+                log.warning("The hub answers %s; looking for %s in its cache.", _first_line(error), where)
+            except (OSError, errors.OfflineModeIsEnabled) as error:
+                log.warning("The hub cannot be reached (%s); looking for %s in its cache.", _first_line(error), where)
+        return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+    except ModelError:
+        raise
+    except Exception as error:  # the hub's client raises errors of its HTTP library too
+        raise ModelError(_mend(error, repo, revision, where)) from error
+
+
+def _weights(names: Collection[str]) -> list[str]:
+    for pattern in WEIGHTS:
+        if found := sorted(name for name in names if re.fullmatch(pattern, name)):
+            return found
+    return []
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the hub says something about the repository, rather than having a fault of its own."""
+    status = getattr(getattr(error, "response", None), "status_code", 404)
+    return not (status >= 500 or status == 429)
+
+
+def _mend(error: Exception, repo: str, revision: str | None, where: str) -> str:
+    from huggingface_hub import errors
+
+    token = "set HF_TOKEN, or: hf auth login"
+    if isinstance(error, errors.GatedRepoError):
+        return f"The repository {where} is gated. Accept its terms on its page, then {token}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"The hub has no repository {repo!r}, or it is private. Correct the name (owner/repository; a folder of this "
+            f"machine begins with ./); for a private one {token}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"The repository {repo} has no revision {revision!r}. Correct what follows @: a branch, a tag or a commit."
+        )
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo!r} is no repository of the hub (owner/repository); a folder of this machine begins with ./"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return f"{where} is not on this machine. While online: {_command(repo, revision)}"
+    status: Any = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"The hub refuses {where} ({status}). It needs a login: {token}"
+    return f"{where} cannot be downloaded: {type(error).__name__}: {_first_line(error)}. Try again later."
+
+
+def _command(repo: str, revision: str | None) -> str:
+    return f"hf download {repo}" + (f" --revision {revision}" if revision else "")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
