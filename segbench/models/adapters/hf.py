@@ -2,9 +2,9 @@
 
 - Models with logits per pixel (SegFormer, UPerNet, DPT, BEiT, MobileViT, ...), and models with mask queries
   (MaskFormer, Mask2Former).
-- Normalisation is that of the image processor. What the processor resizes or crops is not done: the model sees the image
-  at its own size (padded where it needs it), and the logits are resized to it, bilinearly with align_corners=False as
-  the library's ``post_process_semantic_segmentation`` does.
+- Normalisation is that of the image processor. What the processor resizes or crops is not done: the model sees the
+  image at its own size (padded where it needs it), and the logits are resized to it, bilinearly with
+  align_corners=False as the library's ``post_process_semantic_segmentation`` does.
 - Nothing of the repository is executed: ``trust_remote_code`` is never set, and weights are safetensors or a
   ``pytorch_model.bin`` of plain tensors.
 
@@ -89,8 +89,8 @@ def load(name: str, *, revision: str | None, options: Options, num_classes: int 
     processor = _processor(transformers, folder, name)
     if processor is None and "normalize" not in options:
         log.warning(
-            "%s has no preprocessor_config.json: its images are not normalised. If it was trained with normalised ones, "
-            "add ?normalize=imagenet (or half).", name,
+            "%s has no preprocessor_config.json: its images are not normalised. If it was trained with normalised "
+            "ones, add ?normalize=imagenet (or half).", name,
         )  # fmt: skip
     return ImageModel(
         MaskQueries(network) if config.model_type in MASK_QUERIES else PixelLogits(network),

@@ -106,13 +106,11 @@ def _mend(error: Exception, repo: str, revision: str | None, where: str) -> str:
         return f"The repository {where} is gated. Accept its terms on its page, then {token}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"The hub has no repository {repo!r}, or it is private. Correct the name (owner/repository; a folder of this "
-            f"machine begins with ./); for a private one {token}"
+            f"The hub has no repository {repo!r}, or it is private. Correct the name (owner/repository; a folder of "
+            f"this machine begins with ./); for a private one {token}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return (
-            f"The repository {repo} has no revision {revision!r}. Correct what follows @: a branch, a tag or a commit."
-        )
+        return f"The repository {repo} has no revision {revision!r}. After @ goes a branch, a tag or a commit."
     if isinstance(error, errors.HFValidationError):
         return f"{repo!r} is no repository of the hub (owner/repository); a folder of this machine begins with ./"
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):

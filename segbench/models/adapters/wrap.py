@@ -175,9 +175,9 @@ def load_file(module: nn.Module, path: str) -> None:
         ) from error
     state = unwrapped(read_weights(data, source=path))
     for prefix in PREFIXES:
-        if state and all(str(key).startswith(prefix) for key in state):
-            if not all(key.startswith(prefix) for key in module.state_dict()):
-                state = {str(key).removeprefix(prefix): value for key, value in state.items()}
+        theirs, ours = (all(str(key).startswith(prefix) for key in keys) for keys in (state, module.state_dict()))
+        if theirs and not ours:
+            state = {str(key).removeprefix(prefix): value for key, value in state.items()}
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"The weights {path} hold more than tensors. Save model.state_dict() alone.")
     try:
