@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from segbench.errors import ModelError, UnknownNameError, unknown_name
 from segbench.models.architectures import build, load_weights
+
+T = TypeVar("T")
 
 # The released models: our architecture and its arguments.
 RELEASED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -111,15 +113,15 @@ def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: tuple[str, ...]) 
     return state
 
 
-def rename(state_dict: Mapping[str, Tensor], renames: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def rename(entries: Mapping[str, T], renames: tuple[tuple[str, str], ...]) -> dict[str, T]:
     """Applies regular expressions and their replacements in order to each key.
 
     Raises:
         ModelError: two keys become the same one.
     """
-    renamed: dict[str, Tensor] = {}
+    renamed: dict[str, T] = {}
     old_names: dict[str, str] = {}
-    for old, value in state_dict.items():
+    for old, value in entries.items():
         new = old
         for pattern, replacement in renames:
             new = re.sub(pattern, replacement, new)

@@ -26,7 +26,7 @@ class TimmBackbone(nn.Module):
         normalize: subtract the mean and divide by the standard deviation of the model's ``pretrained_cfg``.
 
     Raises:
-        ValueError: unknown name, fewer than four levels, or a model for images of one size only.
+        ValueError: unknown name, fewer than four levels, or a model that is tied to images of one size.
     """
 
     mean: Tensor
@@ -84,4 +84,4 @@ def _features(name: str, options: dict[str, Any]) -> Any:
     except TypeError as error:  # how timm models say that they do not know an argument
         if ANY_SIZE not in str(error):
             raise
-        raise ValueError(f"backbone {name!r} takes images of one size only; segbench needs one for any size") from error
+        raise ValueError(f"backbone {name!r} gives no feature pyramid for images of any size") from error
