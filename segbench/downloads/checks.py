@@ -37,8 +37,12 @@ class Expected:
     origin: str = ""
     mend: str = ""
 
-    def check(self, path: Path) -> str:
+    def check(self, path: Path, *, called: str = "") -> str:
         """The SHA-256 of a file that is what it must be.
+
+        Args:
+            path: the file.
+            called: what it is in messages, by default its path.
 
         Raises:
             DownloadError: it cannot be read, is empty, is a web page, or has another hash.
@@ -50,12 +54,12 @@ class Expected:
         except OSError as error:
             raise DownloadError(f"cannot read {path}: {error.strerror or error}") from error
         if not head:
-            raise DownloadError(f"{path.name} is empty")
+            raise DownloadError(f"{called or path} is empty")
         if is_page(head):
-            raise DownloadError(f"{path.name} is a web page, not weights: {title(head)}")
+            raise DownloadError(f"{called or path} is a web page, not weights: {title(head)}")
         if self.sha256 not in (None, digest):
             raise DownloadError(
-                f"{path.name} is not the file that is expected: its SHA-256 is {digest}, "
+                f"{called or path} is not the file that is expected: its SHA-256 is {digest}, "
                 f"{self.origin} {self.sha256}. {self.mend}"
             )
         return digest
@@ -63,6 +67,10 @@ class Expected:
 
 def by_card(sha256: str) -> Expected:
     """What a card pins."""
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise DownloadError(
+            f"{sha256[:100]!r} is no SHA-256: 64 lower case hexadecimal digits. Correct it in the card."
+        )
     return Expected(sha256, "the card pins", "If the authors replaced it on purpose, the card needs the new hash.")
 
 

@@ -59,8 +59,9 @@ def fetch(
     Raises:
         DownloadError: no source gives a right file; each failure is told, and how to do it by hand.
     """
-    known = _parse(sources, name, folder)
-    pinned = checks.by_card(sha256) if sha256 else None
+    if not (known := _parse(sources, name, folder)):
+        raise DownloadError(f"{name} is not published: no source is known.")
+    pinned = checks.by_card(sha256) if sha256 is not None else None
     expected = [pinned or (checks.remembered(name) if source.remote else Expected(None)) for source in known]
     notes: list[str] = []
     for source, wanted in zip(known, expected, strict=True):
@@ -102,8 +103,6 @@ def describe(source: Mapping[str, Any]) -> str:
 
 def _parse(sources: Sequence[Mapping[str, Any]], name: str, folder: Path | None) -> list[Source]:
     check_name(name)
-    if not sources:
-        raise DownloadError(f"{name} is not published: no source is known.")
     return [_source(document, folder) for document in sources]
 
 

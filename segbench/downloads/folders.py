@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from segbench.errors import DownloadError
 
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_folder() -> Path:
@@ -69,18 +69,22 @@ def locked(path: Path, *, name: str, seconds: float) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise disk_error(error, path.parent) from error
+    except NotImplementedError as error:
+        raise DownloadError(
+            f"the file system of {path.parent} has no locks. Set SEGBENCH_CACHE to a folder on another one."
+        ) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def disk_error(error: OSError, folder: Path) -> DownloadError:
-    """What a file that cannot be written means, and how to mend it."""
-    mend = "Set SEGBENCH_CACHE (and HF_HOME for files of the Hub) to a folder elsewhere."
-    if error.errno in _FULL:
+def disk_error(error: OSError, folder: Path, *, variable: str = "SEGBENCH_CACHE") -> DownloadError:
+    """What a file that cannot be written means, and how to mend it; ``variable`` names the folder's place."""
+    mend = f"Or set {variable} to a folder elsewhere."
+    if error.errno in FULL:
         return DownloadError(f"the disk of {folder} is full ({error.strerror}). Free some space. {mend}")
-    return DownloadError(f"cannot write to {folder}: {error.strerror or error}. {mend}")
+    return DownloadError(f"cannot write to {folder}: {error.strerror or error}. Make it writable. {mend}")
 
 
 def check_space(needed: int, folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from segbench.downloads.checks import Expected
-from segbench.downloads.folders import cache_folder, disk_error
+from segbench.downloads.folders import FULL, cache_folder, disk_error
 from segbench.downloads.sources import text
 from segbench.downloads.transfer import Limits
 from segbench.errors import DownloadError
@@ -66,7 +66,7 @@ class HubSource:
         with _bars(progress):
             path = self._tried_again(limits)
         try:
-            return path, expected.check(path)
+            return path, expected.check(path, called="what arrived")
         except DownloadError:
             _discard(path)
             raise
@@ -92,14 +92,14 @@ class HubSource:
         transport: type[Exception] = HfHubHTTPError.__bases__[0]
         repo, revision, file = self._parts()
         try:
-            damaged = self.cached() is not None
-            return Path(hf_hub_download(repo, file, revision=revision, force_download=damaged))
+            with _aside(self.cached()) as damaged:
+                return Path(hf_hub_download(repo, file, revision=revision, force_download=damaged))
         except (transport, OSError, ValueError, RuntimeError) as error:
             raise self._told(error) from error
 
     def _told(self, error: Exception) -> Exception:
         """An error of the client in our words."""
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
 
         repo, revision, file = self._parts()
         if isinstance(error, errors.LocalEntryNotFoundError | ValueError) and isinstance(error.__cause__, Exception):
@@ -121,8 +121,8 @@ class HubSource:
             return DownloadError(
                 "the server does not answer as the Hub does. Check HF_ENDPOINT, and whether a proxy is in between"
             )
-        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            return disk_error(error, Path(str(error.filename)).parent)
+        if isinstance(error, OSError) and (error.errno in FULL or error.filename is not None):
+            return disk_error(error, Path(constants.HF_HUB_CACHE), variable="HF_HOME")
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         return _PassingError(f"the connection to the Hub failed: {reason}")
 
@@ -151,9 +151,29 @@ def _status(error: Any) -> Exception:
 def _discard(path: Path) -> None:
     """Removes a file of the client's cache that is not right: the link in the snapshot, and what it leads to."""
     with suppress(OSError):
-        blob = path.resolve()
+        if path.is_symlink() and (blob := path.parent / path.readlink()).parent.name == "blobs":
+            blob.unlink()
         path.unlink()
-        blob.unlink(missing_ok=True)
+
+
+@contextmanager
+def _aside(damaged: Path | None) -> Iterator[bool]:
+    """Moves a damaged file out of the client's sight, which would return it; it comes back if nothing better comes.
+
+    It may be a link to a file that a person keeps elsewhere: what it leads to is not touched.
+    """
+    if damaged is None:
+        yield False
+        return
+    aside = damaged.with_name(damaged.name + ".damaged")
+    damaged.replace(aside)
+    try:
+        yield True
+    finally:
+        if damaged.exists():
+            aside.unlink()
+        else:
+            aside.replace(damaged)
 
 
 @contextmanager

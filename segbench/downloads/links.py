@@ -35,15 +35,15 @@ def problem(url: str) -> str | None:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         return f"not a link: {error}"
+    if parts.scheme not in ("http", "https"):
+        return f"{parts.scheme}:// is not followed, only https://"
     if not host:
         return "not a link: it names no host"
     if parts.username is not None or parts.password is not None:
         return "a link must not hold a user name or a password"
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(url)):
         return None
-    if parts.scheme == "http":
-        return f"http://{parts.netloc} is not encrypted; only https:// is followed (http:// only to this machine)"
-    return f"{parts.scheme}:// is not followed, only https://"
+    return f"http://{parts.netloc} is not encrypted; only https:// is followed (http:// only to this machine)"
 
 
 def is_loopback(url: str) -> bool:

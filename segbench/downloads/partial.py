@@ -67,10 +67,10 @@ class Part:
     def begin(self, remote: Remote | None) -> BinaryIO:
         """Opens the part for a download from the first byte; with None it is one that cannot be continued."""
         self._notes.unlink(missing_ok=True)
-        stream = self.path.open("wb")
+        self.path.write_bytes(b"")
         if remote is not None:
             write_atomic(self._notes, json.dumps(asdict(remote)).encode())
-        return stream
+        return self.path.open("ab")
 
     def tail(self, start: int) -> bytes:
         """The bytes from ``start`` on."""

@@ -98,7 +98,16 @@ def download(url: str, part: Part, *, limits: Limits, report: Report) -> None:
                     break
                 log.warning("%s; trying again in %.3g s.", reason, pause)
                 time.sleep(pause)
-    raise DownloadError(f"{reason} (tried {attempt} times); {size(part.size())} have arrived and are kept. Try later.")
+    times = "once" if attempt == 1 else f"{attempt} times"
+    raise DownloadError(f"{reason} (tried {times}). {_kept(part)}")
+
+
+def _kept(part: Part) -> str:
+    """What to do next, after a download that ended early."""
+    if (remote := part.remote()) is None:
+        return "Try again later."
+    share = f"{size(part.size())} of {size(remote.total)}" if remote.total else size(part.size())
+    return f"{share} have arrived and are kept: run the command again to continue."
 
 
 def _attempt(session: Session, url: str, part: Part, limits: Limits, deadline: float, report: Report) -> None:
@@ -112,16 +121,18 @@ def _attempt(session: Session, url: str, part: Part, limits: Limits, deadline: f
             remote = Remote.of(response.headers, total_size(response.headers, start=start if partial else None))
         except ValueError as error:
             raise _StaleError(str(error)) from error
-        if partial and (known is None or not known.may_be(remote)):
+        if partial and known is None:
+            raise DownloadError("answers with a part of the file although all of it was asked for")
+        if partial and known and not known.may_be(remote):
             raise _StaleError("the file has changed since the download began")
-        pieces = _pieces(response, deadline, limits)
+        pieces = _pieces(response, part, deadline, limits)
         if not partial:
             pieces = _no_page(response, pieces)
             start, had = 0, 0
         _check_size(remote.total, limits)
         done = _write(part, response, remote, pieces, start=start, had=had, limits=limits, report=report)
         if remote.total is not None and done < remote.total and not _encoded(response):
-            raise _PassingError(f"the connection broke after {size(done)} of {size(remote.total)}")
+            raise _PassingError(f"{urlsplit(response.url).netloc} ended the connection early")
 
 
 def _answer(session: Session, url: str, wanted: dict[str, str], limits: Limits) -> Response:
@@ -131,7 +142,7 @@ def _answer(session: Session, url: str, wanted: dict[str, str], limits: Limits) 
     headers = {"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "segbench", **wanted}
     for _ in range(REDIRECTS + 1):
         if reason := links.problem(url):
-            raise DownloadError(f"leads to {url[:200]}: {reason}")
+            raise DownloadError(f"leads to a link that is not followed: {reason}")
         host = urlsplit(url).netloc
         proxies = dict.fromkeys(("http", "https", "all")) if links.is_loopback(url) else None
         try:
@@ -145,8 +156,8 @@ def _answer(session: Session, url: str, wanted: dict[str, str], limits: Limits) 
             raise _PassingError(_unreachable(host, error)) from error
         except (requests.exceptions.RequestException, ValueError) as error:
             raise DownloadError(f"cannot ask {host}: {error}") from error
-        if response.is_redirect:
-            url = urljoin(url, response.headers["Location"])
+        if target := session.get_redirect_target(response):
+            url = urljoin(url, target)
             response.close()
             continue
         _check_status(response, host)
@@ -173,7 +184,7 @@ def _check_status(response: Response, host: str) -> None:
     raise DownloadError(f"{said}: {MEANING.get(status, 'the file cannot be had there')}")
 
 
-def _pieces(response: Response, deadline: float, limits: Limits) -> Iterator[bytes]:
+def _pieces(response: Response, part: Part, deadline: float, limits: Limits) -> Iterator[bytes]:
     """The body as it arrives; a drip cannot outlast the time limit."""
     from urllib3.exceptions import HTTPError
 
@@ -182,16 +193,12 @@ def _pieces(response: Response, deadline: float, limits: Limits) -> Iterator[byt
         try:
             piece: bytes = read(PIECE, decode_content=True)
         except (HTTPError, OSError) as error:
-            raise _PassingError(
-                f"the connection to {urlsplit(response.url).netloc} broke: {_innermost(error)}"
-            ) from error
+            raise _PassingError(_broken(urlsplit(response.url).netloc, error)) from error
         if not piece:
             return
         yield piece
         if time.monotonic() > deadline:
-            raise DownloadError(
-                f"took longer than {limits.total_s:.0f} s. What has arrived is kept: run the command again to continue."
-            )
+            raise DownloadError(f"took longer than {limits.total_s:g} s. {_kept(part)}")
 
 
 def _no_page(response: Response, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -241,7 +248,7 @@ def _write(
     except OSError as error:  # of the disk; those of the network are others by now
         raise disk_error(error, part.path.parent) from error
     if repeated:
-        raise _PassingError(f"the connection broke after {size(done)}")
+        raise _PassingError(f"{urlsplit(response.url).netloc} ended the connection early")
     return done
 
 
@@ -260,6 +267,16 @@ def _innermost(error: BaseException) -> BaseException:
     while inner := error.__cause__ or error.__context__:
         error = inner
     return error
+
+
+def _broken(host: str, error: Exception) -> str:
+    """Why a body ended early, short."""
+    origin = _innermost(error)
+    if isinstance(origin, TimeoutError):
+        return f"{host} has gone silent"
+    if isinstance(origin, OSError):
+        return f"the connection to {host} broke: {origin.strerror or origin}"
+    return f"{host} ended the connection early"
 
 
 def _unreachable(host: str, error: Exception) -> str:

@@ -54,7 +54,7 @@ class UrlSource:
         with bar(name, enabled=progress) as report:
             transfer.download(links.direct(self._url()), part, limits=limits, report=report)
         try:
-            digest = expected.check(part.path)
+            digest = expected.check(part.path, called="what arrived")
         except DownloadError:
             part.clear()
             raise
