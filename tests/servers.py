@@ -71,8 +71,16 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.reply(404, {"Content-Type": "text/html"}, b"<!doctype html><title>Not here</title>")
 
-    def reply(self, status: int, headers: dict[str, str | None], body: bytes, *, declared: int | None = None) -> None:
-        """Sends an answer; after a body that is not as long as ``declared`` the connection ends."""
+    def reply(
+        self,
+        status: int,
+        headers: dict[str, str | None],
+        body: bytes,
+        *,
+        declared: int | None = None,
+        whole: bool = True,
+    ) -> None:
+        """Sends an answer; the connection ends after a body that is not as long as ``declared``, or not ``whole``."""
         self.request_log.status = status
         self.send_response(status)
         for key, value in headers.items():
@@ -87,9 +95,9 @@ class Handler(BaseHTTPRequestHandler):
             body = b"".join(
                 b"%x\r\n%s\r\n" % (len(p), p) for p in (body[i : i + PIECE] for i in range(0, len(body), PIECE))
             )
-            body += b"0\r\n\r\n"
+            body += b"0\r\n\r\n" if whole else b"ff\r\n"
         self.send(body)
-        if declared not in (None, len(body)):
+        if not whole or declared not in (None, len(body)):
             self.close_connection = True
 
     def send(self, body: bytes) -> None:

@@ -272,6 +272,15 @@ def test_a_body_that_is_always_truncated(host: Host, cache: Path) -> None:
     assert "model.pt" not in leftovers(cache)
 
 
+def test_a_truncated_body_of_unknown_size_is_no_file(host: Host, cache: Path) -> None:
+    def broken(handler: servers.Handler, resource: Resource) -> None:
+        handler.reply(200, {"Transfer-Encoding": "chunked", "ETag": resource.etag}, DATA[:100_000], whole=False)
+
+    link = host.file("/model.pt", Resource(DATA, faults=[broken]))
+    assert fetch(link, sha256=None).sha256 == SHA
+    assert [request.status for request in host.gets()] == [200, 206]
+
+
 @pytest.mark.parametrize(
     ("code", "meaning"),
     [(401, "wants a login"), (403, "forbidden"), (404, "moved or removed"), (410, "for good"), (418, "cannot be had")],
@@ -306,11 +315,12 @@ def test_a_silent_server_and_a_drip(host: Host) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_too_large(host: Host, declared: bool) -> None:
+def test_too_large(host: Host, cache: Path, declared: bool) -> None:
     link = host.file("/model.pt", Resource(DATA, tells_length=declared))
     with pytest.raises(DownloadError, match=r"too large: more than 200\.0 kB"):
         fetch(link, limits=Limits(max_bytes=200_000))
     assert len(host.gets()) == 1
+    assert leftovers(cache) == set()
 
 
 def test_redirects_that_are_not_followed(host: Host) -> None:
@@ -427,7 +437,7 @@ def test_an_unpinned_hash_is_remembered(host: Host, cache: Path, caplog: pytest.
     assert caplog.text == ""
     path.unlink()
     resource.data = DATA[::-1]
-    with pytest.raises(DownloadError, match=f"this machine remembers {SHA}. .*on purpose: delete {pin}"):
+    with pytest.raises(DownloadError, match=f"this machine remembers {SHA}. .*on purpose: delete {pin} and try again"):
         fetch(link, sha256=None)
     pin.unlink()
     assert fetch(link, sha256=None).path.read_bytes() == DATA[::-1]
@@ -531,7 +541,7 @@ def test_arguments_that_are_refused() -> None:
     with pytest.raises(DownloadError, match="needs 'url'"):
         downloads.fetch([{"type": "url"}], name="model", sha256=None)
     hub = {"type": "hub", "repo": "user/model", "revision": "0" * 40, "file": "a.pt"}
-    for key, value in {"revision": "main", "repo": "../model", "file": "../a.pt"}.items():
+    for key, value in {"revision": "main", "repo": "user/a..b", "file": "../a.pt"}.items():
         with pytest.raises(DownloadError, match=value):
             downloads.fetch([{**hub, key: value}], name="model", sha256=None)
 

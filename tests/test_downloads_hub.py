@@ -173,7 +173,7 @@ def test_the_hub_is_in_trouble_for_a_moment(machine: Machine, hub: Hub) -> None:
 def test_a_body_that_is_always_truncated(machine: Machine, hub: Hub) -> None:
     hub.resource.faults = [lambda handler, _: handler.reply(200, {}, DATA[:1000])] * 9
     said = machine.fetch()
-    assert "the connection to the Hub failed: Consistency check failed" in said["error"]
+    assert f"the connection to {hub.hub.url} failed: Consistency check failed" in said["error"]
     assert "tried 3 times" in said["error"]
     assert said["cached"] == "None"
 

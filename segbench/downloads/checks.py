@@ -54,9 +54,9 @@ class Expected:
         except OSError as error:
             raise DownloadError(f"cannot read {path}: {error.strerror or error}") from error
         if not head:
-            raise DownloadError(f"{called or path} is empty")
+            raise DownloadError(f"{called or path} is empty.")
         if is_page(head):
-            raise DownloadError(f"{called or path} is a web page, not weights: {title(head)}")
+            raise DownloadError(f"{called or path} is a web page, not weights: {title(head)}.")
         if self.sha256 not in (None, digest):
             raise DownloadError(
                 f"{called or path} is not the file that is expected: its SHA-256 is {digest}, "
@@ -86,7 +86,9 @@ def remembered(name: str) -> Expected:
         digest = None
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise DownloadError(f"Cannot read {path}, which remembers the hash of {name}. Delete it.")
-    return Expected(digest, "this machine remembers", f"If the authors replaced it on purpose: delete {path}")
+    return Expected(
+        digest, "this machine remembers", f"If the authors replaced it on purpose: delete {path} and try again."
+    )
 
 
 def remember(name: str, path: Path, sha256: str, source: Mapping[str, Any]) -> None:

@@ -131,8 +131,8 @@ def _download(
     log = logging.getLogger("segbench")
     failures: list[str] = []
     for source, wanted, note in zip(known, expected, notes, strict=True):
-        if source.cached():
-            log.warning("%s: %s", describe(source.document), note)
+        if source.remote and source.cached():
+            log.warning("%s: %s It is downloaded again.", describe(source.document), note)
         try:
             path, digest = _locked_download(source, wanted, name=name, progress=progress, limits=limits)
         except DownloadError as error:

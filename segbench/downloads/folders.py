@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from segbench.errors import DownloadError
 
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 
 def cache_folder() -> Path:

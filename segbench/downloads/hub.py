@@ -53,7 +53,10 @@ class HubSource:
         from huggingface_hub import try_to_load_from_cache
 
         repo, revision, file = self._parts()
-        found = try_to_load_from_cache(repo, file, revision=revision)
+        try:
+            found = try_to_load_from_cache(repo, file, revision=revision)
+        except ValueError as error:  # of names that the Hub does not allow
+            raise DownloadError(f"The repository {repo!r} of a source cannot exist on the Hub: {error}") from error
         return Path(found) if isinstance(found, str) else None
 
     def lock_file(self) -> Path:
@@ -103,8 +106,8 @@ class HubSource:
 
         repo, revision, file = self._parts()
         if isinstance(error, errors.LocalEntryNotFoundError | ValueError) and isinstance(error.__cause__, Exception):
-            final = self._told(error.__cause__)  # the client has tried several times
-            return DownloadError(str(final))
+            cause = self._told(error.__cause__)  # the client has tried several times
+            return DownloadError(f"{cause}. Try again later") if isinstance(cause, _PassingError) else cause
         if isinstance(error, errors.GatedRepoError):
             return DownloadError(f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then {LOGIN}")
         if isinstance(error, errors.RepositoryNotFoundError):
@@ -123,16 +126,16 @@ class HubSource:
             )
         if isinstance(error, OSError) and (error.errno in FULL or error.filename is not None):
             return disk_error(error, Path(constants.HF_HUB_CACHE), variable="HF_HOME")
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        return _PassingError(f"the connection to the Hub failed: {reason}")
+        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        return _PassingError(f"the connection to {constants.ENDPOINT} failed: {reason}")
 
     def by_hand(self) -> str:
         """See `Source`."""
-        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 
         repo, revision, file = self._parts()
         place = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots" / revision / file
-        return f"open https://huggingface.co/{repo}/resolve/{revision}/{file} in a browser and save the file as {place}"
+        return f"open {ENDPOINT}/{repo}/resolve/{revision}/{file} in a browser and save the file as {place}"
 
 
 class _PassingError(Exception):

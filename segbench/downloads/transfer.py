@@ -240,13 +240,17 @@ def _write(
                     raise _StaleError("the file has changed since the download began")
                 repeated = repeated[again:]
                 done += len(piece) - again
-                _check_size(done, limits)
+                if done > limits.max_bytes:
+                    break
                 stream.write(piece[again:])
                 report(done, remote.total)
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:  # of the disk; those of the network are others by now
         raise disk_error(error, part.path.parent) from error
+    if done > limits.max_bytes:
+        part.clear()
+    _check_size(done, limits)
     if repeated:
         raise _PassingError(f"{urlsplit(response.url).netloc} ended the connection early")
     return done
