@@ -14,11 +14,14 @@ instead of the processor's).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from segbench.errors import ModelError
 from segbench.models.adapters.hub import folder_of, weights_in
@@ -27,6 +30,7 @@ from segbench.models.upernet import resize
 from segbench.models.weights import read_weights
 
 MASK_QUERIES = ("mask2former", "maskformer")
+SQUARE = ("dpt",)  # the library's code takes the square root of the number of patches
 # Patches of this size or more belong to plain vision transformers, which drop what does not fill a patch; others take
 # images of any size.
 PLAIN_PATCH = 8
@@ -50,9 +54,10 @@ class MaskQueries(nn.Module):
 
     The score of a class at a pixel is ``s_c = sum over queries q of softmax(class_q)_c * sigmoid(mask_q)``, without the
     null class, the masks resized to image size first (Cheng et al., "Masked-attention Mask Transformer", CVPR 2022,
-    and their released code; the library resizes Mask2Former's masks to 384x384 first and MaskFormer's scores instead of
-    its masks, which differs at the borders of masks). Given are ``log(s_c)``: logits whose softmax is the normalised
-    score and whose order is that of the scores.
+    and their released code; the library resizes Mask2Former's masks to 384x384 first, and MaskFormer's scores instead
+    of its masks, which differs at the borders of masks). Given are ``log(s_c)``: logits whose softmax is the normalised
+    score and whose order is that of the scores. Masks are scaled by the largest at each pixel before they are summed,
+    so that the gradient does not vanish where all of them are nearly 0.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -63,9 +68,10 @@ class MaskQueries(nn.Module):
         """Normalised images (N,3,H,W) to logits (N,K,H,W)."""
         output = self.network(pixel_values=x)
         classes = output.class_queries_logits.softmax(dim=-1)[..., :-1]
-        masks = resize(output.masks_queries_logits, x.shape[-2:]).sigmoid()
-        scores = torch.einsum("nqk,nqhw->nkhw", classes, masks)
-        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+        masks = F.logsigmoid(resize(output.masks_queries_logits, x.shape[-2:]))
+        largest = masks.detach().amax(dim=1, keepdim=True)
+        scores = torch.einsum("nqk,nqhw->nkhw", classes, (masks - largest).exp())
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log() + largest
 
 
 def load(name: str, *, revision: str | None, options: Options, num_classes: int | None, offline: bool) -> ImageModel:
@@ -97,6 +103,7 @@ def load(name: str, *, revision: str | None, options: Options, num_classes: int 
         statistics_of(options, _statistics(processor)),
         num_classes=int(config.num_labels),
         multiple=whole(options, "multiple", _multiple(config, processor)) or 1,
+        square=config.model_type in SQUARE,
         bgr=bool(getattr(processor, "do_flip_channel_order", False)),
         reduced_labels=bool(getattr(processor, "do_reduce_labels", getattr(processor, "reduce_labels", False))),
     ).float()
@@ -137,13 +144,14 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
         )
     for file in weights_in(folder):
         if file.suffix == ".bin":
-            read_weights(file.read_bytes(), source=str(file))  # refuses what is more than tensors
+            read_weights(file)  # refuses what is more than tensors
     newer = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
     try:
-        network, report = factory.from_pretrained(
-            folder, config=config, trust_remote_code=False, local_files_only=True, weights_only=True,
-            output_loading_info=True, **{"dtype" if newer else "torch_dtype": torch.float32},
-        )  # fmt: skip
+        with _no_bar(transformers.utils.logging):
+            network, report = factory.from_pretrained(
+                folder, config=config, trust_remote_code=False, local_files_only=True, weights_only=True,
+                output_loading_info=True, **{"dtype" if newer else "torch_dtype": torch.float32},
+            )  # fmt: skip
     except Exception as error:  # what a stranger's file breaks is not known
         raise ModelError(
             f"transformers {transformers.__version__} cannot load {name}: {type(error).__name__}: {_first_line(error)}"
@@ -157,6 +165,18 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
         )
     module: nn.Module = network
     return module
+
+
+@contextmanager
+def _no_bar(logging: Any) -> Iterator[None]:
+    """The library draws no bar while it reads a local file."""
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _processor(transformers: Any, folder: Path, name: str) -> Any:

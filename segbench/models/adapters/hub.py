@@ -61,28 +61,29 @@ def fetch(repo: str, revision: str | None, *, offline: bool) -> Path:
         ModelError: says what the hub answered, and the mend.
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
     api, where = huggingface_hub.HfApi(), f"{repo}@{revision}" if revision else repo
-    try:
-        if not offline:
-            try:
-                names = {file.rfilename for file in api.model_info(repo, revision=revision).siblings or []}
-                wanted = [*(names & set(CONFIGS)), *_weights(names)]
-                if "config.json" in names and wanted:
-                    return Path(api.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    reason: Exception | None = None
+    if not offline:
+        try:
+            names = {file.rfilename for file in api.model_info(repo, revision=revision).siblings or []}
+            if "config.json" not in names:
                 raise ModelError(f"The repository {where} has no config.json, so it holds no model of this library.")
-            except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-                if _is_answer(error):
-                    raise
-                log.warning("The hub answers %s; looking for %s in its cache.", _first_line(error), where)
-            except (OSError, errors.OfflineModeIsEnabled) as error:
-                log.warning("The hub cannot be reached (%s); looking for %s in its cache.", _first_line(error), where)
-        return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
-    except ModelError:
-        raise
-    except Exception as error:  # the hub's client raises errors of its HTTP library too
-        raise ModelError(_mend(error, repo, revision, where)) from error
+            wanted = [*sorted(names & set(CONFIGS)), *_weights(names)]
+            return Path(api.snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        except ModelError:
+            raise
+        except Exception as error:  # the client raises errors of its HTTP library too
+            if _is_answer(error):
+                raise ModelError(_mend(error, repo, revision, where)) from error
+            reason = error
+    try:
+        found = Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception as error:
+        raise ModelError(_mend(reason or error, repo, revision, where)) from error
+    if reason is not None:
+        log.warning("The hub cannot be reached (%s); %s is taken from its cache.", _first_line(reason), where)
+    return found
 
 
 def _weights(names: Collection[str]) -> list[str]:
@@ -93,9 +94,11 @@ def _weights(names: Collection[str]) -> list[str]:
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether the hub says something about the repository, rather than having a fault of its own."""
-    status = getattr(getattr(error, "response", None), "status_code", 404)
-    return not (status >= 500 or status == 429)
+    """Whether the hub, or a check of the name, says something about the repository; else it could not be asked."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, errors.HFValidationError) or (status is not None and status < 500 and status != 429)
 
 
 def _mend(error: Exception, repo: str, revision: str | None, where: str) -> str:
@@ -118,7 +121,10 @@ def _mend(error: Exception, repo: str, revision: str | None, where: str) -> str:
     status: Any = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"The hub refuses {where} ({status}). It needs a login: {token}"
-    return f"{where} cannot be downloaded: {type(error).__name__}: {_first_line(error)}. Try again later."
+    return (
+        f"{where} cannot be downloaded ({type(error).__name__}: {_first_line(error)}), and is not on this machine. Try "
+        f"again later; or, on a machine that is online: {_command(repo, revision)}"
+    )
 
 
 def _command(repo: str, revision: str | None) -> str:

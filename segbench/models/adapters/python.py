@@ -67,7 +67,7 @@ def _import(target: str, name: str, owner: str) -> ModuleType:
             mend = "Install the package again, or tell its authors."
         elif isinstance(error, ModuleNotFoundError) and error.name == target and "." not in target:
             near = unknown_name("library", target, ("hf", "smp", "timm", "torchvision"))
-            mend = f"{mend} If a library was meant: {near}"
+            mend += f" Or a library was meant: {near}" if "Did you mean" in near else ""
         raise ModelError(f"{owner}Cannot import {name!r}: {_say(error)}. {mend}") from error
 
 

@@ -117,6 +117,7 @@ def _architecture(smp: Any, name: str, options: Options, num_classes: int | None
     arguments: dict[str, Any] = {key: value for key, value in options.items() if key not in ("normalize", "weights")}
     arguments = {"encoder_name": "resnet34", "encoder_weights": None, **arguments, "classes": classes}
     encoder, pretrained = arguments["encoder_name"], arguments["encoder_weights"]
+    _known_encoder(smp, encoder)
     if pretrained is not None and "weights" not in options:
         _fetch_encoder(smp, encoder, pretrained, offline)
     elif pretrained is not None:
@@ -188,13 +189,17 @@ def _fetch_encoder(smp: Any, encoder: Any, pretrained: Any, offline: bool) -> No
         if offline:
             raise ModelError(f"The weights of {encoder} may need the network. Leave out encoder_weights, or offline.")
         return
-    settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {}).get(pretrained)
-    if settings is None:
-        known = smp.encoders.encoders
-        if encoder not in known:
-            raise ModelError(unknown_name("encoder of SMP:", str(encoder), known))
-        raise ModelError(
-            unknown_name(f"encoder_weights of {encoder}:", str(pretrained), known[encoder]["pretrained_settings"])
-        )
+    _known_encoder(smp, encoder)
+    published = smp.encoders.encoders[encoder]["pretrained_settings"]
+    if pretrained not in published:
+        raise ModelError(unknown_name(f"encoder_weights of {encoder}:", str(pretrained), published))
+    settings = published[pretrained]
     if "repo_id" in settings:  # before SMP 0.5 they are addresses
         fetch(settings["repo_id"], settings["revision"], offline=offline)
+
+
+def _known_encoder(smp: Any, encoder: Any) -> None:
+    known = smp.encoders.encoders
+    if encoder not in known and not str(encoder).startswith(("tu-", "timm-")):
+        near = unknown_name("encoder of SMP:", str(encoder), known).split(" Known: ")[0]
+        raise ModelError(f"{near} All: segmentation_models_pytorch.encoders.get_encoder_names(), and tu-<timm model>.")

@@ -36,7 +36,10 @@ def load(name: str, *, revision: str | None, options: Options, num_classes: int 
     arguments.setdefault("normalize", "imagenet")
     if arguments["normalize"] == "none":
         arguments["normalize"] = None
-    module = build("upernet_timm", num_classes=classes, backbone=name, **arguments)
+    try:
+        module = build("upernet_timm", num_classes=classes, backbone=name, **arguments)
+    except ModelError as error:
+        raise ModelError(str(error).replace("Correct `architecture.arguments`.", "Correct the spec.")) from error
     if "weights" in options:
         load_file(module, str(options["weights"]))
     else:

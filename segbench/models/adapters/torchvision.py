@@ -103,10 +103,10 @@ def _build(models: Any, name: str, classes: int, auxiliary: bool) -> nn.Module:
 def _has_auxiliary(path: str) -> bool:
     """Whether a weights file of a user has an auxiliary head; what is wrong with the file is told when it is loaded."""
     try:
-        data = Path(path).expanduser().read_bytes()
-    except OSError:
+        found = unwrapped(read_weights(Path(path).expanduser()))
+    except ModelError:
         return False
-    return any("aux_classifier." in str(key) for key in unwrapped(read_weights(data, source=path)))
+    return any("aux_classifier." in str(key) for key in found)
 
 
 def _weights(models: Any, name: str, revision: str | None) -> Any:
@@ -139,5 +139,5 @@ def _download(weights: Any, name: str, *, offline: bool) -> dict[str, Tensor]:
                 f"The weights of torchvision:{name} cannot be downloaded: {type(error).__name__}: {error}. "
                 f"Download {weights.url} elsewhere and put it into {path.parent}."
             ) from error
-    state: dict[str, Tensor] = dict(read_weights(path.read_bytes(), source=str(path)))
+    state: dict[str, Tensor] = dict(read_weights(path))
     return state

@@ -38,14 +38,15 @@ log = logging.getLogger("segbench")
 class ImageModel(nn.Module):
     """A library's network as the protocol needs it: images in [0,1] to logits at image size.
 
-    The image is normalised, padded at the bottom and on the right with zeros (the mean colour) up to a multiple of
-    ``multiple``; the logits are resized bilinearly to the padded size and cropped.
+    The image is normalised, padded at the bottom and on the right with zeros (the mean colour) where the network needs
+    it; the logits are resized bilinearly to the padded size and cropped.
 
     Args:
         network: normalised images (N,3,H',W') to logits (N,K,h,w).
         statistics: mean and standard deviation of each channel, in the order in which the network wants the channels.
         num_classes: K, if it is known.
         multiple: height and width that the network gets are multiples of this.
+        square: height and width that the network gets are equal.
         bgr: the network wants blue first.
         reduced_labels: the network was trained with labels reduced by one, so that background has no class.
     """
@@ -60,6 +61,7 @@ class ImageModel(nn.Module):
         *,
         num_classes: int | None,
         multiple: int = 1,
+        square: bool = False,
         bgr: bool = False,
         reduced_labels: bool = False,
     ) -> None:
@@ -67,6 +69,7 @@ class ImageModel(nn.Module):
         self.network = network
         self.num_classes = num_classes
         self.multiple = multiple
+        self.square = square
         self.bgr = bgr
         self.reduced_labels = reduced_labels
         mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(1, 3, 1, 1) for values in statistics)
@@ -78,7 +81,10 @@ class ImageModel(nn.Module):
         height, width = images.shape[-2:]
         x = images.flip(1) if self.bgr else images
         x = (x - self.mean) / self.std
-        x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        high, wide = (size + -size % self.multiple for size in (height, width))
+        if self.square:
+            high = wide = max(high, wide)
+        x = F.pad(x, (0, wide - width, 0, high - height))
         logits: Tensor = self.network(x)
         if logits.shape[-2:] != x.shape[-2:]:
             logits = resize(logits, x.shape[-2:])
@@ -167,13 +173,7 @@ def load_file(module: nn.Module, path: str) -> None:
     Raises:
         ModelError: missing, damaged, not of this model, or more than tensors.
     """
-    try:
-        data = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"Cannot read the weights {path}: {error.strerror or error}. Correct weights=<path>."
-        ) from error
-    state = unwrapped(read_weights(data, source=path))
+    state = unwrapped(read_weights(Path(path).expanduser()))
     for prefix in PREFIXES:
         theirs, ours = (all(str(key).startswith(prefix) for key in keys) for keys in (state, module.state_dict()))
         if theirs and not ours:
