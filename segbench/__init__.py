@@ -29,8 +29,8 @@ _NAMES = {
 _MODULES = ("attacks", "cards", "counts", "data", "engine", "ensemble", "entries", "evidence", "models", "protocol")
 
 __all__ = [
-    "attacks", "cards", "check_model", "counts", "data", "engine", "ensemble", "entries", "evaluate", "evidence", "get_card",
-    "list_models", "load_dataset", "load_model", "models", "protocol",
+    "attacks", "cards", "check_model", "counts", "data", "engine", "ensemble", "entries", "evaluate", "evidence",
+    "get_card", "list_models", "load_dataset", "load_model", "models", "protocol",
 ]  # fmt: skip
 
 

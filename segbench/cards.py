@@ -87,8 +87,9 @@ def list_models(
 
     Args:
         pattern: shell pattern of the id.
-        dataset, architecture, method: shell patterns of these fields; ``method`` and ``architecture`` ignore case, and
-            ``architecture`` also looks at the title, where the backbone is named.
+        dataset: shell pattern of the data set; this and the next two ignore case.
+        architecture: shell pattern of the architecture, or of a word of the title, where the backbone is named.
+        method: shell pattern of the training method.
         available: only models whose weights can be had.
 
     >>> [card.id for card in list_models("clean_*_shapes")]

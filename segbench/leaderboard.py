@@ -114,7 +114,9 @@ def models_table(zoo: Sequence[ModelCard]) -> str:
     lines.append([":--", ":--", ":--", "--:", "--:", ":--"])
     for card in sorted(rows, key=key):
         expected = card.expected or {"aacc": None, "miou": None}
-        clean = " / ".join("–" if expected[name] is None else f"{100 * expected[name]:.1f}" for name in ("aacc", "miou"))
+        clean = " / ".join(
+            "–" if expected[name] is None else f"{100 * expected[name]:.1f}" for name in ("aacc", "miou")
+        )
         lines.append(
             [
                 f"`{card.id}`",

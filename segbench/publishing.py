@@ -1,4 +1,4 @@
-"""A model of the zoo as a repository of the Hugging Face Hub: weights, config, and a model card that people can read."""
+"""A model of the zoo as a repository of the Hugging Face Hub: weights, config, and a model card for people."""
 
 from __future__ import annotations
 
@@ -92,6 +92,8 @@ def upload(prepared: Prepared, repo: str, *, private: bool = False) -> dict[str,
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    # HTTPError of requests, httpx or httpx2, whichever this version of the client is built on.
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
     api = HfApi(library_name="segbench", library_version=segbench.__version__)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -103,14 +105,19 @@ def upload(prepared: Prepared, repo: str, *, private: bool = False) -> dict[str,
         )
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise SegbenchError(
-            f"The Hub refused {repo}: {str(error).splitlines()[0]} Log in with a token that may write (hf auth login, or "
+            f"The Hub refused {repo}: {_first_line(error)} Log in with a token that may write (hf auth login, or "
             f"HF_TOKEN). What was to be uploaded is kept in {prepared.folder}."
         ) from error
-    except OSError as error:
+    except (transport, OSError, ValueError, RuntimeError) as error:
         raise SegbenchError(
-            f"The Hub cannot be reached: {error}. What was to be uploaded is kept in {prepared.folder}; try again."
+            f"The Hub cannot be reached, or does not answer as the Hub does: {_first_line(error)} "
+            f"What was to be uploaded is kept in {prepared.folder}; try again."
         ) from error
     return {"type": "hub", "repo": repo, "revision": commit.oid, "file": WEIGHTS}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _repo_problem(repo: str) -> str | None:
@@ -129,7 +136,6 @@ def _config(card: ModelCard) -> dict[str, Any]:
 def _readme(card: ModelCard, repo: str, found: Sequence[Mapping[str, Any]], licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    scores = list(_scores(card, found))
     results = [
         EvalResult(
             task_type="image-segmentation",
@@ -139,7 +145,7 @@ def _readme(card: ModelCard, repo: str, found: Sequence[Mapping[str, Any]], lice
             metric_name=name,
             metric_value=round(100 * value, 2),
         )
-        for name, kind, value in scores
+        for name, kind, value in _scores(card, found)
     ]
     known = (licence or "").lower() in LICENCES
     data = ModelCardData(
@@ -152,7 +158,7 @@ def _readme(card: ModelCard, repo: str, found: Sequence[Mapping[str, Any]], lice
         tags=["adversarial-robustness", "semantic-segmentation", card.architecture["name"]],
         eval_results=results or None,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(card, repo, scores, licence)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(card, repo, found, licence)}"
 
 
 # Licences that the Hub knows by these names (its documentation, "Licenses"); others are "other" with their name.
@@ -174,8 +180,22 @@ def _scores(card: ModelCard, found: Sequence[Mapping[str, Any]]) -> Iterator[tup
                 yield f"{label} under {entry['protocol']['name']}, ε = {row['eps_255']:g}/255", kind, row[metric]
 
 
-def _body(card: ModelCard, repo: str, scores: Sequence[tuple[str, str, float]], licence: str | None) -> str:
-    training = {key: value for key, value in card.training.items() if key not in ("recipe", "log") and value is not None}
+def _table(card: ModelCard, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Clean and worst-case scores in percent, a row for each ε."""
+    yield from ("| | aAcc | mIoU |", "| :-- | --: | --: |")
+    rows = [("clean", found[0]["clean"] if found else card.expected or {"aacc": None, "miou": None})]
+    for entry in found:
+        name = entry["protocol"]["name"]
+        rows += [(f"worst case under {name}, ε = {row['eps_255']:g}/255", row) for row in entry["results"]]
+    for label, row in rows:
+        cells = ("–" if row[metric] is None else f"{100 * row[metric]:.1f}" for metric in ("aacc", "miou"))
+        yield f"| {label} | {' | '.join(cells)} |"
+
+
+def _body(card: ModelCard, repo: str, found: Sequence[Mapping[str, Any]], licence: str | None) -> str:
+    training = {
+        key: value for key, value in card.training.items() if key not in ("recipe", "log") and value is not None
+    }
     lines = [
         f"# {card.title}",
         "",
@@ -188,9 +208,7 @@ def _body(card: ModelCard, repo: str, scores: Sequence[tuple[str, str, float]], 
         f'model = segbench.load_model("{card.id}")',
         "```",
         "",
-        "| score | percent |",
-        "| :-- | --: |",
-        *(f"| {name} | {100 * value:.1f} |" for name, _, value in scores),
+        *_table(card, found),
         "",
         f"Preprocessing: {card.preprocessing}.",
         "",

@@ -103,7 +103,7 @@ def _is_entry(file: Path) -> bool:
 )
 @click.option("--json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
 def leaderboard(check: bool, root: Path | None, json: bool) -> None:
-    """Write the tables of leaderboard/README.md from the entries, and the table of models in README.md from the cards."""
+    """Write the tables of leaderboard/README.md from the entries, and the models in README.md from the cards."""
     base = root or content.checkout()
     rows = board.load_entries(base / "entries" if base else None)
     if json:

@@ -82,9 +82,7 @@ def models(
     for name in chosen:
         if name not in COLUMNS:
             raise UsageError(unknown_name("column", name, COLUMNS))
-    found = cards.list_models(
-        pattern, dataset=dataset, architecture=architecture, method=method, available=available
-    )
+    found = cards.list_models(pattern, dataset=dataset, architecture=architecture, method=method, available=available)
     if json:
         print_json([card.document() for card in found])
         return
@@ -151,7 +149,7 @@ def _card_rows(card: ModelCard) -> list[list[str]]:
         ["training", ", ".join(filter(None, facts))],
         ["preprocessing", card.preprocessing],
         ["expected clean", f"aAcc {_percent(expected['aacc'])}, mIoU {_percent(expected['miou'])}"],
-        *([label, downloads.describe(source)] for label, source in zip(["sources", *[""] * 9], card.sources)),
+        *(["" if place else "sources", downloads.describe(source)] for place, source in enumerate(card.sources)),
         ["sha256", card.sha256 or ("not pinned: remembered at the first download" if card.sources else "–")],
         ["licence", card.licence or "unknown"],
     ]
@@ -191,5 +189,3 @@ def print_scores(entry: dict[str, Any]) -> None:
     for flag in entry["flags"]:
         if flag["level"] != "ok":
             click.echo(printable(f"{flag['level']}: {flag['name']} = {flag['value']}: {flag['message']}"))
-
-

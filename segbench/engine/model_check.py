@@ -108,9 +108,7 @@ def check_model(
         batch = batch.to(torch_device)
         described = data if data is not None else subject.card
         classes = described.num_classes if described is not None else _classes(subject.module, batch)
-        findings += [
-            Finding(**flag) for flag in probe(subject.module, batch, classes, was_training=was_training).flags
-        ]
+        findings += [Finding(**flag) for flag in probe(subject.module, batch, classes, was_training=was_training).flags]
         findings += _behaviour(subject.module, batch)
         findings.append(_gradient(subject.module, batch[:1]))
         findings.append(_speed(subject.module, batch[:1], total if data is None else len(data)))
@@ -119,7 +117,9 @@ def check_model(
             findings.append(_against_card(scores["as they are"], subject.card.expected if subject.card else None))
             findings.append(_against_variants(scores))
         else:
-            findings.append(Finding("clean_score", "note", None, "Not looked at: no data set (--dataset, --data-root)."))
+            findings.append(
+                Finding("clean_score", "note", None, "Not looked at: no data set (--dataset, --data-root).")
+            )
     return findings
 
 
@@ -128,7 +128,7 @@ def _classes(model: nn.Module, batch: Tensor) -> int:
     try:
         with torch.no_grad():
             return int(model(batch[:1]).shape[1])
-    except Exception:  # a user's code may raise anything; `probe` calls it again and says what
+    except Exception:  # noqa: BLE001 - a user's code may raise anything; `probe` calls it again and says what
         return 0
 
 
@@ -179,7 +179,7 @@ def _behaviour(model: nn.Module, batch: Tensor) -> list[Finding]:
         Finding(
             "batch_independence", independent, difference,
             "Largest relative difference between the logits of an image alone and beside another."
-            + ("" if independent == "ok" else " The model mixes images: call eval(), or take out what spans the batch."),
+            + ("" if independent == "ok" else " The model mixes images: call eval(), take out what spans the batch."),
         ),
         Finding(
             "black_and_white", "ok" if finite else "fail", float(finite),
@@ -232,7 +232,9 @@ def _speed(model: nn.Module, image: Tensor, images: int) -> Finding:
         gradient.sum().item()  # waits for the device
         times.append(time.perf_counter() - started)
     seconds = statistics.median(times)
-    text = f"Seconds for one image of {image.shape[-1]}x{image.shape[-2]}, forward and backward, on {image.device.type}."
+    text = (
+        f"Seconds for one image of {image.shape[-1]}x{image.shape[-2]}, forward and backward, on {image.device.type}."
+    )
     if images:
         passes = images * len(OFFICIAL_RADII_255) * len(SEA_V1.losses) * SEA_V1.iterations
         text += f" All of {SEA_V1.name} on {images} images, one by one: about {_duration(passes * seconds)}."
@@ -240,7 +242,8 @@ def _speed(model: nn.Module, image: Tensor, images: int) -> Finding:
 
 
 def _duration(seconds: float) -> str:
-    """
+    """A length of time as people say it.
+
     >>> _duration(300), _duration(100_000), _duration(2e6)
     ('5 minutes', '28 hours', '23 days')
     """
@@ -290,7 +293,5 @@ def _against_variants(scores: Mapping[str, list[counts.Counts]]) -> Finding:
     best = max(others, key=lambda name: others[name])
     if others[best] <= base + MARGIN:
         return Finding("input_scaling", "ok", base, "Images in [0,1] suit the model better than other ways to feed it.")
-    return Finding(
-        "input_scaling", "fail", others[best],
-        f"aAcc is {100 * base:.1f} on images in [0,1], but {100 * others[best]:.1f} on images {best}: {VARIANTS[best][1]}.",
-    )  # fmt: skip
+    text = f"aAcc is {100 * base:.1f} on images in [0,1], but {100 * others[best]:.1f} on images {best}"
+    return Finding("input_scaling", "fail", others[best], f"{text}: {VARIANTS[best][1]}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from segbench.errors import ModelError, UnknownNameError, unknown_name
 from segbench.models.convnext import ConvNeXtBackbone
@@ -130,6 +131,15 @@ def _check_depth(blocks: int) -> None:
 def _check_rate(rate: float) -> None:
     if isinstance(rate, bool) or not 0 <= rate < 1:
         raise ValueError(f"drop_path_rate must be in [0,1), not {rate!r}")
+
+
+class WithoutDraws(TorchFunctionMode):
+    """Inside, nothing random is drawn: modules are built with arbitrary weights, in a third of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def build(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:

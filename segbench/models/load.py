@@ -12,9 +12,8 @@ from torch import nn
 from segbench import downloads
 from segbench.cards import ModelCard, get_card, read_card
 from segbench.errors import ModelError, UnknownNameError
-from segbench.files import sha256_bytes
 from segbench.models import adapters
-from segbench.models.architectures import build_described, load_weights
+from segbench.models.architectures import WithoutDraws, build_described, load_weights
 from segbench.models.released import normalise_keys
 from segbench.models.weights import read_weights
 from segbench.plugins import get_plugin
@@ -79,11 +78,9 @@ def load_card(card: ModelCard, *, offline: bool = False, progress: bool = True) 
     fetched = downloads.fetch(
         card.sources, name=card.id, sha256=card.sha256, folder=folder, offline=offline, progress=progress
     )
-    data = fetched.path.read_bytes()
-    if sha256_bytes(data) != fetched.sha256:  # what is loaded is what was hashed
-        raise ModelError(f"The weights {fetched.path} changed while they were read. Try again.")
-    state = normalise_keys(card.architecture["name"], read_weights(data, source=str(fetched.path)))
-    module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
+    state = normalise_keys(card.architecture["name"], read_weights(fetched.path))
+    with WithoutDraws():  # the weights come from the file
+        module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
     load_weights(module, state, source=str(fetched.path))
     return Subject(module.eval(), card.id, card, fetched.sha256)
 

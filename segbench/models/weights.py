@@ -1,11 +1,11 @@
-"""From the bytes of a weights file to tensors. The bytes come from strangers: nothing in them is executed."""
+"""From a weights file to tensors. The file comes from strangers: nothing in it is executed."""
 
 from __future__ import annotations
 
-import io
 import pickle
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -18,27 +18,32 @@ from segbench.errors import ModelError
 _JSON_STARTS = b"{"
 
 
-def read_weights(data: bytes, *, source: str) -> Mapping[str, Any]:
+def read_weights(path: Path) -> Mapping[str, Any]:
     """The content of a safetensors file or of what ``torch.save`` wrote, on the CPU.
 
-    Args:
-        data: the whole file.
-        source: its name in messages.
-
     Returns:
-        The state dict, or the checkpoint that holds one (`segbench.models.released.normalise_keys` unwraps it).
+        The state dict, or the checkpoint that holds one (`segbench.models.released.normalise_keys` unwraps it). Its
+        tensors may be views of the file: copy them before it changes.
 
     Raises:
         ModelError: damaged, neither format, or a pickle that would need more than tensors and plain values.
     """
-    if data[8:9] == _JSON_STARTS:
+    source = str(path)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as error:
+        raise ModelError(f"Cannot read the weights {source}: {error}") from error
+    if start[8:9] == _JSON_STARTS:
         try:
-            return safetensors.torch.load(data)
+            return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ModelError(f"The weights {source} are damaged: {error}. Fetch or copy them again.") from error
-    _need_plain_zip(data, source)
+    zipped = start.startswith(b"PK")
+    if zipped:
+        _need_plain_zip(path)
     try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise ModelError(_refusal(source, error)) from error
     except Exception as error:  # what a damaged file gives is not known
@@ -54,17 +59,15 @@ def read_weights(data: bytes, *, source: str) -> Mapping[str, Any]:
     return found
 
 
-def _need_plain_zip(data: bytes, source: str) -> None:
+def _need_plain_zip(path: Path) -> None:
     """torch.save stores its members as they are; packed ones could unpack to any size."""
-    if not data.startswith(b"PK"):
-        return
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-        raise ModelError(f"The weights {source} are damaged: {error}. Fetch or copy them again.") from error
+        raise ModelError(f"The weights {path} are damaged: {error}. Fetch or copy them again.") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ModelError(f"The weights {source} are a packed archive, not what torch.save writes. Unpack it first.")
+        raise ModelError(f"The weights {path} are a packed archive, not what torch.save writes. Unpack it first.")
 
 
 def _refusal(source: str, error: Exception) -> str:
@@ -73,6 +76,6 @@ def _refusal(source: str, error: Exception) -> str:
     reason = lines[0] if lines else "it is not what torch.save writes"
     return (
         f"The weights {source} are refused: reading them would need more than tensors and plain values ({reason}). "
-        "A pickle can run any code, so segbench never reads one whole. Ask for a safetensors file; or, if you trust the "
-        "file, load it elsewhere and save its state dict with safetensors.torch.save_file."
+        "A pickle can run any code, so segbench never reads one whole. Ask for a safetensors file; or, if you trust "
+        "this one, load it elsewhere and save its state dict with safetensors.torch.save_file."
     )
