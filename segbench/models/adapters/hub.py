@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from segbench.errors import ModelError
 from segbench.models.adapters.wrap import log
@@ -57,33 +56,56 @@ def weights_in(folder: Path) -> list[Path]:
 def fetch(repo: str, revision: str | None, *, offline: bool) -> Path:
     """Downloads configuration and weights of a repository; nothing else of it, and no code.
 
+    Where the hub cannot be reached, what its cache has is taken.
+
     Raises:
         ModelError: says what the hub answered, and the mend.
     """
-    import huggingface_hub
-
-    api, where = huggingface_hub.HfApi(), f"{repo}@{revision}" if revision else repo
+    where = f"{repo}@{revision}" if revision else repo
     reason: Exception | None = None
     if not offline:
         try:
-            names = {file.rfilename for file in api.model_info(repo, revision=revision).siblings or []}
-            if "config.json" not in names:
-                raise ModelError(f"The repository {where} has no config.json, so it holds no model of this library.")
-            wanted = [*sorted(names & set(CONFIGS)), *_weights(names)]
-            return Path(api.snapshot_download(repo, revision=revision, allow_patterns=wanted))
-        except ModelError:
-            raise
+            return _download(repo, revision)
         except Exception as error:  # the client raises errors of its HTTP library too
             if _is_answer(error):
                 raise ModelError(_mend(error, repo, revision, where)) from error
             reason = error
-    try:
-        found = Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
-    except Exception as error:
-        raise ModelError(_mend(reason or error, repo, revision, where)) from error
+    found = _in_cache(repo, revision, where)
+    if found is None:
+        raise ModelError(
+            f"{where} is not on this machine. While online: {_command(repo, revision)}"
+            if reason is None
+            else f"{where} is not on this machine, and cannot be downloaded: {type(reason).__name__}: "
+            f"{_first_line(reason)}. Try again later; or, on a machine that is online: {_command(repo, revision)}"
+        ) from reason
     if reason is not None:
         log.warning("The hub cannot be reached (%s); %s is taken from its cache.", _first_line(reason), where)
     return found
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """All files from the commit that the revision stands for when the first of them is asked for."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    info = api.model_info(repo, revision=revision)  # asked once; a file is asked for again and again, for half a minute
+    folder = Path(api.hf_hub_download(repo, "config.json", revision=revision)).parent  # named after its commit
+    if folder.name != info.sha:
+        info = api.model_info(repo, revision=folder.name)
+    names = {file.rfilename for file in info.siblings or []}
+    for name in [*sorted(names & set(CONFIGS)), *_weights(names)]:
+        api.hf_hub_download(repo, name, revision=folder.name)
+    return folder
+
+
+def _in_cache(repo: str, revision: str | None, where: str) -> Path | None:
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.try_to_load_from_cache(repo, "config.json", revision=revision)
+    except huggingface_hub.errors.HFValidationError as error:
+        raise ModelError(_mend(error, repo, revision, where)) from error
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def _weights(names: Collection[str]) -> list[str]:
@@ -102,9 +124,12 @@ def _is_answer(error: Exception) -> bool:
 
 
 def _mend(error: Exception, repo: str, revision: str | None, where: str) -> str:
+    """What the hub's answer means, and what to do."""
     from huggingface_hub import errors
 
     token = "set HF_TOKEN, or: hf auth login"
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo!r} is no repository of the hub (owner/repository); a folder of this machine begins with ./"
     if isinstance(error, errors.GatedRepoError):
         return f"The repository {where} is gated. Accept its terms on its page, then {token}"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -114,17 +139,9 @@ def _mend(error: Exception, repo: str, revision: str | None, where: str) -> str:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"The repository {repo} has no revision {revision!r}. After @ goes a branch, a tag or a commit."
-    if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is no repository of the hub (owner/repository); a folder of this machine begins with ./"
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return f"{where} is not on this machine. While online: {_command(repo, revision)}"
-    status: Any = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"The hub refuses {where} ({status}). It needs a login: {token}"
-    return (
-        f"{where} cannot be downloaded ({type(error).__name__}: {_first_line(error)}), and is not on this machine. Try "
-        f"again later; or, on a machine that is online: {_command(repo, revision)}"
-    )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"The repository {where} has no config.json, so it holds no model of this library."
+    return f"The hub refuses {where}: {_first_line(error)}. If it needs a login, {token}"
 
 
 def _command(repo: str, revision: str | None) -> str:
