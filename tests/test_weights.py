@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 
 import segbench
-from segbench.errors import DownloadError, ModelError
+from segbench.errors import DownloadError, ModelError, UnknownNameError
 from segbench.files import sha256_file
-from segbench.models import from_released
+from segbench.models import backbones, from_released
+from segbench.models.architectures import build
 from segbench.models.weights import read_weights
 from tests import servers
 from tests.conftest import recipe_weights, released_layout
@@ -174,3 +176,48 @@ def test_a_script_loads_a_released_model_from_the_cache(card, tmp_path):
     code = f"import segbench; print(type(segbench.load_model({str(path)!r}, offline=True)).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "UPerNet"
+
+
+# ------------------------------------------------------------------------------------------- robust backbones
+
+
+def test_a_robust_backbone_travels_from_its_link_into_a_model(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SEGBENCH_CACHE", str(tmp_path / "cache"))
+    arguments = {"depths": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "channels": 8, "auxiliary_channels": 8}
+    torch.manual_seed(0)
+    teacher = build("upernet_convnext", num_classes=3, **arguments)
+    state = {
+        f"module.model.{key.replace('stem.', 'stem.stem.', 1)}": value + 1
+        for key, value in teacher.backbone.state_dict().items()
+        if not key.startswith("norms.")
+    }
+    state |= {"module.model.head.fc.weight": torch.zeros(1000, 16), "module.model.strange": torch.zeros(1)}
+    torch.save(state, tmp_path / "robust.pt")
+    with servers.host() as host:
+        link = host.file("/dav/files/x/robust.pt", servers.Resource((tmp_path / "robust.pt").read_bytes()))
+        monkeypatch.setattr(
+            backbones, "BACKBONES", {"robust_convnext_t": replace(backbones.BACKBONES["robust_convnext_t"], url=link)}
+        )
+        student = build("upernet_convnext", num_classes=3, **arguments)
+        with pytest.raises(DownloadError, match="offline"):
+            backbones.robust_backbone(student, "robust_convnext_t", offline=True)
+        report = backbones.robust_backbone(student, "robust_convnext_t", progress=False)
+        again = backbones.robust_backbone(student, "robust_convnext_t", offline=True)
+    assert len(host.gets()) == 1
+    assert report.unknown == again.unknown == ("strange",)
+    assert "left out: strange" in caplog.text
+    assert "SHA-256 of backbone_robust_convnext_t" in caplog.text
+    for key, value in teacher.backbone.state_dict().items():
+        expected = value if key.startswith("norms.") else value + 1
+        assert torch.equal(student.backbone.state_dict()[key], expected), key
+
+
+def test_a_backbone_without_a_link_needs_a_file(tmp_path):
+    model = build("pspnet_resnet", num_classes=3, depths=(1, 1, 1, 1), width=8, channels=8, auxiliary_channels=8)
+    with pytest.raises(ModelError, match=r"no link of its own.*Salman2020Do_R50.*give its file"):
+        backbones.robust_backbone(model, "robust_resnet50")
+    torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "r.pt")
+    with pytest.raises(ModelError, match="do not fit the backbone"):
+        backbones.robust_backbone(model, "robust_resnet50", file=tmp_path / "r.pt")
+    with pytest.raises(UnknownNameError, match="Did you mean 'robust_vit_s'"):
+        backbones.robust_backbone(model, "robust_vit")

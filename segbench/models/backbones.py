@@ -6,16 +6,20 @@ Evaluation and Fast Training of Robust Semantic Segmentation Models", ECCV 2024,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from segbench.errors import ModelError
+from segbench import downloads
+from segbench.errors import ModelError, UnknownNameError, unknown_name
 from segbench.models.classifiers import BackboneReport, Family, Normalization, backbone_state
+from segbench.models.weights import read_weights
 
-__all__ = ["BACKBONES", "BackboneReport", "RobustBackbone", "backbone_state", "load_backbone"]
+__all__ = ["BACKBONES", "BackboneReport", "RobustBackbone", "backbone_state", "load_backbone", "robust_backbone"]
 
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -120,6 +124,49 @@ def load_backbone(
             f"Likely cause: {_likely_cause(report)}"
         )
     model.load_state_dict({**own, **report.state})
+    return report
+
+
+def robust_backbone(
+    model: nn.Module, name: str, *, file: str | Path | None = None, offline: bool = False, progress: bool = True
+) -> BackboneReport:
+    """Fetches a robust classifier and copies it into the backbone of ``model``, the start of PIR-AT.
+
+    The hash of the download is shown and remembered; another file behind the same link is refused later. Keys that
+    nobody knows are logged.
+
+    Args:
+        model: of `segbench.models.architectures`.
+        name: of `BACKBONES`.
+        file: a file on this machine instead of the download.
+        offline: never use the network.
+        progress: show a bar while downloading.
+
+    Raises:
+        UnknownNameError: no backbone of that name.
+        ModelError, DownloadError: it cannot be had, or does not fit the backbone of ``model``.
+    """
+    if name not in BACKBONES:
+        raise UnknownNameError(unknown_name("backbone", name, BACKBONES))
+    backbone = BACKBONES[name]
+    if file is None and backbone.url is None:
+        raise ModelError(f"{name} has no link of its own ({backbone.source}). Fetch it there, and give its file.")
+    if file is None:
+        file = downloads.fetch(
+            [{"type": "url", "url": backbone.url}],
+            name=f"backbone_{name}",
+            sha256=None,
+            offline=offline,
+            progress=progress,
+            command="the same without offline",
+        ).path
+    report = load_backbone(
+        model, read_weights(Path(file)), source=f"{name} ({file})", normalization=backbone.normalization
+    )
+    if report.unknown:
+        logging.getLogger("segbench").warning(
+            "%s: %d keys are not known and were left out: %s", name, len(report.unknown), ", ".join(report.unknown[:10])
+        )
     return report
 
 
