@@ -1,4 +1,4 @@
-"""Weights files come from strangers: what is right is read, nothing is executed; and the way from a link to an entry."""
+"""Weights files come from strangers: nothing in them is executed. And the whole way from a link to an entry."""
 
 from __future__ import annotations
 
