@@ -69,18 +69,19 @@ def _claimed() -> list[Plugin]:
     found: list[Plugin] = []
     seen = set()
     for distribution in importlib.metadata.distributions():
-        package = "a package without a name"
+        package = f"the package in {getattr(distribution, '_path', 'an unknown place')}"
         try:
-            package = distribution.metadata["Name"] or package
+            text = distribution.read_text("entry_points.txt")
+            if not text or GROUP not in text:
+                continue
+            if not (name := distribution.metadata["Name"]):
+                raise ValueError("it has no name")
+            package, version = name, distribution.version or "unknown"
             key = re.sub(r"[-_.]+", "-", package).lower()
             if key in seen:  # the first on sys.path is the one that is imported
                 continue
             seen.add(key)
-            text = distribution.read_text("entry_points.txt")
-            if not text or GROUP not in text:
-                continue
             offered = [entry for entry in distribution.entry_points if entry.group == GROUP]
-            version = distribution.version or "unknown"
         except Exception as error:  # noqa: BLE001  (metadata of strangers may be broken in any way)
             _log.warning(
                 "The metadata of %s cannot be read (%s: %s); its models are left out. Install it again.",

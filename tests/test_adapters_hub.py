@@ -97,12 +97,17 @@ def client(folder: Path, endpoint: str, *asked: tuple[str, bool]) -> tuple[list[
 
 
 def test_models_of_the_hub_are_downloaded_once_and_found_offline(tmp_path, files):
+    local = tmp_path / "local"  # names a backbone of the hub, which the library asks for
+    local.mkdir()
+    (local / "model.safetensors").write_bytes(files["model.safetensors"])
+    (local / "config.json").write_text(json.dumps({"model_type": "upernet", "backbone": "other/backbone"}))
     with servers.host() as host:
         offer(host, files)
         said, _ = client(
             tmp_path, host.url,
             ("hf:user/tiny", True), ("hf:user/tiny", False), ("hf:user/tiny@v1", False), ("hf:user/tiny@v9", False),
             ("hf:user/absent", False), ("hf:user/gated", False), ("hf:user/empty", False), ("hf:a/b/c", False),
+            (f"hf:{local}", True),
         )  # fmt: skip
         asked = {request.path.rpartition("/")[2] for request in host.log if "/resolve/" in request.path}
         endpoint = host.url
@@ -117,10 +122,13 @@ def test_models_of_the_hub_are_downloaded_once_and_found_offline(tmp_path, files
             "The repository user/gated is gated. Accept its terms on its page, then set HF_TOKEN, or: hf auth login",
             "The repository user/empty has no config.json",
             "'a/b/c' is no repository of the hub",
+            "transformers ",
         ],
         strict=True,
     ):
         assert text.startswith(expected)
+
+    assert "other" not in "".join(request.path for request in host.log)
 
     said, errors = client(  # nothing listens there any more
         tmp_path, endpoint, ("hf:user/tiny", True), ("hf:user/tiny", False), ("hf:user/other", False)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from urllib.parse import unquote
 from torch import nn
 
 from segbench.errors import ModelError
+from segbench.models.adapters.hub import without_hub
 from segbench.models.adapters.wrap import Options, Value, with_background
 from segbench.plugins import Plugin
 
@@ -93,9 +95,10 @@ def adapt(spec: str, *, num_classes: int | None = None, offline: bool = False) -
         module = python.load(parsed.name, parsed.options)
     else:
         adapter = importlib.import_module(f"{__name__}.{parsed.library}")
-        module = adapter.load(
-            parsed.name, revision=parsed.revision, options=parsed.options, num_classes=num_classes, offline=offline
-        )
+        with without_hub() if offline else nullcontext():
+            module = adapter.load(
+                parsed.name, revision=parsed.revision, options=parsed.options, num_classes=num_classes, offline=offline
+            )
     own = getattr(module, "num_classes", None)
     if num_classes is not None and own == num_classes - 1 and getattr(module, "reduced_labels", False):
         module = with_background(module)
@@ -131,7 +134,7 @@ def parse(text: str) -> Spec:
     if library not in LIBRARIES:
         return Spec(text, "python", head, None, options)
     revision = None
-    if "@" in name and not name.endswith("@"):
+    if "@" in name and not name.endswith("@") and not is_path(name):  # a folder has no revisions
         name, _, revision = name.rpartition("@")
     if not name:
         raise ModelError(f"The spec {text!r} names no model. Write {library}:<name>, as in {_EXAMPLES[library]}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from segbench.errors import ModelError
@@ -81,6 +82,19 @@ def fetch(repo: str, revision: str | None, *, offline: bool) -> Path:
     if reason is not None:
         log.warning("The hub cannot be reached (%s); %s is taken from its cache.", _first_line(reason), where)
     return found
+
+
+@contextmanager
+def without_hub() -> Iterator[None]:
+    """The hub's client, which the libraries use too, makes no request; as with ``HF_HUB_OFFLINE=1``."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _download(repo: str, revision: str | None) -> Path:
