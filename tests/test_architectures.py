@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from copy import deepcopy
 
 import numpy as np
@@ -310,3 +311,32 @@ def test_images_are_normalised_by_the_numbers_of_the_backbone():
     x = torch.rand(2, 3, 64, 64)
     assert torch.equal(normal(x), plain((x - mean) / std))
     assert normal.state_dict().keys() - state.keys() == {"backbone.mean", "backbone.std"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("segmenter_vit", {"heads": 3}, "width must be a multiple of heads, not 16 for 3 heads"),
+        ("segmenter_vit", {"heads": 0}, "heads must be positive"),
+        ("segmenter_vit", {"patch": True}, "patch must be positive"),
+        ("segmenter_vit", {"patch": 7}, "image_size must be a multiple of patch"),
+        ("segmenter_vit", {"image_size": [32, 32]}, "does not take these arguments"),
+        ("segmenter_vit", {"image_size": 8 * 10**5}, "at most 2000000000"),
+        ("segmenter_vit", {"image_size": 8 * 10**15}, "does not take these arguments"),
+        ("segmenter_vit", {"depth": 999, "decoder_depth": 2}, "1001 blocks are more than 1000"),
+        ("segmenter_vit", {"drop_path_rate": float("nan")}, "drop_path_rate must be in"),
+        ("segmenter_vit", {"drop_path_rate": "0.1"}, "does not take these arguments"),
+        ("pspnet_resnet", {"depths": [1, 1, 1]}, "depths must be four numbers"),
+        ("pspnet_resnet", {"depths": [1, 1, 1, 10**9]}, "more than 1000"),
+        ("pspnet_resnet", {"deep_stem": "no"}, "deep_stem must be true or false, not 'no'"),
+        ("pspnet_resnet", {"width": 10**5}, "at most 2000000000"),
+        ("pspnet_resnet", {"width": 1.5}, "width must be positive"),
+        ("upernet_timm", {"auxiliary_channels": 10**9}, "at most 2000000000"),
+    ],
+)
+def test_arguments_from_strangers_build_no_model(name, changes, said):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=said) as caught:
+        build(name, num_classes=3, **{**TINY[name], **changes})
+    assert "`architecture.arguments`" in str(caught.value)
+    assert time.monotonic() - started < 5  # nothing of that size was allocated

@@ -104,8 +104,7 @@ def pspnet_resnet(
     if type(deep_stem) is not bool:
         raise ValueError(f"deep_stem must be true or false, not {deep_stem!r}")
     _check_depth(sum(depths))
-    backbone = DilatedResNet(depths, width, deep_stem=deep_stem)
-    return PSPNet(backbone, num_classes, channels, auxiliary_channels).to(memory_format=torch.channels_last)
+    return PSPNet(DilatedResNet(depths, width, deep_stem=deep_stem), num_classes, channels, auxiliary_channels)
 
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
