@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py [--rounds 5] [--out FILE.json]
 
-The weights are random, in the layout and size of the released UPerNet ConvNeXt-T (240 MB); the file lies where a
-download puts it. ``call`` is `segbench.load_model` in a process that has imported it, ``process`` a whole Python process
-that loads the model, ``imports`` one that only imports torch and timm.
+The weights are random, in the layout and size of UPerNet ConvNeXt-T (240 MB); the file lies beside its card, and is
+hashed and read as one from the cache is. ``call`` is `segbench.load_model` in a process that has imported it,
+``process`` a whole Python process that loads the model, ``imports`` one that only imports torch and timm.
 """
 
 from __future__ import annotations

@@ -115,6 +115,16 @@ def test_wrong_classes_and_labels_are_said_before_the_first_attack(cli, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_models_file_is_published_without_its_folder(cli, tmp_path):
+    code = "import torch\n\ndef net(width):\n    return torch.nn.Conv2d(3, 8, width)\n"
+    (tmp_path / "net.py").write_text(code)
+    spec = f"{tmp_path}/net.py:net?width=1"
+    assert cli("evaluate", "--model", spec, "--dataset", "shapes", "--out", "run", *SHORT)[0] == 0
+    published = "".join(path.read_text() for path in (tmp_path / "run").glob("*.json"))
+    assert "segbench evaluate --model ./net.py:net?width=1 --dataset shapes" in published
+    assert str(tmp_path) not in published
+
+
 def test_own_model_of_the_current_folder(cli, tmp_path):
     (tmp_path / "my_models.py").write_text(
         "import torch\n\ndef tiny():\n    return torch.nn.Conv2d(3, 8, 3, padding=1)\n"

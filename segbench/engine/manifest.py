@@ -18,6 +18,7 @@ from segbench.data import SegmentationDataset
 from segbench.engine.checks import Probe
 from segbench.engine.merge import git_commit, versions
 from segbench.engine.store import MANIFEST_VERSION, run_id
+from segbench.models import adapters
 from segbench.models.load import Subject
 from segbench.protocol import Protocol
 
@@ -83,9 +84,10 @@ def _model(subject: Subject) -> dict[str, Any]:
 
 def command_line(model: str | nn.Module, dataset: str, limit: int | None, iterations: int | None) -> str:
     """The command that repeats this run, but for its radii. It is published, so it names no folder of this machine."""
-    name = (
-        type(model).__name__ if isinstance(model, nn.Module) else Path(model).name if model.endswith(".json") else model
-    )
+    if isinstance(model, nn.Module):
+        name = type(model).__name__
+    else:
+        name = Path(model).name if model.endswith(".json") else adapters.public(model)
     parts = ["segbench evaluate --model", name, "--dataset", dataset]
     parts += ["--limit", str(limit)] if limit is not None else []
     parts += ["--iterations", str(iterations)] if iterations is not None else []

@@ -217,6 +217,26 @@ def _spec_id(spec: Spec) -> str:
     return identifier("_".join(filter(None, [*parts, _digest("\0".join(hidden))[:6] if hidden else ""])))
 
 
+def public(text: str) -> str:
+    """A spec as it may be published: of folders of this machine only the last name stays.
+
+    >>> public("/home/me/net.py:build?weights=/home/me/best.pt&width=3"), public("hf:./runs/mine"), public("hf:a/b@main")
+    ('./net.py:build?weights=best.pt&width=3', 'hf:./mine', 'hf:a/b@main')
+    """
+    head, question, query = text.partition("?")
+    library, colon, name = head.partition(":")
+    target, _, function = head.rpartition(":")
+    if target.endswith(".py"):
+        head = f"./{PurePath(target).name}:{function}"
+    elif library in LIBRARIES and is_path(name):
+        head = f"{library}{colon}./{PurePath(name).name}"
+    parts = [
+        f"weights={PurePath(part.removeprefix('weights=')).name}" if part.startswith("weights=") else part
+        for part in query.split("&")
+    ]
+    return head + question + "&".join(parts)
+
+
 def is_path(name: str) -> bool:
     """Whether a model's name is a path of this machine, ``./folder``, ``/folder`` or ``~/folder``, by its looks."""
     return name.startswith((".", "/", "~", "\\")) or bool(re.match(r"[A-Za-z]:[\\/]", name))
