@@ -152,6 +152,8 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
                 folder, config=config, trust_remote_code=False, local_files_only=True, weights_only=True,
                 output_loading_info=True, **{"dtype" if newer else "torch_dtype": torch.float32},
             )  # fmt: skip
+    except ImportError as error:  # scipy, of models with mask queries
+        raise ModelError(f"{name}: {_first_line(error)} pip install 'segbench[hub-models]'") from error
     except Exception as error:  # what a stranger's file breaks is not known
         raise ModelError(
             f"transformers {transformers.__version__} cannot load {name}: {type(error).__name__}: {_first_line(error)}"
