@@ -97,12 +97,13 @@ def batches(split: Split, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, 
 def attack_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, frozen statistics and parameters without gradients while attacking; training mode afterwards."""
     model.eval()
-    for parameter in model.parameters():
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learned:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in model.parameters():
+        for parameter in learned:
             parameter.requires_grad_(True)
         model.train()
 
