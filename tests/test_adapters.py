@@ -43,9 +43,11 @@ class Evil:
 def scattered(module: nn.Module, scale: float = 0.2) -> nn.Module:
     """Random weights that make the logits differ from pixel to pixel, in eval mode."""
     generator = torch.Generator().manual_seed(0)
-    for tensor in module.parameters():
+    for name, tensor in module.named_parameters():
         if tensor.ndim > 1:
             tensor.data.normal_(0, scale, generator=generator)
+        else:  # some libraries draw these too
+            tensor.data.fill_(0 if name.endswith("bias") else 1)
     return module.eval()
 
 
