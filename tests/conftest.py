@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segbench.cli import main
+
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,6 +58,26 @@ def golden_batch(golden: Callable[[str], dict[str, Any]]) -> tuple[Tensor, Tenso
     inputs = golden("apgd_inputs")
     x, weights = (torch.from_numpy(inputs[name]).double() for name in ("x", "class_weights"))
     return x, torch.from_numpy(inputs["y"]).long(), weights
+
+
+@pytest.fixture
+def cli(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in an empty folder, with an empty cache: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEGBENCH_CACHE", str(tmp_path / "cache"))
+
+    def run(*args: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(args)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        code = caught.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return run
 
 
 def recipe_weights(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:

@@ -12,26 +12,10 @@ import pytest
 from PIL import Image
 
 import segbench
-from segbench.cli import main
 from segbench.cli.app import COMMANDS, app
 
 MODEL = "clean_convnext_mini_shapes"
 SHORT = ["--limit", "2", "--iterations", "1", "--eps", "8", "--quiet"]
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(args)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_evaluate_prints_a_table_and_writes_entry_and_evidence(cli, tmp_path):

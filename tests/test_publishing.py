@@ -17,26 +17,11 @@ import torch
 
 import segbench
 from segbench import cards
-from segbench.cli import main
 from segbench.files import sha256_bytes, sha256_file
 from tests import servers
 
 MODEL = "at_convnext_mini_shapes"
 COMMIT = "c0ffee" * 6 + "abcd"
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(args)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 def test_dry_run_writes_weights_config_and_a_card_that_the_hub_understands(cli, tmp_path):

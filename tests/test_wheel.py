@@ -98,7 +98,8 @@ def test_the_wheel_ships_each_kind_of_data_from_subfolders(wheel):
     for card in cards.card_paths(ROOT / "model_zoo"):
         relative = card.relative_to(ROOT / "model_zoo").as_posix()
         assert f"segbench/_content/model_zoo/{relative}" in names
-        assert f"segbench/_content/model_zoo/{relative.removesuffix('.json')}.safetensors" in names
+        files = {source["file"] for source in cards.read_card(card).sources if source["type"] == "package"}
+        assert {f"segbench/_content/model_zoo/{card.parent.name}/{file}" for file in files} <= set(names)
     for entry in entries.entry_paths(ROOT / "entries"):
         relative = entry.relative_to(ROOT / "entries").as_posix()
         assert f"segbench/_content/entries/{relative}" in names

@@ -13,7 +13,6 @@ import torch
 
 import segbench
 from segbench import cards, leaderboard, schemas
-from segbench.cli import main
 from segbench.models.architectures import ARCHITECTURES
 from tests import samples
 
@@ -24,22 +23,6 @@ RELEASED = {
 }  # fmt: skip
 CLASSES = {"pascal_voc": 21, "ade20k": 151, "shapes": 8}
 CARDS = cards.list_models()
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    """Runs a command in an empty folder, with an empty cache: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SEGBENCH_CACHE", str(tmp_path / "cache"))
-
-    def run(*args: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(args)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)

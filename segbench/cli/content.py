@@ -110,8 +110,8 @@ def leaderboard(check: bool, root: Path | None, json: bool) -> None:
         print_json(board.rank(rows))
         return
     tables = board.render(rows)
-    click.echo(tables)
     if base is None:
+        click.echo(tables)
         return
     zoo = sorted(map(cards.read_card, cards.card_paths(base / "model_zoo")), key=lambda card: card.id)
     files = [(base / "leaderboard" / "README.md", tables, (board.START, board.END))]
@@ -121,5 +121,6 @@ def leaderboard(check: bool, root: Path | None, json: bool) -> None:
     if check and not all(fresh.values()):
         stale = " and ".join(str(path) for path in fresh if not fresh[path])
         fail(f"{stale} is stale. Mend: segbench leaderboard", 1)
+    click.echo(tables)
     for path in fresh:
         note(f"{path} {'was up to date' if fresh[path] else 'was written'}.")

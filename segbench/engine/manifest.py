@@ -19,6 +19,7 @@ from segbench.engine.checks import Probe
 from segbench.engine.merge import git_commit, versions
 from segbench.engine.store import MANIFEST_VERSION, run_id
 from segbench.models import adapters
+from segbench.models.adapters.wrap import class_name
 from segbench.models.load import Subject
 from segbench.protocol import Protocol
 
@@ -75,7 +76,7 @@ def _model(subject: Subject) -> dict[str, Any]:
     return {
         "id": subject.id,
         "title": card.title if card else subject.id,
-        "architecture": card.architecture["name"] if card else type(subject.module).__name__,
+        "architecture": card.architecture["name"] if card else class_name(subject.module),
         "parameters": sum(p.numel() for p in subject.module.parameters()),
         "weights_sha256": subject.weights_sha256,
         "paper": card.paper if card else None,

@@ -220,8 +220,10 @@ def _spec_id(spec: Spec) -> str:
 def public(text: str) -> str:
     """A spec as it may be published: of folders of this machine only the last name stays.
 
-    >>> public("/home/me/net.py:build?weights=/home/me/best.pt&width=3"), public("hf:./runs/mine"), public("hf:a/b@main")
-    ('./net.py:build?weights=best.pt&width=3', 'hf:./mine', 'hf:a/b@main')
+    >>> public("/home/me/net.py:build?weights=/home/me/best.pt&width=3")
+    './net.py:build?weights=best.pt&width=3'
+    >>> public("hf:./runs/mine"), public("hf:a/b@main")
+    ('hf:./mine', 'hf:a/b@main')
     """
     head, question, query = text.partition("?")
     library, colon, name = head.partition(":")

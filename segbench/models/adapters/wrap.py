@@ -104,6 +104,16 @@ class WithBackground(nn.Module):
         return torch.cat([logits.detach().amin(dim=1, keepdim=True) - 1, logits], dim=1)
 
 
+def class_name(module: nn.Module) -> str:
+    """The name of a model's class, behind what an adapter puts around it."""
+    while type(module).__module__.startswith(__package__):
+        inner = getattr(module, "model" if isinstance(module, WithBackground) else "network", None)
+        if not isinstance(inner, nn.Module):
+            break
+        module = inner
+    return type(module).__name__
+
+
 def with_background(module: nn.Module) -> nn.Module:
     """Puts a background channel before the classes of a model that was trained with labels reduced by one.
 
