@@ -133,12 +133,14 @@ def _check_rate(rate: float) -> None:
 
 
 class WithoutDraws(TorchFunctionMode):
-    """Inside, nothing random is drawn: modules are built with arbitrary weights, in a third of the time."""
+    """Inside, nothing random is drawn: modules are built with arbitrary weights, which a file then replaces."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        random = getattr(func, "__module__", "") == "torch.nn.init" and func.__name__.endswith(("uniform_", "normal_"))
+        if random or func in (Tensor.uniform_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def build(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
