@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segbench import content, schemas
+from segbench import content, downloads, schemas
 from segbench.errors import ContentError, UnknownNameError, unknown_name
 
 CARD_VERSION = 1
@@ -61,13 +61,40 @@ def read_card(path: Path) -> ModelCard:
         ContentError: missing, not JSON, or against the schema; names the file and the field.
     """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ContentError(f"Cannot read the card {path}: {error}") from error
     document = schemas.parse(text, source=str(path))
     if found := schemas.problems("card", document):
         raise ContentError(f"The card {path} is not valid:\n  " + "\n  ".join(found[:10]))
     return ModelCard(**document, path=path)
+
+
+def fetch_weights(card: ModelCard, *, offline: bool = False, progress: bool = True) -> downloads.Fetched:
+    """The weights file of a card, downloaded if need be, its hash checked.
+
+    Raises:
+        DownloadError: no source gives it; each failure is told, and what to do.
+    """
+    known = card.path is None or card.path.parent.parent == content.folder("model_zoo")
+    return downloads.fetch(
+        card.sources,
+        name=card.id,
+        sha256=card.sha256,
+        folder=_folder(card),
+        offline=offline,
+        progress=progress,
+        command=f"segbench show {card.id if known else card.path} --download",
+    )
+
+
+def cached_weights(card: ModelCard) -> Path | None:
+    """Where the weights file of a card is on this machine, None if it is not; its hash is not checked."""
+    return downloads.cached(card.sources, name=card.id, folder=_folder(card)) if card.sources else None
+
+
+def _folder(card: ModelCard) -> Path | None:
+    return card.path.parent if card.path else None
 
 
 def card_paths(root: Path | None = None) -> list[Path]:
@@ -86,23 +113,23 @@ def list_models(
     """Cards sorted by id, all of them or those that a filter leaves.
 
     Args:
-        pattern: shell pattern of the id.
-        dataset: shell pattern of the data set; this and the next two ignore case.
-        architecture: shell pattern of the architecture, or of a word of the title, where the backbone is named.
+        pattern: shell pattern of the id; this and the next three ignore case.
+        dataset: shell pattern of the data set.
+        architecture: part of the architecture's name, or of a word of the title, where the backbone is named.
         method: shell pattern of the training method.
         available: only models whose weights can be had.
 
     >>> [card.id for card in list_models("clean_*_shapes")]
     ['clean_convnext_mini_shapes']
-    >>> [card.id for card in list_models(architecture="segmenter*", available=True)]
+    >>> [card.id for card in list_models(architecture="segmenter", available=True)]
     ['pirat_vit_s_ade20k']
     """
-    paths = [path for path in card_paths() if fnmatch.fnmatchcase(path.stem, pattern)]
+    paths = [path for path in card_paths() if fnmatch.fnmatchcase(path.stem, pattern.lower())]
     wanted = [
         card
         for card in map(read_card, paths)
         if _fits(dataset, card.dataset)
-        and _fits(architecture, card.architecture["name"], *card.title.split())
+        and _fits(architecture and f"*{architecture}*", card.architecture["name"], *card.title.split())
         and _fits(method, card.training["method"])
         and (card.sources or not available)
     ]

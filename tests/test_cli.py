@@ -105,7 +105,7 @@ def test_a_models_file_is_published_without_its_folder(cli, tmp_path):
     spec = f"{tmp_path}/net.py:net?width=1"
     assert cli("evaluate", "--model", spec, "--dataset", "shapes", "--out", "run", *SHORT)[0] == 0
     published = "".join(path.read_text() for path in (tmp_path / "run").glob("*.json"))
-    assert "segbench evaluate --model ./net.py:net?width=1 --dataset shapes" in published
+    assert "segbench evaluate --model './net.py:net?width=1' --dataset shapes" in published
     assert str(tmp_path) not in published
 
 

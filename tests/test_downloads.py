@@ -305,7 +305,7 @@ def test_no_connection(cache: Path) -> None:
 def test_a_silent_server_and_a_drip(host: Host) -> None:
     never = threading.Event()
     link = host.file("/model.pt", Resource(DATA, faults=[servers.hold(100_000, never)] * 2))
-    with pytest.raises(DownloadError, match=r"has gone silent \(tried 2 times\)\. 183\.6 kB of 400\.0 kB"):
+    with pytest.raises(DownloadError, match=r"has gone silent \(tried 2 times\)\. .* of 400\.0 kB have arrived"):
         fetch(link, limits=Limits(read_s=0.2, attempts=2, pause_s=0))
     never.set()
     link = host.file("/drip.pt", Resource(DATA, faults=[servers.drip(0.02)]))
@@ -429,7 +429,8 @@ def test_an_unpinned_hash_is_remembered(host: Host, cache: Path, caplog: pytest.
     resource = Resource(DATA)
     link = host.file("/model.pt", resource)
     path = fetch(link, sha256=None).path
-    pin = cache / "pins" / "model.json"
+    (pin,) = (cache / "pins").iterdir()
+    assert pin.name.startswith("model-")
     assert f"SHA-256 of model is {SHA} (its card pins none); remembered in {pin}" in caplog.text
     known = json.loads(pin.read_text())
     assert (known["name"], known["sha256"], known["bytes"], known["source"]) == ("model", SHA, len(DATA), url(link))

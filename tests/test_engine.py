@@ -446,8 +446,8 @@ def test_a_model_whose_code_changed_is_refused(tmp_path):
     model = Pixelwise()
     segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
     segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
-    model.transform = lambda logits: logits + logits.mean()
-    with pytest.raises(RunError, match=r"the same weights, but other logits.*--out"):
+    model.transform = lambda logits: logits + logits.mean(dim=(1, 2, 3), keepdim=True)
+    with pytest.raises(RunError, match=r"the same weights, but other logits or gradients.*--out"):
         segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
 
 

@@ -13,11 +13,14 @@ from torch import nn
 
 import segbench
 from segbench import cards
-from segbench.errors import ContentError, DownloadError, ModelError, UnknownNameError
+from segbench.errors import ContentError, DownloadError, ModelError, UnknownNameError, UsageError
 from segbench.files import sha256_bytes
 from segbench.models import from_released, load
-from segbench.models.architectures import build
+from segbench.models.adapters.wrap import ImageModel
+from segbench.models.architectures import ARCHITECTURES, WithoutDraws, build, load_weights
 from tests.conftest import GOLDEN, recipe_weights, released_layout
+
+TINY_CONVNEXT = {"depths": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "channels": 8, "auxiliary_channels": 8}
 
 
 def released_parameters(name):
@@ -133,10 +136,12 @@ def test_own_models_by_function_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     subject = load.resolve("mine:net")
     assert (subject.id, subject.card) == ("net", None)
-    assert load.resolve(subject.module).weights_sha256 == subject.weights_sha256
+    assert load.resolve("mine:net").weights_sha256 != subject.weights_sha256  # it draws its weights
+    known = load.resolve(subject.module).weights_sha256
+    assert load.resolve(subject.module).weights_sha256 == known
     with torch.no_grad():
         subject.module.bias[0] += 1
-    assert load.resolve(subject.module).weights_sha256 != subject.weights_sha256
+    assert load.resolve(subject.module).weights_sha256 != known
     for spec, text in {
         "mine:nothing": "gave int",
         "mine:absent": "Cannot import",
@@ -171,6 +176,82 @@ def test_own_functions_that_fail_are_named(tmp_path, monkeypatch, code, text):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=text):
         load.resolve(f"{name}:net")
+
+
+def test_what_a_state_dict_does_not_hold_is_part_of_the_identity():
+    """Class, activation, settings and spec change the function of a model, not its state dict."""
+
+    def digest(*layers):
+        torch.manual_seed(0)
+        return load.resolve(nn.Sequential(nn.Conv2d(3, 2, 1), *layers)).weights_sha256
+
+    assert digest(nn.ReLU()) == digest(nn.ReLU())
+    assert len({digest(nn.ReLU()), digest(nn.GELU()), digest(nn.LeakyReLU(0.1)), digest(nn.LeakyReLU(0.2))}) == 4
+    statistics = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    changes = [{}, {"multiple": 2}, {"square": True}, {"bgr": True}, {"reduced_labels": True}]
+    found = set()
+    for change in changes:
+        torch.manual_seed(0)
+        module = ImageModel(nn.Conv2d(3, 2, 1), statistics, num_classes=2, **change)
+        found.add(load.resolve(module).weights_sha256)
+    assert len(found) == len(changes)
+
+    class Addressed(nn.Module):
+        def extra_repr(self):
+            return repr(object())  # <object object at 0x...>, another one each time
+
+    assert load.resolve(Addressed()).weights_sha256 == load.resolve(Addressed()).weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.zeros(2, 3, dtype=torch.int8), "is int8"),
+        (torch.zeros(2, 3, dtype=torch.bool), "is bool"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "is complex64"),
+        (torch.zeros(2, 3).to(torch.float8_e4m3fn), "is float8_e4m3fn"),
+        (torch.full((2, 3), torch.nan), "has NaN"),
+        (torch.full((2, 3), torch.inf), "has NaN or infinite"),
+        (torch.zeros(2, 3).to_sparse(), "is sparse"),
+        (torch.zeros(2, 3, device="meta"), "is sparse, quantised or without content"),
+    ],
+)
+def test_weights_that_would_not_arrive_as_they_are_are_refused(value, said):
+    model = nn.Linear(3, 2, bias=False)
+    with pytest.raises(ModelError, match=f"weight {said}"):
+        load_weights(model, {"weight": value}, source="x")
+    load_weights(model, {"weight": torch.ones(2, 3, dtype=torch.bfloat16)}, source="x")
+    assert model.weight.dtype == torch.float32
+
+
+def test_every_architecture_is_built_without_draws_whatever_is_in_memory():
+    """A truncated normal is drawn again until it fits; values that nobody draws must not keep it going."""
+    build_tiny = {
+        "upernet_convnext": TINY_CONVNEXT,
+        "segmenter_vit": {"width": 32, "depth": 2, "heads": 2, "decoder_depth": 1},
+        "pspnet_resnet": {"depths": (1, 1, 1, 1), "width": 8, "channels": 8, "auxiliary_channels": 8},
+        "upernet_timm": {"backbone": "test_convnext", "channels": 8, "auxiliary_channels": 8},
+    }
+    assert set(build_tiny) == set(ARCHITECTURES)
+    for name, arguments in build_tiny.items():
+        dirty = [torch.full((size,), 1e6) for size in (10, 100, 1000, 10**4, 10**5, 10**6) for _ in range(20)]
+        del dirty
+        with WithoutDraws():
+            model = build(name, num_classes=3, **arguments)
+        weights = [value for value in model.state_dict().values() if value.ndim > 1]
+        assert all(bool((value == 0).all()) for value in weights if value.requires_grad)
+        model.load_state_dict(build(name, num_classes=3, **arguments).state_dict())
+        assert bool(torch.isfinite(model.eval()(torch.rand(1, 3, 64, 64))).all())
+
+
+def test_devices_that_cannot_be_used_are_named():
+    for device in ("gpu", "meta", 3.5):
+        with pytest.raises(UsageError, match="cannot be used"):
+            segbench.load_model("at_convnext_mini_shapes", device=device)
+    assert next(segbench.load_model("at_convnext_mini_shapes", device="auto").parameters()).device.type in (
+        "cpu",
+        "cuda",
+    )
 
 
 def test_only_models_are_models():

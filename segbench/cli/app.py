@@ -141,4 +141,6 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; say nothing at exit either
         sys.exit(1)
+    except OSError as error:
+        fail(f"the system refuses: {error}", 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,7 +15,11 @@ from segbench.cli.app import fail, find_own_modules, note, print_json, print_tab
 @click.option("--dataset", help="Data set id; by default that of the model's card.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option("--images", type=int, default=20, help="Images, spread evenly over the data set.")
-@click.option("--size", type=int, help="Side of the noise images in pixels when there is no data set.  [default: 256]")
+@click.option(
+    "--size",
+    type=click.IntRange(min=16),
+    help="Side of the noise images in pixels when there is no data set.  [default: 256]",
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option("--json", is_flag=True, help="Print the findings as a JSON list.")

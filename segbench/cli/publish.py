@@ -28,6 +28,8 @@ def publish(
     """
     from segbench import cards, entries, publishing
 
+    if offline and not dry_run:
+        raise UsageError("--offline uploads nothing: add --dry-run, or leave it out.")
     card = cards.read_card(Path(model)) if model.endswith(".json") else cards.get_card(model)
     if not (licence or card.licence) and not dry_run:
         raise UsageError(

@@ -46,7 +46,7 @@ def train(
     from rich.progress import Progress as Bar
 
     from segbench.data import load_dataset
-    from segbench.engine.evaluate import choose_device
+    from segbench.models.load import choose_device
     from segbench.training.loop import Progress
     from segbench.training.loop import train as run
     from segbench.training.recipe import load_recipe

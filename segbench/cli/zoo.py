@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+import sys
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,8 +37,7 @@ def _text(value: object) -> str:
 def _cached(card: ModelCard) -> str:
     if not card.sources:
         return "–"
-    folder = card.path.parent if card.path else None
-    return "yes" if downloads.cached(card.sources, name=card.id, sha256=card.sha256, folder=folder) else "no"
+    return "yes" if cards.cached_weights(card) else "no"
 
 
 # Column -> (heading, ">" for right-aligned; cell).
@@ -57,6 +61,8 @@ COLUMNS: Mapping[str, tuple[str, Callable[[ModelCard], str]]] = {
     "year": (">year", lambda card: _text((card.paper or {}).get("year"))),
     "paper": ("paper", lambda card: (card.paper or {}).get("url", "–")),
 }
+WIDE = 120  # characters that the usual columns need
+FEW_COLUMNS = ("id", "miou", "weights")
 USUAL_COLUMNS = ("id", "dataset", "title", "parameters", "aacc", "miou", "weights")
 
 
@@ -78,7 +84,8 @@ def models(
     json: bool,
 ) -> None:
     """List the models of the zoo whose id matches PATTERN, e.g. "*shapes"."""
-    chosen = [name for text in columns for name in text.split(",") if name] or list(USUAL_COLUMNS)
+    usual = USUAL_COLUMNS if shutil.get_terminal_size().columns >= WIDE or not sys.stdout.isatty() else FEW_COLUMNS
+    chosen = [name for text in columns for name in text.split(",") if name] or list(usual)
     for name in chosen:
         if name not in COLUMNS:
             raise UsageError(unknown_name("column", name, COLUMNS))
@@ -87,9 +94,19 @@ def models(
         print_json([card.document() for card in found])
         return
     if not found:
-        note("No model fits. All of them: segbench models")
+        near = [card.id for card in cards.list_models(f"*{pattern}*")] if pattern.isidentifier() else []
+        note(f"No model fits. {len(near)} ids hold it: segbench models '*{pattern}*'" if near else "No model fits.")
+        note("All of them: segbench models")
+        return
     print_table([COLUMNS[name][0] for name in chosen], [[COLUMNS[name][1](card) for name in chosen] for card in found])
+    if any((dataset, architecture, method, available)):
+        return  # nothing of that is known of a plugin's model
     for plugin in plugins.list_plugins():
+        if not fnmatchcase(plugin.name, pattern.lower()):
+            continue
+        if any(card.id == plugin.name for card in cards.list_models(plugin.name)):
+            note(f"The plugin {plugin.name} of {plugin.package} is hidden by the model of the zoo with that name.")
+            continue
         click.echo(printable(f"plugin {plugin.name}: {plugin.value} of {plugin.package} {plugin.version}"))
 
 
@@ -99,23 +116,28 @@ def models(
 @click.option("--download", is_flag=True, help="Fetch the weights now, check their hash, and say where they are.")
 @click.option("--offline", is_flag=True, help="With --download: only look on this machine.")
 def show(model_id: str, json: bool, download: bool, offline: bool) -> None:
-    """Show the card of MODEL_ID, where its weights come from, whether they are here, and its entries."""
+    """Show a card, where its weights come from, whether they are here, and its entries.
+
+    MODEL_ID is an id of the zoo, the path of a card, or the name of a plugin's model.
+    """
     try:
-        card = cards.get_card(model_id)
+        card = cards.read_card(Path(model_id)) if model_id.endswith(".json") else cards.get_card(model_id)
     except UnknownNameError:
         if not (plugin := plugins.get_plugin(model_id)):
             raise
+        if json:
+            print_json({"plugin": dataclasses.asdict(plugin)})
+            return
         print_table(["", plugin.name], [["plugin of", f"{plugin.package} {plugin.version}"], ["calls", plugin.value]])
         return
-    folder = card.path.parent if card.path else None
     if download:
-        fetched = downloads.fetch(card.sources, name=card.id, sha256=card.sha256, folder=folder, offline=offline)
+        fetched = cards.fetch_weights(card, offline=offline)
         note(f"{fetched.path}\nSHA-256 {fetched.sha256}, from {downloads.describe(fetched.source)}")
-    here = downloads.cached(card.sources, name=card.id, sha256=card.sha256, folder=folder) if card.sources else None
+    here = cards.cached_weights(card)
     found = [
         entries.read_entry(path)
         for path in entries.entry_paths()
-        if path.stem == model_id and path.parent.name == card.dataset
+        if path.stem == card.id and path.parent.name == card.dataset
     ]
     if json:
         print_json({"card": card.document(), "cached": str(here) if here else None, "entries": found})

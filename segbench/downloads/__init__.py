@@ -10,8 +10,19 @@ the logger ``segbench``, what a person should know although the file is found in
 Nothing here imports requests, huggingface_hub or rich before it needs them.
 """
 
+from segbench.downloads.checks import pin_file
 from segbench.downloads.fetching import Fetched, cached, describe, fetch
-from segbench.downloads.folders import cache_folder
+from segbench.downloads.folders import cache_folder, offline_by_environment
 from segbench.downloads.transfer import LIMITS, Limits
 
-__all__ = ["LIMITS", "Fetched", "Limits", "cache_folder", "cached", "describe", "fetch"]
+__all__ = [
+    "LIMITS",
+    "Fetched",
+    "Limits",
+    "cache_folder",
+    "cached",
+    "describe",
+    "fetch",
+    "offline_by_environment",
+    "pin_file",
+]

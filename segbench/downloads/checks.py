@@ -1,7 +1,7 @@
-"""What a file must be: no web page, and of the hash that the card pins or that this machine remembers.
+"""What a file must be: neither a web page nor text, and of the hash that the card pins or that this machine remembers.
 
 A card may pin no hash, as long as nobody has published one. The hash of the first file that arrives is then remembered
-in ``<cache>/pins/<name>.json``, and another file is refused from then on.
+in ``<cache>/pins``, by the name and the source, and another file is refused from then on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from segbench.downloads.folders import cache_folder, disk_error
 from segbench.errors import DownloadError
-from segbench.files import create_atomic, sha256_file
+from segbench.files import create_atomic, sha256_bytes, sha256_file
 
 HEAD_BYTES = 1 << 16
 
@@ -57,6 +57,9 @@ class Expected:
             raise DownloadError(f"{called or path} is empty.")
         if is_page(head):
             raise DownloadError(f"{called or path} is a web page, not weights: {title(head)}.")
+        if is_text(head):
+            start = "".join(char for char in head[:100].decode("utf-8", "replace") if char.isprintable())
+            raise DownloadError(f"{called or path} is text, not weights: {start!r}.")
         if self.sha256 not in (None, digest):
             raise DownloadError(
                 f"{called or path} is not the file that is expected: its SHA-256 is {digest}, "
@@ -74,13 +77,13 @@ def by_card(sha256: str) -> Expected:
     return Expected(sha256, "the card pins", "If the authors replaced it on purpose, the card needs the new hash.")
 
 
-def remembered(name: str) -> Expected:
+def remembered(name: str, source: Mapping[str, Any]) -> Expected:
     """What this machine remembers of a file whose card pins no hash; nothing at first."""
-    path = _pin(name)
+    path = pin_file(name, source)
     try:
         document = json.loads(path.read_text("utf-8"))
         digest = document["sha256"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a cache that cannot be a folder is told when it is written
         return Expected(None)
     except (OSError, ValueError, KeyError, TypeError):
         digest = None
@@ -92,12 +95,12 @@ def remembered(name: str) -> Expected:
 
 
 def remember(name: str, path: Path, sha256: str, source: Mapping[str, Any]) -> None:
-    """Remembers the hash of the first file of that name.
+    """Remembers the hash of the first file of that name and source.
 
     Raises:
         DownloadError: another process has just remembered another hash.
     """
-    known = remembered(name)
+    known = remembered(name, source)
     if known.sha256 is None:
         document = {
             "name": name,
@@ -106,7 +109,7 @@ def remember(name: str, path: Path, sha256: str, source: Mapping[str, Any]) -> N
             "bytes": path.stat().st_size,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        pin = _pin(name)
+        pin = pin_file(name, source)
         log = logging.getLogger("segbench")
         try:
             written = create_atomic(pin, (json.dumps(document, indent=2) + "\n").encode())
@@ -120,12 +123,14 @@ def remember(name: str, path: Path, sha256: str, source: Mapping[str, Any]) -> N
                 name, sha256, pin,
             )  # fmt: skip
             return
-        known = remembered(name)
+        known = remembered(name, source)
     known.check(path)
 
 
-def _pin(name: str) -> Path:
-    return cache_folder() / "pins" / f"{name}.json"
+def pin_file(name: str, source: Mapping[str, Any]) -> Path:
+    """Where the hash is remembered; a card of the same name with another source has another one."""
+    key = sha256_bytes(json.dumps(dict(source), sort_keys=True).encode())[:8]
+    return cache_folder() / "pins" / f"{name}-{key}.json"
 
 
 def is_page(head: bytes, content_type: str = "") -> bool:
@@ -140,6 +145,21 @@ def is_page(head: bytes, content_type: str = "") -> bool:
     return (
         content_type.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml") and b"\0" not in head
     )
+
+
+def is_text(head: bytes) -> bool:
+    r"""Whether the first bytes are text, as an error message in place of a file is; weights never are.
+
+    >>> is_text(b'{"error": "not found"}\n'), is_text(b"PK\x03\x04"), is_text(b"\x80\x02}q\x00.")
+    (True, False, False)
+    """
+    try:
+        text = head[:1024].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < min(len(head), 1024) - 3:  # not a character that the cut divides
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(char.isprintable() or char in "\t\r\n" for char in text)
 
 
 def title(page: bytes) -> str:

@@ -48,7 +48,7 @@ def fetch(
 
     Args:
         sources: as a card has them: ``package``, ``hub`` or ``url``.
-        name: what the file is of, as a model id; a hash that is not pinned is remembered by this name.
+        name: what the file is of, as a model id; a hash that is not pinned is remembered by this name and the source.
         sha256: the pinned hash; with None the hash of the first file is remembered, and a later other file is refused.
         folder: where ``package`` files are.
         offline: never use the network; ``HF_HUB_OFFLINE=1`` says the same.
@@ -62,7 +62,9 @@ def fetch(
     if not (known := _parse(sources, name, folder)):
         raise DownloadError(f"{name} is not published: no source is known.")
     pinned = checks.by_card(sha256) if sha256 is not None else None
-    expected = [pinned or (checks.remembered(name) if source.remote else Expected(None)) for source in known]
+    expected = [
+        pinned or (checks.remembered(name, source.document) if source.remote else Expected(None)) for source in known
+    ]
     notes: list[str] = []
     for source, wanted in zip(known, expected, strict=True):
         note = "not on this machine"
@@ -82,9 +84,7 @@ def fetch(
     return _download(known, expected, notes, name=name, sha256=sha256, progress=progress, limits=limits)
 
 
-def cached(
-    sources: Sequence[Mapping[str, Any]], *, name: str, sha256: str | None = None, folder: Path | None = None
-) -> Path | None:
+def cached(sources: Sequence[Mapping[str, Any]], *, name: str, folder: Path | None = None) -> Path | None:
     """Where the file is on this machine, None if it is not. Only looks: no network, no hash."""
     return next((path for source in _parse(sources, name, folder) if (path := source.cached())), None)
 

@@ -19,7 +19,7 @@ from segbench.downloads.folders import FULL, cache_folder, disk_error
 from segbench.downloads.sources import text
 from segbench.downloads.transfer import Limits
 from segbench.errors import DownloadError
-from segbench.files import sha256_bytes
+from segbench.files import sha256_bytes, sha256_file
 
 LOGIN = "set HF_TOKEN, or run: hf auth login"
 
@@ -66,12 +66,15 @@ class HubSource:
 
     def download(self, expected: Expected, *, name: str, progress: bool, limits: Limits) -> tuple[Path, str]:
         """See `Source`. A damaged file in the client's cache is replaced."""
+        if (path := self.cached()) and _is_the_hubs(path):
+            return path, expected.check(path, called="what the Hub has")
         with _bars(progress):
             path = self._tried_again(limits)
         try:
             return path, expected.check(path, called="what arrived")
         except DownloadError:
-            _discard(path)
+            if not _is_the_hubs(path):
+                _discard(path)
             raise
 
     def _tried_again(self, limits: Limits) -> Path:
@@ -88,12 +91,14 @@ class HubSource:
         raise DownloadError("no attempt is allowed")
 
     def _client(self) -> Path:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
         # HTTPError of requests, httpx or httpx2, whichever this version of the client is built on.
         transport: type[Exception] = HfHubHTTPError.__bases__[0]
         repo, revision, file = self._parts()
+        if not constants.ENDPOINT.startswith(("https://", "http://")):
+            raise DownloadError(f"HF_ENDPOINT is {constants.ENDPOINT!r}, not a link. Correct or unset it")
         try:
             with _aside(self.cached()) as damaged:
                 return Path(hf_hub_download(repo, file, revision=revision, force_download=damaged))
@@ -149,6 +154,14 @@ def _status(error: Any) -> Exception:
     if status == 429 or status >= 500:
         return _PassingError(f"the Hub answers {status}")
     return DownloadError(f"the Hub answers {status}: {error.server_message or 'the file cannot be had there'}")
+
+
+def _is_the_hubs(path: Path) -> bool:
+    """Whether a cached file is what the Hub has, by the name of the client's blob: large files are named by hash.
+
+    If a card pins another hash then the card is wrong, and the file, which others may use, stays.
+    """
+    return path.is_symlink() and path.readlink().name == sha256_file(path)
 
 
 def _discard(path: Path) -> None:

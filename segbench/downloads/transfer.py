@@ -140,9 +140,12 @@ def _answer(session: Session, url: str, wanted: dict[str, str], limits: Limits) 
     import requests
 
     headers = {"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "segbench", **wanted}
+    local = links.is_loopback(url)
     for _ in range(REDIRECTS + 1):
         if reason := links.problem(url):
             raise DownloadError(f"leads to a link that is not followed: {reason}")
+        if links.is_loopback(url) and not local:
+            raise DownloadError(f"leads to a link that is not followed: {urlsplit(url).netloc} is this machine")
         host = urlsplit(url).netloc
         proxies = dict.fromkeys(("http", "https", "all")) if links.is_loopback(url) else None
         try:

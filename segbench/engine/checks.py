@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ BUDGET_TOLERANCE = 1e-6
 
 
 class Probe(NamedTuple):
-    """What one batch tells of a model: flags, and some logits to know it again by (none if it is random)."""
+    """What one batch tells of a model: flags, and some logits and gradients to know it again by."""
 
     flags: list[dict[str, Any]]
     sample: list[float]
@@ -30,19 +32,14 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         was_training: some module had to be put in eval mode.
 
     Returns:
-        Flags on determinism, logits and eval mode, and a sample of the logits.
+        Flags on determinism, logits and eval mode, and samples of the logits and of the gradient of their sum.
 
     Raises:
-        ModelError: the output is not finite logits (N,K,H,W), or has no gradient with respect to the images.
+        ModelError: the output is not finite logits (N,K,H,W), has no gradient with respect to the images, or depends on
+            the other images of the batch.
     """
-    try:
-        with torch.no_grad():
-            first, second = model(images), model(images)
-    except Exception as error:  # a user's code may raise anything
-        raise ModelError(
-            f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
-            "It must map images (N,3,H,W) to logits (N,K,H,W)."
-        ) from error
+    with _seeded(images.device):
+        first, second = _forward(model, images), _forward(model, images)
     if not isinstance(first, Tensor):
         raise ModelError(
             f"The model returns {type(first).__name__}, not a tensor of logits. "
@@ -63,30 +60,85 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         raise ModelError(
             "The model's logits have NaN or infinite values on clean images. Check weights and normalisation."
         )
-    _need_gradient(model, images)
+    with _seeded(images.device):
+        gradient = _gradient(model, images)
     determinism = _determinism(first, second)
+    if determinism["level"] != "warning":
+        _need_independence(model, images, first)
     mode = flag(
         "eval_mode",
         float(was_training),
         "note" if was_training else "ok",
         "1 if a module was in training mode; it was put in eval mode.",
     )
-    places = torch.linspace(0, first.numel() - 1, 64, dtype=torch.float64).long()
-    sample = first.double().flatten()[places.to(first.device)].tolist() if determinism["level"] != "warning" else []
-    return Probe([determinism, _logits(first), mode], sample)
+    return Probe([determinism, _logits(first), mode], _sample(first) + _sample(gradient))
 
 
-def _need_gradient(model: nn.Module, images: Tensor) -> None:
+def _sample(values: Tensor) -> list[float]:
+    """64 values, spread evenly; what is not finite counts as 0."""
+    places = torch.linspace(0, values.numel() - 1, 64, dtype=torch.float64).long()
+    chosen = values.double().flatten()[places.to(values.device)].nan_to_num(0.0, 0.0, 0.0)
+    return [float(value) for value in chosen]
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(images)
+    except Exception as error:  # a user's code may raise anything
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        mend = "It must map images (N,3,H,W) to logits (N,K,H,W)."
+        if dtypes - {torch.float32}:
+            mend = "Its weights are not float32, as images and protocol are: call .float() on it."
+        raise ModelError(
+            f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
+            f"{mend}"
+        ) from error
+    return logits
+
+
+def _need_independence(model: nn.Module, images: Tensor, together: Tensor) -> None:
+    """Refuses a model whose logits of one image depend on another one: no score of it would mean anything."""
+    alone = _forward(model, images[:1])
+    difference = mixing(together, alone)
+    if difference > tolerance(together):
+        raise ModelError(
+            f"The model mixes the images of a batch: the logits of an image change by {difference:.2g} of the largest "
+            "when another one is beside it. Call eval(), and take out what spans the batch."
+        )
+
+
+def mixing(together: Tensor, alone: Tensor) -> float:
+    """Largest difference between the logits of the first image in a batch and alone, relative to the largest logit."""
+    scale = float(together.double().abs().max())
+    return float((together[:1].double() - alone.double()).abs().max()) / max(scale, 1e-30)
+
+
+def tolerance(logits: Tensor) -> float:
+    """How much `mixing` may be: rounding depends on the batch's size, more so in half precision."""
+    return max(1e-3, 8 * torch.finfo(logits.dtype).eps)
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """The same random numbers each time, so that a model that draws some can be known again."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+def _gradient(model: nn.Module, images: Tensor) -> Tensor:
     with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         try:
-            torch.autograd.grad(model(x).sum(), x)
+            (gradient,) = torch.autograd.grad(model(x).sum(), x)
         except Exception as error:
             raise ModelError(
                 f"The model's logits have no gradient with respect to the images: {error}. "
                 "SEA is a gradient attack and would say nothing about this model. "
                 "Take out .detach(), .data, numpy and torch.no_grad()."
             ) from error
+    return gradient
 
 
 def _determinism(first: Tensor, second: Tensor) -> dict[str, Any]:

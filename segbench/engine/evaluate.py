@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ from segbench.engine.run import run
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, UsageError
-from segbench.models.load import Subject, resolve
+from segbench.models.architectures import STATELESS
+from segbench.models.load import Subject, choose_device, resolve
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
 
 if TYPE_CHECKING:
@@ -136,11 +138,14 @@ def evaluate(
         name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
         mine = [unit for position, unit in enumerate(store.units(radii)) if position % shards == number - 1]
-        # Our own architectures keep no state between two steps of a forward; of a user's module nobody knows.
         small = small_on_cpu(torch_device, *used[0].image.shape[-2:])
         worker = Worker(subject.module, used, chosen, torch_device, size)
         todo = [unit for unit in mine if store.read(unit) is None]
-        run(store, worker, todo, side_by_side=small and subject.card is not None, progress=progress)
+        if mine and not todo:
+            logging.getLogger("segbench").warning(
+                "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
+            )
+        run(store, worker, todo, side_by_side=small and _is_stateless(subject), progress=progress)
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
@@ -187,24 +192,9 @@ def _batch_size(value: int | str) -> int | None:
     return int(value)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA if there is one, else the CPU.
-
-    Raises:
-        UsageError: torch cannot use that device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env"
-        ) from error
-    return device
+def _is_stateless(subject: Subject) -> bool:
+    """Whether threads may share the module: of a user's module nobody knows what it keeps from pass to pass."""
+    return subject.card is not None and subject.card.architecture["name"] in STATELESS
 
 
 def _dataset_of_card(subject: Subject, data_root: str | Path | None) -> SegmentationDataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def command_line(model: str | nn.Module, dataset: str, limit: int | None, iterat
         name = type(model).__name__
     else:
         name = Path(model).name if model.endswith(".json") else adapters.public(model)
-    parts = ["segbench evaluate --model", name, "--dataset", dataset]
+    parts = ["segbench evaluate --model", shlex.quote(name), "--dataset", shlex.quote(dataset)]
     parts += ["--limit", str(limit)] if limit is not None else []
     parts += ["--iterations", str(iterations)] if iterations is not None else []
     return " ".join(parts)[:2000]

@@ -70,8 +70,9 @@ class Store:
             )
         if not _close(old.manifest["probe"], manifest["probe"]):
             raise RunError(
-                f"{path} is the run of another model: the same weights, but other logits on the same images, "
-                "so its code has changed. Nothing was changed. Give another folder with --out."
+                f"{path} is the run of another model: the same weights, but other logits or gradients on the same "
+                "images. Its code has changed, or it draws random numbers that torch.manual_seed does not govern. "
+                "Nothing was changed. Give another folder with --out."
             )
         radii = sorted({*old.manifest["radii_255"], *manifest["radii_255"]})
         if radii != old.manifest["radii_255"]:
@@ -199,6 +200,16 @@ class Store:
 
 
 def _close(old: Sequence[float], new: Sequence[float]) -> bool:
-    """Whether two probes show one model, up to the rounding of another device; an empty probe says nothing."""
+    """Whether two probes show one model, up to the rounding of another device.
+
+    The first half are logits, the second an input gradient, each with its own scale.
+    """
+    if not old or not new:
+        return old == new
+    halves = [(values[: len(values) // 2], values[len(values) // 2 :]) for values in (old, new)]
+    return all(_near(a, b) for a, b in zip(*halves, strict=True))
+
+
+def _near(old: Sequence[float], new: Sequence[float]) -> bool:
     scale = max(map(abs, (*old, *new)), default=0.0)
-    return not old or not new or all(abs(a - b) <= 1e-3 * scale for a, b in zip(old, new, strict=False))
+    return len(old) == len(new) and all(abs(a - b) <= 1e-3 * scale for a, b in zip(old, new, strict=True))

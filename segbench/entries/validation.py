@@ -161,6 +161,12 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     }
     if card.parameters is not None:
         pairs["model.parameters"] = (entry["model"]["parameters"], card.parameters)
+    if card.sha256 is None:
+        del pairs["model.weights_sha256"]
+        found.append(
+            f"the card {card_path.name} pins no weights: set its `sha256` to {entry['model']['weights_sha256']!r}, "
+            "or to that of the file that is meant."
+        )
     found += [
         f"{field} is {stated!r}, the card {card_path.name} says {known!r}: correct the wrong one, or evaluate again."
         for field, (stated, known) in pairs.items()

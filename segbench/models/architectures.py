@@ -107,6 +107,9 @@ def pspnet_resnet(
     return PSPNet(DilatedResNet(depths, width, deep_stem=deep_stem), num_classes, channels, auxiliary_channels)
 
 
+# Of these no module keeps anything from one forward pass to the next; of timm's backbones that is not known.
+STATELESS = ("upernet_convnext", "segmenter_vit", "pspnet_resnet")
+
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
     "upernet_convnext": upernet_convnext,
     "upernet_timm": upernet_timm,
@@ -133,13 +136,17 @@ def _check_rate(rate: float) -> None:
 
 
 class WithoutDraws(TorchFunctionMode):
-    """Inside, nothing random is drawn: modules are built with arbitrary weights, which a file then replaces."""
+    """Inside, zeros are written instead of random numbers: a file replaces them anyway, and drawing takes longer.
+
+    Zeros, and not whatever is in memory: a truncated normal is drawn again until it fits.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         random = getattr(func, "__module__", "") == "torch.nn.init" and func.__name__.endswith(("uniform_", "normal_"))
         if random or func in (Tensor.uniform_, Tensor.normal_):
-            return args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
         return func(*args, **kwargs)
 
 
@@ -204,6 +211,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, source: str
         kind = type(state_dict[wrong[0]]).__name__
         raise ModelError(f"The weights of {source} hold {wrong[0]!r}, which is {kind} and not a tensor. Remove it.")
     own = model.state_dict()
+    for key in own.keys() & state_dict.keys():
+        check_tensor(key, state_dict[key], own[key], source=source)
     missing, surplus = own.keys() - state_dict.keys(), state_dict.keys() - own.keys()
     misshaped = {
         key: (tuple(state_dict[key].shape), tuple(own[key].shape))
@@ -219,6 +228,30 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, source: str
             f"Likely cause: {_likely_cause(missing, surplus, misshaped, len(own))}"
         )
     model.load_state_dict(state_dict)
+
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(key: str, found: Tensor, own: Tensor, *, source: str) -> None:
+    """Refuses a tensor of a file that would not arrive in the model as it is.
+
+    Raises:
+        ModelError: sparse, quantised, of a type that holds no such numbers, or not finite.
+    """
+    if problem := _problem(found, own):
+        raise ModelError(f"The weights of {source} cannot be used: {key} {problem}. Save them as float32 again.")
+
+
+def _problem(found: Tensor, own: Tensor) -> str | None:
+    if found.layout is not torch.strided or found.is_quantized or found.is_meta:
+        return "is sparse, quantised or without content"
+    if own.is_floating_point():
+        if found.dtype not in FLOATS:
+            return f"is {str(found.dtype).removeprefix('torch.')}"
+        if not bool(torch.isfinite(found).all()):
+            return "has NaN or infinite values"
+    return None
 
 
 def _likely_cause(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from segbench import downloads
-from segbench.cards import ModelCard, get_card, read_card
-from segbench.errors import ModelError, UnknownNameError
+from segbench.cards import ModelCard, fetch_weights, get_card, read_card
+from segbench.errors import ModelError, UnknownNameError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import WithoutDraws, build_described, load_weights
 from segbench.models.released import normalise_keys
@@ -27,7 +28,8 @@ class Subject:
         module: images (N,3,H,W) in [0,1] to logits (N,K,H,W).
         id: the card's id, or a name made from the function or class.
         card: None for a user's own model.
-        weights_sha256: of the weights file, or of the state dict of a user's own module.
+        weights_sha256: of the weights file; of a user's own module, over its state dict, its printed structure and, if
+            there is one, its spec.
     """
 
     module: nn.Module
@@ -50,7 +52,7 @@ def load_model(
         model: an id (`segbench models`); the path of a card, ``folder/<id>.json``; a plugin's name; or a spec:
             ``torchvision:<name>``, ``hf:<repo>[@revision]``, ``smp:<repo or architecture>``, ``timm:<backbone>``,
             ``package.module:function``, ``./file.py:function`` (`segbench.models.adapters`).
-        device: where the module goes.
+        device: where the module goes; ``auto`` is CUDA if there is one.
         num_classes: classes of the data set that a spec's model is meant for; adds the background channel to a model
             that was trained without one.
         offline: never use the network.
@@ -64,7 +66,8 @@ def load_model(
         DownloadError: no source gave the weights; each failure is told.
         ContentError: the card is damaged.
     """
-    return resolve(model, num_classes=num_classes, offline=offline, progress=progress).module.to(device)
+    chosen = choose_device(device)
+    return resolve(model, num_classes=num_classes, offline=offline, progress=progress).module.to(chosen)
 
 
 def load_card(card: ModelCard, *, offline: bool = False, progress: bool = True) -> Subject:
@@ -74,15 +77,40 @@ def load_card(card: ModelCard, *, offline: bool = False, progress: bool = True) 
             f"The weights of {card.id} are not published: its card has no source. "
             "Models with weights: segbench models --available"
         )
-    folder = card.path.parent if card.path else None
-    fetched = downloads.fetch(
-        card.sources, name=card.id, sha256=card.sha256, folder=folder, offline=offline, progress=progress
-    )
-    state = normalise_keys(card.architecture["name"], read_weights(fetched.path))
+    fetched = fetch_weights(card, offline=offline, progress=progress)
+    try:
+        state = normalise_keys(card.architecture["name"], read_weights(fetched.path))
+    except ModelError as error:
+        if card.sha256 is not None or fetched.source["type"] == "package":
+            raise
+        pin = downloads.pin_file(card.id, fetched.source)
+        raise ModelError(
+            f"{error}\nIf the download went wrong: delete {fetched.path} and {pin}, and try again."
+        ) from error
     with WithoutDraws():  # the weights come from the file
         module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
     load_weights(module, state, source=str(fetched.path))
     return Subject(module.eval(), card.id, card, fetched.sha256)
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """``auto`` is CUDA if there is one, else the CPU.
+
+    Raises:
+        UsageError: torch cannot use that device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise UsageError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env"
+        ) from error
+    return device
 
 
 def resolve(
@@ -102,7 +130,7 @@ def resolve(
         return load_card(read_card(Path(model)), offline=offline, progress=progress)
     if adapters.is_spec(model):
         adapted = adapters.adapt(model, num_classes=num_classes, offline=offline)
-        return Subject(adapted.module, adapted.id, None, _state_hash(adapted.module))
+        return Subject(adapted.module, adapted.id, None, _state_hash(adapted.module, adapters.public(model)))
     try:
         card = get_card(model)
     except UnknownNameError:
@@ -113,8 +141,10 @@ def resolve(
     return load_card(card, offline=offline, progress=progress)
 
 
-def _state_hash(module: nn.Module) -> str:
-    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
+def _state_hash(module: nn.Module, spec: str = "") -> str:
+    """What is known of a module's function without its code: class, structure with its settings, weights, spec."""
+    structure = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # an address is another one each time
+    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}\0{structure}\0{spec}".encode())
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"\0{key}\0".encode())
         if isinstance(value, torch.Tensor):

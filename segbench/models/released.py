@@ -90,6 +90,8 @@ def unwrap(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
             state_dict = inner
             break
     wrong = [key for key, value in state_dict.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if any(not isinstance(key, str) for key in state_dict):
+        raise ModelError("The weights have keys that are not names. Save model.state_dict(), or that with its wrapper.")
     if wrong:
         kind = type(state_dict[wrong[0]]).__name__
         raise ModelError(

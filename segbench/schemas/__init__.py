@@ -23,8 +23,17 @@ def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[Validatio
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
+def _whole(_: Any, instance: Any) -> bool:
+    """A number with a point is no integer, though JSON Schema lets 8.0 be one: Python would read a float."""
+    return isinstance(instance, int) and not isinstance(instance, bool)
+
+
 _Validator: type[Draft202012Validator]
-_Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})  # type: ignore[no-untyped-call]
+_Validator = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    {"pattern": _pattern},
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _whole),
+)
 
 
 @lru_cache(maxsize=4)

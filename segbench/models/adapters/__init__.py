@@ -25,13 +25,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import MappingProxyType
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from torch import nn
 
+from segbench.downloads import offline_by_environment
 from segbench.errors import ModelError
 from segbench.models.adapters.hub import without_hub
-from segbench.models.adapters.wrap import Options, Value, with_background
+from segbench.models.adapters.wrap import Options, Value, is_path, with_background
 from segbench.plugins import Plugin
 
 __all__ = ["Adapted", "Spec", "adapt", "from_plugin", "identifier", "is_spec", "parse", "with_background"]
@@ -89,6 +90,7 @@ def adapt(spec: str, *, num_classes: int | None = None, offline: bool = False) -
         ModelError: the spec is wrong, a library or weights are missing, or the model cannot be built.
     """
     parsed = parse(spec)
+    offline = offline or offline_by_environment()
     if parsed.library == "python":
         from segbench.models.adapters import python
 
@@ -209,7 +211,7 @@ def _spec_id(spec: Spec) -> str:
         else:
             parts += [*target.split(".")[1:], function]
     for key, value in spec.options.items():
-        if key == "weights":
+        if key == "weights" or "/" in str(value) or "\\" in str(value):
             hidden.append(str(PurePath(str(value)).parent))
             value = PurePath(str(value)).stem
         parts.append(f"{key}_{value}")
@@ -232,16 +234,13 @@ def public(text: str) -> str:
         head = f"./{PurePath(target).name}:{function}"
     elif library in LIBRARIES and is_path(name):
         head = f"{library}{colon}./{PurePath(name).name}"
-    parts = [
-        f"weights={PurePath(part.removeprefix('weights=')).name}" if part.startswith("weights=") else part
-        for part in query.split("&")
-    ]
-    return head + question + "&".join(parts)
+    return head + question + "&".join(map(_public_option, query.split("&")))
 
 
-def is_path(name: str) -> bool:
-    """Whether a model's name is a path of this machine, ``./folder``, ``/folder`` or ``~/folder``, by its looks."""
-    return name.startswith((".", "/", "~", "\\")) or bool(re.match(r"[A-Za-z]:[\\/]", name))
+def _public_option(part: str) -> str:
+    key, equals, value = part.partition("=")
+    path = unquote(value).replace("\\", "/")
+    return key + equals + (quote(PurePath(path).name) if "/" in path else value)
 
 
 def _digest(text: str) -> str:

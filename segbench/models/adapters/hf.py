@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segbench.errors import ModelError
-from segbench.models.adapters.hub import folder_of, weights_in
+from segbench.models.adapters.hub import PROCESSOR, folder_of, is_known_to_lack, weights_in
 from segbench.models.adapters.wrap import NORMALIZE, ImageModel, Options, log, only, require, statistics_of, whole
 from segbench.models.upernet import resize
 from segbench.models.weights import read_weights
@@ -94,6 +94,11 @@ def load(name: str, *, revision: str | None, options: Options, num_classes: int 
     network = _network(transformers, folder, config, name)
     processor = _processor(transformers, folder, name)
     if processor is None and "normalize" not in options:
+        if not is_known_to_lack(folder, PROCESSOR):
+            raise ModelError(
+                f"Of {name} only the weights are on this machine, not how its images are normalised. While online: "
+                f"hf download {name}. Or add ?normalize=imagenet (or half, or none)."
+            )
         log.warning(
             "%s has no preprocessor_config.json: its images are not normalised. If it was trained with normalised "
             "ones, add ?normalize=imagenet (or half).", name,
@@ -147,7 +152,7 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
             read_weights(file)  # refuses what is more than tensors
     newer = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
     try:
-        with _no_bar(transformers.utils.logging):
+        with _silent(transformers.utils.logging):
             network, report = factory.from_pretrained(
                 folder, config=config, trust_remote_code=False, local_files_only=True, weights_only=True,
                 output_loading_info=True, **{"dtype" if newer else "torch_dtype": torch.float32},
@@ -170,13 +175,15 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
 
 
 @contextmanager
-def _no_bar(logging: Any) -> Iterator[None]:
-    """The library draws no bar while it reads a local file."""
-    enabled = logging.is_progress_bar_enabled()
+def _silent(logging: Any) -> Iterator[None]:
+    """The library draws no bar and prints no report while it reads a local file; what matters we say ourselves."""
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
 
@@ -196,13 +203,15 @@ def _processor(transformers: Any, folder: Path, name: str) -> Any:
 def _statistics(processor: Any) -> tuple[list[float], list[float]]:
     """Mean and standard deviation for images in [0,1].
 
-    The processor computes ``(255 x * rescale_factor - mean) / std`` on images x in [0,1].
+    The processor computes ``(255 x * rescale_factor - mean) / std`` on images x in [0,1]; the factor is 1 if it does
+    not rescale.
     """
     if processor is None or not getattr(processor, "do_normalize", False):
         mean, std = (list(values) for values in NORMALIZE["none"])
     else:
         mean, std = _three(processor.image_mean), _three(processor.image_std)
-    scale = 255 * float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else 1.0
+    factor = float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else 1.0
+    scale = 255 * factor
     return [value / scale for value in mean], [value / scale for value in std]
 
 

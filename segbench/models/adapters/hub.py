@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segbench.errors import ModelError
-from segbench.models.adapters.wrap import log
+from segbench.models.adapters.wrap import is_path, log
 
-CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+PROCESSOR = "preprocessor_config.json"
+CONFIGS = ("config.json", PROCESSOR, "processor_config.json")
 # The first kind that a repository has is taken, as transformers does.
 WEIGHTS = (
     r"model\.safetensors",
@@ -32,10 +33,10 @@ def folder_of(name: str, revision: str | None, *, offline: bool) -> Path:
         ModelError: it does not exist, is gated, cannot be reached, or holds no model.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_path(name) and path.is_dir():
         if revision is not None:
             raise ModelError(f"{name} is a folder of this machine, which has no revision {revision!r}. Leave out @.")
-    elif name.startswith((".", "/", "~")) or "\\" in name:
+    elif is_path(name):
         raise ModelError(f"There is no folder {name}. A path is relative to the folder where segbench is called.")
     else:
         path = fetch(name, revision, offline=offline)
@@ -47,6 +48,12 @@ def folder_of(name: str, revision: str | None, *, offline: bool) -> Path:
             + ("." if path == Path(name).expanduser() else f"; or, while online: {_command(name, revision)}")
         )
     return path
+
+
+def is_known_to_lack(folder: Path, file: str) -> bool:
+    """Whether a folder is complete without that file: one of the user, or of a cache that knows that there is none."""
+    in_cache = folder.parent.name == "snapshots"
+    return not in_cache or (folder.parent.parent / ".no_exist" / folder.name / file).exists()
 
 
 def weights_in(folder: Path) -> list[Path]:
@@ -109,6 +116,9 @@ def _download(repo: str, revision: str | None) -> Path:
     names = {file.rfilename for file in info.siblings or []}
     for name in [*sorted(names & set(CONFIGS)), *_weights(names)]:
         api.hf_hub_download(repo, name, revision=folder.name)
+    if PROCESSOR not in names:  # asked for all the same: the client remembers in its cache that there is none
+        with suppress(huggingface_hub.errors.EntryNotFoundError):
+            api.hf_hub_download(repo, PROCESSOR, revision=folder.name)
     return folder
 
 

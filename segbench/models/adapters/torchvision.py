@@ -26,10 +26,10 @@ from segbench.models.adapters.wrap import (
     only,
     require,
     statistics_of,
-    unwrapped,
     warn_random,
     whole,
 )
+from segbench.models.released import unwrap
 from segbench.models.weights import read_weights
 
 VOC_CLASSES = 21
@@ -103,7 +103,7 @@ def _build(models: Any, name: str, classes: int, auxiliary: bool) -> nn.Module:
 def _has_auxiliary(path: str) -> bool:
     """Whether a weights file of a user has an auxiliary head; what is wrong with the file is told when it is loaded."""
     try:
-        found = unwrapped(read_weights(Path(path).expanduser()))
+        found = unwrap(read_weights(Path(path).expanduser()))
     except ModelError:
         return False
     return any("aux_classifier." in str(key) for key in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segbench.errors import ModelError, unknown_name
-from segbench.models.architectures import load_weights
+from segbench.models.architectures import check_tensor, load_weights
+from segbench.models.released import PREFIXES, strip_prefixes, unwrap
 from segbench.models.upernet import resize
 from segbench.models.weights import read_weights
 
@@ -28,9 +30,6 @@ NORMALIZE: Mapping[str, Statistics] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # entries of a checkpoint that hold the weights
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallel training, of torch.compile, of a wrapping module
 
 log = logging.getLogger("segbench")
 
@@ -75,6 +74,11 @@ class ImageModel(nn.Module):
         mean, std = (torch.tensor(list(values), dtype=torch.float32).reshape(1, 3, 1, 1) for values in statistics)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+
+    def extra_repr(self) -> str:
+        """The settings that are not in the state dict; they are part of a model's identity."""
+        names = ("num_classes", "multiple", "square", "bgr", "reduced_labels")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N,3,H,W) in [0,1] to logits (N,K,H,W)."""
@@ -121,6 +125,11 @@ def with_background(module: nn.Module) -> nn.Module:
     losses on background pixels stay finite.
     """
     return WithBackground(module)
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name is a path of this machine, ``./folder``, ``/folder`` or ``~/folder``, by its looks."""
+    return name.startswith((".", "/", "~", "\\")) or bool(re.match(r"[A-Za-z]:[\\/]", name))
 
 
 def require(library: str) -> Any:
@@ -177,28 +186,22 @@ def whole(options: Options, key: str, default: int | None) -> int | None:
 def load_file(module: nn.Module, path: str) -> None:
     """Loads a weights file strictly: safetensors, or what ``torch.save`` wrote (read without executing anything).
 
-    A checkpoint that holds the weights under one of `WRAPPERS` is unwrapped, and one of `PREFIXES` is taken off if all
-    names of the file have it and the module's have not.
+    A checkpoint is unwrapped, and the prefixes that all of its names share are taken off, but not those that all of the
+    module's own names have.
 
     Raises:
         ModelError: missing, damaged, not of this model, or more than tensors.
     """
-    state = unwrapped(read_weights(Path(path).expanduser()))
-    for prefix in PREFIXES:
-        theirs, ours = (all(str(key).startswith(prefix) for key in keys) for keys in (state, module.state_dict()))
-        if theirs and not ours:
-            state = {str(key).removeprefix(prefix): value for key, value in state.items()}
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"The weights {path} hold more than tensors. Save model.state_dict() alone.")
+    state = unwrap(read_weights(Path(path).expanduser()))
+    own = module.state_dict()
+    prefixes = tuple(prefix for prefix in PREFIXES if not all(key.startswith(prefix) for key in own))
+    state = strip_prefixes(state, prefixes)
+    for key in own.keys() & state.keys():
+        check_tensor(key, state[key], own[key], source=path)
     try:
-        module.load_state_dict(dict(state))  # a library's module may rename keys of its older versions here
+        module.load_state_dict(state)  # a library's module may rename keys of its older versions here
     except RuntimeError:
         load_weights(module, state, source=path)  # lists what does not fit
-
-
-def unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict in what a weights file holds."""
-    return next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), found)
 
 
 def warn_random(spec: str) -> None:
