@@ -96,6 +96,14 @@ def client(folder: Path, endpoint: str, *asked: tuple[str, bool]) -> tuple[list[
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+def test_a_repository_without_a_processor_is_known_as_such_offline(tmp_path, files):
+    with servers.host() as host:
+        offer(host, {name: data for name, data in files.items() if name != "preprocessor_config.json"})
+        said, errors = client(tmp_path, host.url, ("hf:user/tiny", False), ("hf:user/tiny", True))
+    assert said == [["hf_user_tiny", 8]] * 2
+    assert "are not normalised" in errors
+
+
 def test_models_of_the_hub_are_downloaded_once_and_found_offline(tmp_path, files):
     local = tmp_path / "local"  # names a backbone of the hub, which the library asks for
     local.mkdir()
@@ -129,6 +137,18 @@ def test_models_of_the_hub_are_downloaded_once_and_found_offline(tmp_path, files
         assert text.startswith(expected)
 
     assert "other" not in "".join(request.path for request in host.log)
+
+    # A cache that another program filled may lack the processor: that is not the same as a model without one.
+    (snapshot,) = (tmp_path / "hf" / "hub" / "models--user--tiny" / "snapshots").iterdir()
+    processor = snapshot / "preprocessor_config.json"
+    kept = processor.readlink()
+    processor.unlink()
+    said, _ = client(tmp_path, endpoint, ("hf:user/tiny", True), ("hf:user/tiny?normalize=none", True))
+    assert said[0].startswith("Of hf:user/tiny") or said[0].startswith(
+        "Of user/tiny only the weights are on this machine"
+    )
+    assert said[1] == ["hf_user_tiny_normalize_none", 8]
+    processor.symlink_to(kept)
 
     said, errors = client(  # nothing listens there any more
         tmp_path, endpoint, ("hf:user/tiny", True), ("hf:user/tiny", False), ("hf:user/other", False)

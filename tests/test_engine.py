@@ -451,6 +451,43 @@ def test_a_model_whose_code_changed_is_refused(tmp_path):
         segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
 
 
+class Gated(Pixelwise):
+    """Logits that do not change with ``open``, and a gradient that does."""
+
+    open = False
+
+    def forward(self, images):
+        return super().forward(images if self.open else images.detach() + 1e-8 * (images - images.detach()))
+
+
+def test_a_model_whose_gradient_was_mended_is_not_answered_with_the_old_run(tmp_path):
+    model = Gated()
+    segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    model.open = True
+    with pytest.raises(RunError, match=r"other logits or gradients.*--out"):
+        segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+
+
+class Noisy(Pixelwise):
+    """As random as ``sigma`` says, which its state dict does not."""
+
+    sigma = 0.05
+
+    def forward(self, images):
+        return super().forward(images + self.sigma * torch.randn_like(images))
+
+
+def test_random_models_are_told_apart_and_can_be_continued(tmp_path, caplog):
+    model = Noisy()
+    first = segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    again = segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+    assert again.entry() == first.entry()
+    assert "everything was there already, nothing is computed again" in caplog.text
+    model.sigma = 50
+    with pytest.raises(RunError, match="draws random numbers"):
+        segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
+
+
 class BrokenLater(Pixelwise):
     """NaN logits on images that the probe does not see."""
 

@@ -82,6 +82,13 @@ def test_packed_archives_are_refused_before_they_unpack(tmp_path):
         read_weights(tmp_path / "packed.pt")
 
 
+def test_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.zeros(1).expand(1 << 30, 3)}}, tmp_path / "small.pt")
+    assert (tmp_path / "small.pt").stat().st_size < 5000
+    with pytest.raises(ModelError, match="repeated numbers: refused"):
+        read_weights(tmp_path / "small.pt")
+
+
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "weights"
     with pytest.raises(ModelError, match="Cannot read the weights"):
@@ -156,6 +163,18 @@ def test_a_released_file_travels_from_its_link_to_an_entry(card, released, tmp_p
     assert entry["model"]["id"] == "pirat_convnext_t_voc"
     assert entry["model"]["weights_sha256"] == sha256_file(released)
     assert entry["results"][0]["aacc"] <= entry["clean"]["aacc"]
+
+
+def test_an_error_message_in_place_of_the_file_is_not_remembered(card, released, tmp_path):
+    path, _, host = card
+    for body in (b'{"error": "quota exceeded"}', "Nicht gefunden: ä".encode()):
+        host.file("/index.php/s/zSFgoAngcm47FZm/download", servers.Resource(body, content_type="application/json"))
+        with pytest.raises(DownloadError, match=r"is text, not weights: '.*(quota exceeded|Nicht gefunden)"):
+            segbench.load_model(str(path), progress=False)
+    assert not (tmp_path / "cache" / "pins").exists()
+    host.file("/index.php/s/zSFgoAngcm47FZm/download", servers.Resource(b"\x80\x04not weights\x00" * 100, etag='"v3"'))
+    with pytest.raises(ModelError, match=r"If the download went wrong: delete .*/cache/weights/.* and .*/cache/pins/"):
+        segbench.load_model(str(path), progress=False)
 
 
 def test_another_file_behind_the_same_link_is_refused(card, tmp_path):

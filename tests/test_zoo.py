@@ -52,13 +52,31 @@ def test_every_published_row_has_a_card_and_the_released_ones_a_source():
     assert segbench.get_card("pirat_convnext_t_voc").expected == {"aacc": 0.927, "miou": 0.752}
 
 
+def test_the_cards_say_what_was_published():
+    """tests/golden/published.json: the rows of Tables 2, 3 and 6 of arXiv 2306.12941v2 that a card repeats."""
+    rows = json.loads((ROOT / "tests" / "golden" / "published.json").read_text())
+    assert {row["id"] for row in rows} == {card.id for card in CARDS if card.dataset != "shapes"}
+    for row in rows:
+        card = segbench.get_card(row["id"])
+        training = card.training
+        assert (card.dataset, training["method"], training["initialisation"], training["attack_steps"]) == (
+            row["dataset"], row["method"], row["initialisation"], row["attack_steps"],
+        ), card.id  # fmt: skip
+        assert training["epochs"] == row["epochs"], card.id
+        assert [source["url"] for source in card.sources] == ([row["checkpoint"]] if row["checkpoint"] else []), card.id
+        assert card.expected["miou"] == pytest.approx(row["miou"] / 100, abs=1e-9), card.id
+        assert card.expected["aacc"] == (row["aacc"] and pytest.approx(row["aacc"] / 100, abs=1e-9)), card.id
+        assert card.title.startswith(row["architecture"]), card.id
+        assert row["backbone"].partition("+")[0] in card.title, card.id
+
+
 def test_filters():
     def ids(*args, **filters):
         return [card.id for card in segbench.list_models(*args, **filters)]
 
     assert set(ids(available=True)) == RELEASED | {"at_convnext_mini_shapes", "clean_convnext_mini_shapes"}
     assert set(ids("pirat_*", dataset="pascal_voc", available=True)) == {"pirat_convnext_t_voc", "pirat_convnext_s_voc"}
-    assert set(ids(architecture="vit-s*")) == {"at_vit_s_ade20k", "pirat_vit_s_ade20k", "pirat_32ep_vit_s_ade20k"}
+    assert set(ids(architecture="vit-s")) == {"at_vit_s_ade20k", "pirat_vit_s_ade20k", "pirat_32ep_vit_s_ade20k"}
     assert ids(method="ddc-at") == ["ddcat_resnet50_voc"]
     assert ids(dataset="nothing") == []
 
@@ -72,7 +90,8 @@ def test_models_prints_columns_and_json(cli):
     assert {card["id"] for card in json.loads(cli("models", "--available", "--json")[1])} >= RELEASED
     assert "Did you mean 'miou'" in cli("models", "--columns", "miu")[2]
     code, out, err = cli("models", "nothing*")
-    assert (code, "No model fits" in err) == (0, True)
+    assert (code, out, "No model fits" in err) == (0, "", True)
+    assert "3 ids hold it: segbench models '*vit_s*'" in cli("models", "vit_s")[2]
     assert json.loads(cli("models", "nothing*", "--json")[1]) == []
 
 
@@ -98,6 +117,26 @@ def test_show_tells_where_weights_come_from(cli):
     assert [entry["protocol"]["name"] for entry in found["entries"]] == ["sea-v1"]
 
 
+def test_show_takes_the_path_of_a_card(cli, tmp_path):
+    document = segbench.get_card("pirat_convnext_t_voc").document()
+    (tmp_path / "mine.json").write_text("\ufeff" + json.dumps(document))  # an editor's mark at the start
+    code, out, _ = cli("show", "mine.json")
+    assert code == 0
+    assert "zSFgoAngcm47FZm" in out
+    code, _, err = cli("show", "mine.json", "--download", "--offline")
+    assert code == 1
+    assert "While online: segbench show mine.json --download" in err
+
+
+def test_what_the_system_refuses_is_no_traceback(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "segbench", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_show_download_offline_says_what_is_missing_and_how_to_get_it(cli):
     code, out, err = cli("show", "pirat_convnext_t_voc", "--download", "--offline")
     assert (code, out) == (1, "")
@@ -111,9 +150,9 @@ def test_show_download_offline_says_what_is_missing_and_how_to_get_it(cli):
     assert "not published" in err
 
 
-def test_models_is_quick_and_loads_no_torch():
+def test_models_loads_neither_torch_nor_clients():
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys\n"
         "from segbench.cli import main\n"
         "try: main(['models', '--columns', 'id', 'cached', 'paper'])\n"
         "except SystemExit as end: assert end.code == 0\n"
@@ -148,6 +187,7 @@ BAD_CARDS = {
     "password": ({"sources": [{"type": "url", "url": "https://a:b@example.org/x"}]}, r"sources\.0\.url"),
     "file link": ({"sources": [{"type": "url", "url": "file:///etc/passwd"}]}, r"sources\.0\.url"),
     "line break": ({"sources": [{"type": "url", "url": "https://example.org/\n"}]}, r"sources\.0\.url"),
+    "whole numbers with a point": ({"num_classes": 8.0}, r"num_classes: 8\.0 is not of type 'integer'"),
     "type": ({"sources": [{"type": "ftp"}]}, r"sources\.0\.type: 'ftp' is not one of"),
     "half a source": ({"sources": [{"type": "hub"}]}, r"sources\.0: 'repo' is a required property"),
 }  # fmt: skip
