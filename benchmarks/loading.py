@@ -25,7 +25,7 @@ import torch
 import segbench
 from segbench.models.architectures import build
 
-TARGETS = {"call": 3.0, "process": 3.0, "models": 1.0}
+TARGETS = {"call": 3.0, "models": 1.0}
 LOAD = "import segbench; segbench.load_model({card!r}, offline=True)"
 CALL = (
     "import time, segbench; load = segbench.load_model; import segbench.models.load\n"

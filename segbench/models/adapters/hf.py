@@ -150,12 +150,11 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
     for file in weights_in(folder):
         if file.suffix == ".bin":
             read_weights(file)  # refuses what is more than tensors
-    newer = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
     try:
         with _silent(transformers.utils.logging):
             network, report = factory.from_pretrained(
                 folder, config=config, trust_remote_code=False, local_files_only=True, weights_only=True,
-                output_loading_info=True, **{"dtype" if newer else "torch_dtype": torch.float32},
+                output_loading_info=True, dtype=torch.float32,
             )  # fmt: skip
     except ImportError as error:  # scipy, of models with mask queries
         raise ModelError(f"{name}: {_first_line(error)} pip install 'segbench[hub-models]'") from error
