@@ -157,3 +157,18 @@ def test_models_of_the_hub_are_downloaded_once_and_found_offline(tmp_path, files
     assert "user/tiny is taken from its cache" in errors
     assert said[2].startswith("user/other is not on this machine, and cannot be downloaded: ")
     assert said[2].endswith("hf download user/other")
+
+
+def test_a_model_of_smp_comes_from_the_hub_and_then_from_the_cache(tmp_path):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    smp.Unet(
+        "mobilenet_v2", encoder_weights=None, classes=5, encoder_depth=3, decoder_channels=(8, 8, 8)
+    ).save_pretrained(tmp_path / "unet")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "unet").iterdir()}
+    with servers.host() as host:
+        offer(host, files)
+        said, _ = client(tmp_path, host.url, ("smp:user/tiny", False), ("smp:user/absent", False))
+    assert said[0] == ["smp_user_tiny", 5]
+    assert said[1].startswith("The hub has no repository 'user/absent'")
+    said, _ = client(tmp_path, host.url, ("smp:user/tiny", True))
+    assert said == [["smp_user_tiny", 5]]

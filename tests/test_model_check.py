@@ -53,6 +53,7 @@ def test_a_good_model_passes_and_agrees_with_its_card():
         (lambda x: (x - MEAN) / STD, "normalises twice"),
         (lambda x: x / 255, r"trained on \[0,255\]"),
         (lambda x: (x + 1) / 2, r"trained on \[-1,1\]"),
+        (lambda x: 2 * x - 1, r"scales to \[-1,1\], but was trained on \[0,1\]"),
         (lambda x: x.flip(1), "trained on BGR"),
     ],
 )

@@ -41,6 +41,10 @@ VARIANTS: Mapping[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "in [0,255]": (lambda x: 255 * x, "the model was trained on [0,255]: multiply inside the model"),
     "in [-1,1]": (lambda x: 2 * x - 1, "the model was trained on [-1,1]: scale inside the model"),
+    "with a scaling to [-1,1] undone": (
+        lambda x: (x + 1) / 2,
+        "the model scales to [-1,1], but was trained on [0,1]: take the scaling out",
+    ),
     "as BGR": (lambda x: x.flip(-3), "the model was trained on BGR: flip the channels inside the model"),
 }
 
