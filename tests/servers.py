@@ -311,7 +311,8 @@ class Hub:
         handler.reply(
             302,
             {
-                "Location": f"{self.storage.url}/storage/blob?signature=x",
+                # Another host by its name too: some clients tell hosts apart by names, without ports.
+                "Location": f"{self.storage.url.replace('127.0.0.1', 'localhost')}/storage/blob?signature=x",
                 "X-Repo-Commit": self.revision,
                 "X-Linked-Etag": self.resource.etag,
                 "X-Linked-Size": str(len(self.resource.data)),
