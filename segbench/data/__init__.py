@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segbench.data.dataset import Sample, SegmentationDataset
 from segbench.data.folders import load_camvid, load_folder
+from segbench.data.published import load_ade20k, load_pascal_voc
 from segbench.data.shapes import load_shapes
 from segbench.errors import DataError, UnknownNameError, unknown_name
 
@@ -14,6 +15,8 @@ __all__ = ["DATASETS", "Sample", "SegmentationDataset", "load_dataset"]
 
 DATASETS: Mapping[str, Callable[[Path | None, str], SegmentationDataset]] = {
     "shapes": lambda _, split: load_shapes(split),
+    "pascal_voc": load_pascal_voc,
+    "ade20k": load_ade20k,
     "camvid": load_camvid,
     "folder": load_folder,
 }
@@ -23,7 +26,7 @@ def load_dataset(dataset_id: str, root: str | Path | None = None, *, split: str 
     """A data set by name; items are `Sample(image, label, image_id)`.
 
     Args:
-        dataset_id: ``shapes`` (embedded), ``camvid`` or ``folder``.
+        dataset_id: ``shapes`` (embedded), ``pascal_voc``, ``ade20k``, ``camvid`` or ``folder``.
         root: the folder that holds the data; not needed by ``shapes``.
         split: ``val`` or ``train``.
 

@@ -40,6 +40,7 @@ class SegmentationDataset:
         read: image id to pixels (H,W,3) uint8 and labels (H,W) of integers, as the model sees them.
         count_weights: computes the class weights (K,) of `mce_bal` and says what they were counted on.
         where: image id to the words that name its image and mask in a message.
+        complete: number of images of the whole split where it is known, so that a partial copy is seen.
     """
 
     id: str
@@ -49,6 +50,7 @@ class SegmentationDataset:
     read: Callable[[str], tuple[Pixels, Labels]]
     count_weights: Callable[[], tuple[npt.NDArray[np.float64], str]]
     where: Callable[[str], str] = repr
+    complete: int | None = None
 
     @property
     def num_classes(self) -> int:

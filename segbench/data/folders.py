@@ -41,7 +41,7 @@ def load_camvid(root: Path | None, split: str = "val") -> SegmentationDataset:
         DataError: no root, a missing folder or mask, an unreadable file.
     """
     root = _root("camvid", root, CAMVID_LAYOUT, (split, f"{split}annot"))
-    files = _pairs("camvid", root / split, root / f"{split}annot")
+    files = pairs("camvid", root / split, root / f"{split}annot")
     training = (root / "train", root / "trainannot")
     return _dataset("camvid", split, CAMVID_CLASSES, files, training, void=CAMVID_VOID)
 
@@ -57,7 +57,7 @@ def load_folder(root: Path | None, split: str = "val") -> SegmentationDataset:
     root = _root("folder", root, FOLDER_LAYOUT, ("images", "masks", "classes.txt"))
     names = _class_names(root / "classes.txt")
     base = root / "train" if split == "train" else root
-    files = _pairs("folder", base / "images", base / "masks")
+    files = pairs("folder", base / "images", base / "masks")
     training = (root / "train" / "images", root / "train" / "masks")
     return _dataset("folder", split, names, files, training, void=None)
 
@@ -95,7 +95,7 @@ def _dataset(
     @cache  # every training mask is read: once is enough
     def count_weights() -> tuple[npt.NDArray[np.float64], str]:
         if all(path.is_dir() for path in training):
-            masks = [mask for _, mask in _pairs(dataset_id, *training).values()]
+            masks = [mask for _, mask in pairs(dataset_id, *training).values()]
             source = "training split"
         else:
             masks = [mask for _, mask in files.values()]
@@ -125,19 +125,19 @@ def _root(dataset_id: str, root: Path | None, layout: str, needed: tuple[str, ..
     return root
 
 
-def _pairs(dataset_id: str, images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
+def pairs(dataset_id: str, images: Path, masks: Path) -> dict[str, tuple[Path, Path]]:
     """Image id (the file's name without suffix) to its image and mask."""
-    found = _by_stem(images)
+    found = by_stem(images)
     if not found:
         raise DataError(f"{dataset_id}: no images in {images} (looked for {', '.join(SUFFIXES)}).")
-    labels = _by_stem(masks)
+    labels = by_stem(masks)
     missing = [path for stem, path in found.items() if stem not in labels]
     if missing:
         raise DataError(f"{dataset_id}: {len(missing)} images have no mask in {masks}, the first is {missing[0].name}.")
     return {stem: (path, labels[stem]) for stem, path in found.items()}
 
 
-def _by_stem(directory: Path) -> dict[str, Path]:
+def by_stem(directory: Path) -> dict[str, Path]:
     if not directory.is_dir():
         raise DataError(f"{directory} is not a folder.")
     found: dict[str, Path] = {}

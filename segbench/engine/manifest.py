@@ -53,7 +53,7 @@ def describe(
             "id": used.id,
             "split": used.split,
             "images": len(used),
-            "available": len(data),
+            "available": max(len(data), data.complete or 0),  # a partial copy is not official
             "num_classes": used.num_classes,
             "fingerprint": identity["fingerprint"],
             "class_weights_from": source,

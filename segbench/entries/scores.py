@@ -123,7 +123,7 @@ def deviations(
         found.append(f"{dataset['images']} of {dataset['available']} images")
     if dataset["split"] != "val":
         found.append(f"the {dataset['split']} split")
-    if dataset["class_weights_from"] != "training split":
+    if dataset["class_weights_from"] not in ("training split", "published values"):
         found.append(f"class weights from the {dataset['class_weights_from']}")
     missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in results}]
     if missing:
