@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.batching import exact_float32, small_on_cpu
 from segbench.engine.checks import probe
@@ -23,8 +24,9 @@ from segbench.engine.run import run
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, UsageError
+from segbench.models import adapters
 from segbench.models.architectures import STATELESS
-from segbench.models.load import Subject, choose_device, resolve
+from segbench.models.load import Subject, choose_device, find, resolve
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
 
 if TYPE_CHECKING:
@@ -119,11 +121,8 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, not {limit}.")
     torch_device = choose_device(device)
-    wanted = load_dataset(dataset, data_root) if isinstance(dataset, str) else dataset
-    subject = resolve(
-        model_or_id, num_classes=None if wanted is None else wanted.num_classes, offline=offline, progress=progress
-    )
-    data = _dataset_of_card(subject, data_root) if wanted is None else wanted
+    data = _dataset(model_or_id, dataset, data_root)  # first: weights may have to be downloaded
+    subject = resolve(model_or_id, num_classes=data.num_classes, offline=offline, progress=progress)
     used = data.first(limit)
     if not len(used):
         raise UsageError("The data set has no images.")
@@ -197,12 +196,19 @@ def _is_stateless(subject: Subject) -> bool:
     return subject.card is not None and subject.card.architecture["name"] in STATELESS
 
 
-def _dataset_of_card(subject: Subject, data_root: str | Path | None) -> SegmentationDataset:
-    if subject.card is None:
+def _dataset(
+    model: str | nn.Module, dataset: str | SegmentationDataset | None, data_root: str | Path | None
+) -> SegmentationDataset:
+    if isinstance(dataset, SegmentationDataset):
+        return dataset
+    if dataset:
+        return load_dataset(dataset, data_root)
+    found = find(model) if isinstance(model, str) and not adapters.is_spec(model) else None
+    if not isinstance(found, ModelCard):
         raise UsageError(
             "A model of your own needs a data set: dataset='camvid' in Python, --dataset camvid on the command line."
         )
-    return load_dataset(subject.card.dataset, data_root)
+    return load_dataset(found.dataset, data_root)
 
 
 def _probe_images(data: SegmentationDataset, device: torch.device) -> torch.Tensor:

@@ -17,7 +17,7 @@ from segbench.models import adapters
 from segbench.models.architectures import WithoutDraws, build_described, load_weights
 from segbench.models.released import normalise_keys
 from segbench.models.weights import read_weights
-from segbench.plugins import get_plugin
+from segbench.plugins import Plugin, get_plugin
 
 
 @dataclass(frozen=True)
@@ -126,19 +126,31 @@ def resolve(
     if not isinstance(model, str):
         kind = type(model).__name__
         raise ModelError(f"A model is an id, a card path, package.module:function or a torch.nn.Module, not {kind}.")
-    if model.endswith(".json"):
-        return load_card(read_card(Path(model)), offline=offline, progress=progress)
     if adapters.is_spec(model):
         adapted = adapters.adapt(model, num_classes=num_classes, offline=offline)
         return Subject(adapted.module, adapted.id, None, _state_hash(adapted.module, adapters.public(model)))
+    found = find(model)
+    if isinstance(found, ModelCard):
+        return load_card(found, offline=offline, progress=progress)
+    module = adapters.from_plugin(found)
+    return Subject(module, found.name, None, _state_hash(module))
+
+
+def find(model: str) -> ModelCard | Plugin:
+    """The card of an id or of a path, or the plugin of that name; no weights are touched.
+
+    Raises:
+        UnknownNameError: there is none; the nearest ids are named.
+        ContentError: the card is damaged.
+    """
+    if model.endswith(".json"):
+        return read_card(Path(model))
     try:
-        card = get_card(model)
+        return get_card(model)
     except UnknownNameError:
-        if not (plugin := get_plugin(model)):
-            raise
-        module = adapters.from_plugin(plugin)
-        return Subject(module, plugin.name, None, _state_hash(module))
-    return load_card(card, offline=offline, progress=progress)
+        if plugin := get_plugin(model):
+            return plugin
+        raise
 
 
 def _state_hash(module: nn.Module, spec: str = "") -> str:
