@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -168,7 +169,7 @@ SCALES = {"mobilevit": 0.8, "maskformer": 0.5}  # of random weights, so that mor
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers")
+    return importlib.import_module("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +178,6 @@ def saved(transformers, tmp_path_factory):
     done = {}
 
     def save(kind: str):
-        if kind in MASKS:
-            pytest.importorskip("scipy", reason="transformers needs scipy for models with mask queries")
         if kind not in done:
             folder = tmp_path_factory.mktemp("hf") / kind
             model, processor_class = HF[kind](transformers)
@@ -430,7 +429,7 @@ def hub_folder(tmp_path, monkeypatch):
 
 def published(name: str, **arguments):
     """A model of torchvision with random weights, and the file that its published weights are cached as."""
-    models = pytest.importorskip("torchvision.models")
+    models = importlib.import_module("torchvision.models")
     model = models.get_model(name, weights=None, weights_backbone=None, num_classes=21, **arguments)
     scattered(model, 0.05)
     return model, models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
@@ -487,7 +486,7 @@ def test_torchvision_weights_that_are_missing_or_not_weights_are_refused(hub_fol
 
 @pytest.fixture(scope="module")
 def smp():
-    return pytest.importorskip("segmentation_models_pytorch")
+    return importlib.import_module("segmentation_models_pytorch")
 
 
 @pytest.fixture(scope="module")
@@ -548,7 +547,7 @@ def test_smp_architectures_take_weights(unet, tmp_path):
     torch.save(model.state_dict(), tmp_path / "unet.pt")
     with pytest.raises(ModelError, match=r"do not fit the architecture.*\n.*decoder"):
         adapt(f"smp:unet?encoder_name=resnet18&classes=8&weights={tmp_path / 'unet.pt'}")  # wider by default
-    own = pytest.importorskip("segmentation_models_pytorch").Unet("resnet18", encoder_weights=None, classes=8)
+    own = importlib.import_module("segmentation_models_pytorch").Unet("resnet18", encoder_weights=None, classes=8)
     torch.save(own.state_dict(), tmp_path / "wide.pt")
     spec = f"smp:unet?encoder_name=resnet18&weights={tmp_path / 'wide.pt'}"
     images = torch.rand(1, 3, 32, 32)
@@ -709,8 +708,8 @@ def test_functions_that_do_not_take_an_option_are_named(tmp_path):
     ],
 )
 def test_specs_that_make_no_sense_are_answered(spec, text):
-    pytest.importorskip("transformers")
-    pytest.importorskip("segmentation_models_pytorch")
+    importlib.import_module("transformers")
+    importlib.import_module("segmentation_models_pytorch")
     with pytest.raises(ModelError, match=text):
         adapt(spec, offline=True)
 
