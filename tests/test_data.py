@@ -12,8 +12,8 @@ from PIL import Image
 
 import segbench
 from segbench import entries
-from segbench.data import folders, shapes
-from segbench.data.dataset import inverse_frequency
+from segbench.data import reading, shapes
+from segbench.data.weights import inverse_frequency
 from segbench.errors import DataError, UnknownNameError
 
 
@@ -138,7 +138,7 @@ def test_folder_layout(tmp_path):
         ("broken png", ["Cannot read the mask", "a.png", "broken PNG", "Restore"]),
         ("colour mask", ["a.png", "not a one-channel image"]),
         ("not utf-8", ["a\\udcff.png", "not valid UTF-8", "Rename"]),
-        ("missing mask", ["1 images have no mask", "a.png"]),
+        ("missing mask", ["val/a.png has no mask in", "valannot", "Restore the mask"]),
         ("no images", ["no images in"]),
         ("no folder", ["has no valannot", "Expected layout", "trainannot/"]),
         ("twice", ["a.jpg and a.png", "Rename one"]),
@@ -205,7 +205,7 @@ def test_masks_of_fractions_are_refused_not_truncated(camvid, value):
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16, np.int32])
 def test_masks_of_any_whole_numbers_are_read(tmp_path, depth):
     Image.fromarray(np.full((3, 4), 7, depth)).save(tmp_path / "mask.tif")
-    assert (folders.read_mask(tmp_path / "mask.tif", None) == 7).all()
+    assert (reading.read_mask(tmp_path / "mask.tif") == 7).all()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -218,7 +218,7 @@ def test_damaged_images_never_raise_anything_but_a_data_error(tmp_path):
         data = path.read_bytes()
         for place in range(0, len(data), 3):
             path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
-            for read in (folders.read_image, lambda path: folders.read_mask(path, None)):
+            for read in (reading.read_image, reading.read_turned_image, reading.read_mask, reading.read_colour_mask):
                 with contextlib.suppress(DataError):
                     read(path)
 
@@ -247,10 +247,14 @@ def test_class_lists_with_faults_are_refused(tmp_path, text, said):
 
 
 def test_class_weights_are_counted_once(camvid, monkeypatch):
-    read, seen = folders.read_mask, []
-    monkeypatch.setattr(folders, "read_mask", lambda path, void: seen.append(path) or read(path, void))
+    """Until a file changes."""
+    read, seen = reading.read_mask, []
+    monkeypatch.setattr(reading, "read_mask", lambda path: seen.append(path) or read(path))
     data = segbench.load_dataset("camvid", camvid)
-    assert torch.equal(data.class_weights(), data.first(1).class_weights())
+    weights = data.class_weights()
+    assert torch.equal(weights, data.first(1).class_weights())
+    assert torch.equal(segbench.load_dataset("camvid", camvid).class_weights(), weights)
     assert len(seen) == 1
-    assert torch.equal(segbench.load_dataset("camvid", camvid).class_weights(), data.class_weights())
-    assert len(seen) == 2  # another object: the files may have changed
+    Image.fromarray(np.full((12, 16), 3, np.uint8)).save(camvid / "trainannot" / "t.png")
+    assert segbench.load_dataset("camvid", camvid).class_weights().tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert len(seen) == 2

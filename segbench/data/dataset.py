@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from segbench.data import cache
+from segbench.data.parallel import in_order
+from segbench.data.protocols import IGNORE_INDEX, Colour, Window, spans
 from segbench.errors import DataError
 
-IGNORE_INDEX = 255
+if TYPE_CHECKING:  # torch is loaded with the first sample: `segbench data` needs it for nothing else
+    from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[Any]
@@ -28,19 +30,37 @@ class Sample(NamedTuple):
     image_id: str
 
 
+class Files(Protocol):
+    """What is known of images that come from files (`segbench.data.trees.PairedFiles`)."""
+
+    def labels(self, image_id: str) -> Labels:
+        """The labels alone, as `SegmentationDataset.read` gives them."""
+
+    def files(self, image_id: str) -> Sequence[Any]:
+        """The paths."""
+
+    def stamps(self, image_ids: Sequence[str]) -> list[list[str | int]]:
+        """Path, size and time of change of every file."""
+
+
 @dataclass(frozen=True)
 class SegmentationDataset:
     """Images with labels, in the order of their sorted ids.
 
     Attributes:
-        id: name of the data set, e.g. ``camvid``.
-        split: ``train`` or ``val``.
+        id: name of the data set and its variant, e.g. ``camvid`` or ``pascal_voc/void-ignored``.
+        split: ``train``, ``val`` or another one that the data set has.
         class_names: index = label.
         image_ids: unique, sorted.
         read: image id to pixels (H,W,3) uint8 and labels (H,W) of integers, as the model sees them.
         count_weights: computes the class weights (K,) of `mce_bal` and says what they were counted on.
         where: image id to the words that name its image and mask in a message.
         complete: number of images of the whole split where it is known, so that a partial copy is seen.
+        preprocessing: what was done to the pictures, in words.
+        window: how models are applied to large pictures; None for the whole picture at once.
+        palette: class colours for pictures; index = label.
+        files: where the images come from files.
+        left_out: ids of training images that are also in the validation split; they are not in ``image_ids``.
     """
 
     id: str
@@ -51,6 +71,11 @@ class SegmentationDataset:
     count_weights: Callable[[], tuple[npt.NDArray[np.float64], str]]
     where: Callable[[str], str] = repr
     complete: int | None = None
+    preprocessing: str = "as stored"
+    window: Window | None = None
+    palette: tuple[Colour, ...] = ()
+    files: Files | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -64,15 +89,21 @@ class SegmentationDataset:
         return len(self.image_ids)
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
+        return self.samples()
+
+    def samples(self, workers: int | None = None) -> Iterator[Sample]:
+        """All items in order, decoded ahead by ``workers`` threads; 0 for none, None for one a core."""
+        return in_order(self.__getitem__, range(len(self)), workers if self.files else 0)
 
     def __getitem__(self, index: int) -> Sample:
+        import torch
+
         image_id = self.image_ids[index]
         pixels, labels = self.read(image_id)
         if pixels.shape[:2] != labels.shape:
             raise DataError(
-                f"{self.id}: the image is {_size(pixels)}, its mask {_size(labels)} pixels: {self.where(image_id)}. "
-                "Mend or remove the pair."
+                f"{self.id}: the image is {size_text(pixels)}, its mask {size_text(labels)} pixels: "
+                f"{self.where(image_id)}. Mend or remove the pair."
             )
         check_labels(labels, self.num_classes, f"{self.id}: {self.where(image_id)}")
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
@@ -80,6 +111,8 @@ class SegmentationDataset:
 
     def class_weights(self) -> Tensor:
         """(K,) float32, proportional to 1/N_c, sum 1 (0 for a class without a pixel): the weights of `mce_bal`."""
+        import torch
+
         return torch.from_numpy(self.count_weights()[0]).float()
 
     def first(self, limit: int | None) -> SegmentationDataset:
@@ -87,13 +120,60 @@ class SegmentationDataset:
         return self if limit is None else replace(self, image_ids=self.image_ids[:limit])
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, pixels and labels as the model sees them, in order of id, and over the class names."""
-        digest = hashlib.sha256("\0".join(self.class_names).encode())
-        for image, label, image_id in self:
-            digest.update(f"\0{image_id}\0{tuple(image.shape)}\0".encode())
-            digest.update(image.numpy().astype("<f4").tobytes())
-            digest.update(label.numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
+        """SHA-256 over ids, pixels and labels as the model sees them, in order of id, class names and window.
+
+        Remembered by the path, size and time of change of the files, where there are files.
+        """
+        if (known := self.known_fingerprint()) is not None:
+            return known
+        digest = Fingerprint(self)
+        for sample in self:
+            digest.update(sample)
+        return digest.finish()
+
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint, if an earlier pass over the same files has computed it."""
+        found = cache.recall("fingerprint", self.stamp()) if self.files else None
+        return found.get("fingerprint") if found else None
+
+    def stamp(self) -> str:
+        """A key of the files, by path, size and time of change, and of what is made of them.
+
+        Raises:
+            DataError: a file has vanished.
+        """
+        stamps = self.files.stamps(self.image_ids) if self.files else []
+        return cache.key_of(self.id, self.split, self.preprocessing, self.class_names, stamps)
+
+
+class Fingerprint:
+    """The fingerprint of a data set, computed while its samples pass by in order."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self._dataset = dataset
+        self._key = dataset.stamp() if dataset.files else None
+        self._digest = hashlib.sha256("\0".join(dataset.class_names).encode())
+        if dataset.window:
+            self._digest.update(f"\0{dataset.window}".encode())
+        self._seen = 0
+
+    def update(self, sample: Sample) -> None:
+        """Takes the next sample."""
+        if sample.image_id != self._dataset.image_ids[self._seen]:
+            raise ValueError(f"{sample.image_id!r} is not the next image; {self._dataset.image_ids[self._seen]!r} is")
+        self._seen += 1
+        self._digest.update(f"\0{sample.image_id}\0{tuple(sample.image.shape)}\0".encode())
+        self._digest.update(sample.image.numpy().astype("<f4", copy=False).data)
+        self._digest.update(sample.label.numpy().astype("<i8", copy=False).data)
+
+    def finish(self) -> str:
+        """The fingerprint, after the last sample; remembered if no file has changed meanwhile."""
+        if self._seen != len(self._dataset):
+            raise ValueError(f"{self._seen} of {len(self._dataset)} samples were seen")
+        found = self._digest.hexdigest()
+        if self._key and self._key == self._dataset.stamp():
+            cache.remember("fingerprint", self._key, {"dataset": self._dataset.id, "fingerprint": found})
+        return found
 
 
 def check_labels(labels: Labels, num_classes: int, where: str) -> None:
@@ -105,21 +185,15 @@ def check_labels(labels: Labels, num_classes: int, where: str) -> None:
     wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
     if wrong.size:
         raise DataError(
-            f"{where}: the mask has the label {int(wrong[0])}; allowed are 0..{num_classes - 1} and "
+            f"{where}: the mask has the label {int(wrong[0])}; allowed are {spans(list(range(num_classes)))} and "
             f"{IGNORE_INDEX} (ignored). Correct the mask or the class list."
         )
 
 
-def inverse_frequency(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """1/N_c normalised to sum 1; a class without a pixel gets 0.
+def size_text(array: npt.NDArray[Any]) -> str:
+    """Width and height for people.
 
-    >>> inverse_frequency(np.array([1, 3, 0])).tolist()
-    [0.75, 0.25, 0.0]
+    >>> size_text(np.zeros((3, 4)))
+    '4x3'
     """
-    weights = np.divide(1.0, pixels, out=np.zeros(len(pixels)), where=pixels > 0)
-    total = weights.sum()
-    return weights / total if total else weights
-
-
-def _size(array: npt.NDArray[Any]) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"

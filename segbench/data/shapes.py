@@ -16,7 +16,9 @@ from importlib.resources import files
 import numpy as np
 import numpy.typing as npt
 
-from segbench.data.dataset import SegmentationDataset, inverse_frequency
+from segbench.data.dataset import SegmentationDataset
+from segbench.data.protocols import voc_colours
+from segbench.data.weights import COUNTED, inverse_frequency
 from segbench.errors import DataError
 from segbench.files import sha256_bytes
 
@@ -176,5 +178,6 @@ def load_shapes(split: str = "val", *, seed: int = 0, count: int = TRAINING_IMAG
         class_names=CLASS_NAMES,
         image_ids=tuple(ids),
         read=lambda image_id: (images[rows[image_id]], labels[rows[image_id]]),
-        count_weights=lambda: (np.array(CLASS_WEIGHTS), "training split"),
+        count_weights=lambda: (np.array(CLASS_WEIGHTS), COUNTED),
+        palette=voc_colours(len(CLASS_NAMES)),
     )

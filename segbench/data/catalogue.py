@@ -1,0 +1,160 @@
+"""The data sets by name: where each is found on disk, in which variants, and how it becomes a `SegmentationDataset`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from segbench.data import ade20k, camvid, cityscapes, folder, pascal_voc, shapes, weights
+from segbench.data.dataset import SegmentationDataset
+from segbench.data.trees import PairedFiles, Tree
+from segbench.errors import DataError, UnknownNameError, unknown_name
+
+
+@dataclass(frozen=True)
+class Family:
+    """A data set and its variants.
+
+    Attributes:
+        title: in words.
+        find: the tree at a root, for a variant.
+        variants: ``""`` is the data set itself.
+        layout: a drawing of what is expected.
+        url: where it comes from.
+    """
+
+    title: str
+    find: Callable[[Path | None, str], Tree]
+    variants: tuple[str, ...]
+    layout: str
+    url: str
+
+
+FAMILIES: Mapping[str, Family] = {
+    "pascal_voc": Family(
+        "Pascal VOC 2012", pascal_voc.find, pascal_voc.VARIANTS, pascal_voc.LAYOUT,
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    ),
+    "ade20k": Family(
+        "ADE20K, scene parsing challenge 2016", ade20k.find, ade20k.VARIANTS, ade20k.LAYOUT,
+        "https://sceneparsing.csail.mit.edu/",
+    ),
+    "cityscapes": Family(
+        "Cityscapes, fine annotations", cityscapes.find, cityscapes.VARIANTS, cityscapes.LAYOUT,
+        "https://www.cityscapes-dataset.com/",
+    ),
+    "camvid": Family(
+        "CamVid, 11 classes", camvid.find, camvid.VARIANTS, camvid.LAYOUT,
+        "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
+    ),
+    "folder": Family("any folder of images and masks", folder.find, folder.VARIANTS, folder.LAYOUT, ""),
+}  # fmt: skip
+EMBEDDED = "shapes"
+
+
+def split_id(dataset_id: str) -> tuple[str, str]:
+    """Family and variant of an id, checked.
+
+    Raises:
+        UnknownNameError: no data set, or no variant, of that name.
+
+    >>> split_id("pascal_voc/void-ignored")
+    ('pascal_voc', 'void-ignored')
+    """
+    name, _, variant = dataset_id.partition("/")
+    if name not in FAMILIES and dataset_id != EMBEDDED:
+        raise UnknownNameError(unknown_name("data set", dataset_id, [*FAMILIES, EMBEDDED]))
+    if name != "folder" and name in FAMILIES and (variant not in FAMILIES[name].variants or dataset_id.endswith("/")):
+        known = [f"{name}/{other}" if other else name for other in FAMILIES[name].variants]
+        raise UnknownNameError(unknown_name("data set", dataset_id, known))
+    return name, variant
+
+
+def open_tree(dataset_id: str, root: str | Path | None) -> Tree:
+    """The tree of a data set that is read from a folder.
+
+    Raises:
+        UnknownNameError: no data set of that name.
+        DataError: it is not there; the message says what is expected, or where it is.
+    """
+    name, variant = split_id(dataset_id)
+    try:
+        place = None if root is None else Path(root).expanduser()
+    except RuntimeError as error:  # ~name of a user who does not exist
+        raise DataError(f"The data root {root} cannot be found: {error} Write the folder out.") from error
+    return FAMILIES[name].find(place, variant)
+
+
+def load_dataset(
+    dataset_id: str, root: str | Path | None = None, *, split: str = "val", keep_leaks: bool = False
+) -> SegmentationDataset:
+    """A data set by name; items are `Sample(image, label, image_id)`.
+
+    Args:
+        dataset_id: ``shapes`` (embedded), ``pascal_voc``, ``ade20k``, ``cityscapes``, ``camvid`` or ``folder``, or a
+            variant as ``pascal_voc/void-ignored``; `segbench data list` names them all.
+        root: the folder that holds the data; not needed by ``shapes``.
+        split: ``val`` or ``train``; ``pascal_voc`` also has ``trainval``, ``sbd`` and ``train_aug``.
+        keep_leaks: keep training images that are also in the validation split (SBD and ``trainval`` of Pascal VOC).
+
+    Raises:
+        UnknownNameError: no data set of that name.
+        DataError: missing or damaged data; the message says what is expected.
+    """
+    if dataset_id == EMBEDDED:
+        return shapes.load_shapes(split)
+    return of_tree(open_tree(dataset_id, root), split, keep_leaks=keep_leaks)
+
+
+def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> SegmentationDataset:
+    """A split of a tree.
+
+    Raises:
+        DataError: the split is not there, or something is wrong with its folders.
+    """
+    protocol, listing = tree.protocol, tree.find(split)
+    if listing.problems:
+        more = len(listing.problems) - 1
+        text = f"\n({more} more: segbench data check {protocol.id} --root {tree.base})" if more else ""
+        raise DataError(f"{protocol.id}: {listing.problems[0]}{text}")
+    left_out = () if keep_leaks else listing.leaks
+    used = {image_id: pair for image_id, pair in listing.pairs.items() if image_id not in set(left_out)}
+    if not used:
+        raise DataError(f"{protocol.id}: the split {split!r} in {tree.base} has no images that are not in val.")
+    files = PairedFiles(protocol, used)
+
+    @cache  # every training mask is read: once is enough
+    def count_weights() -> tuple[npt.NDArray[np.float64], str]:
+        if protocol.class_weights is not None:
+            return np.array(protocol.class_weights), weights.PUBLISHED
+        if "train" in tree.splits:
+            return weights.counted(data if split == "train" else of_tree(tree, "train")), weights.COUNTED
+        return weights.counted(data), f"{split} split (no training split found)"
+
+    data = SegmentationDataset(
+        id=protocol.id,
+        split=split,
+        class_names=protocol.class_names,
+        image_ids=tuple(sorted(used)),
+        read=files.read,
+        count_weights=count_weights,
+        where=files.where,
+        complete=listing.images,
+        preprocessing=protocol.preprocessing,
+        window=protocol.window,
+        palette=protocol.palette,
+        files=files,
+        left_out=left_out,
+    )
+    if left_out:
+        logging.getLogger("segbench").warning(
+            "%s: %d of the %d images of %r are also in the validation split and are left out (%s, ...).",
+            protocol.id, len(left_out), len(listing.pairs), split, left_out[0],
+        )  # fmt: skip
+    return data

@@ -1,0 +1,70 @@
+"""Cityscapes (Cordts et al. 2016): fine annotations, 34 ids to 19 training ids."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, Window, published
+from segbench.data.resizing import Resized, Whole
+from segbench.data.trees import Listing, Tree, by_stem, find_base, join, known_split
+from segbench.errors import DataError
+
+IMAGE, MASK = "_leftImg8bit", "_gtFine_labelIds"
+LAYOUT = """\
+<data root>/                        the folder into which both archives were unpacked
+  leftImg8bit/val/frankfurt/  frankfurt_000000_000294_leftImg8bit.png ...
+  gtFine/val/frankfurt/       frankfurt_000000_000294_gtFine_labelIds.png ...
+  leftImg8bit/train/  gtFine/train/    the same for training (class weights)"""
+VARIANTS = ("", "512x1024")
+
+# Ids of the 19 classes in ``labelIds``; the others (0..33) are ignored.
+IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+@lru_cache(maxsize=2)
+def protocol(variant: str) -> DataProtocol:
+    """``""``: full resolution in windows; ``512x1024``: the whole picture at half resolution."""
+    facts, small = published("cityscapes"), variant == "512x1024"
+    values = dict.fromkeys((*range(34), IGNORE_INDEX), IGNORE_INDEX)
+    return DataProtocol(
+        id="cityscapes/512x1024" if small else "cityscapes",
+        class_names=tuple(facts["class_names"]),
+        labels=LabelMap(values | {value: label for label, value in enumerate(IDS)}),
+        about_labels="34 ids to 19 classes, the others are ignored",
+        resize=Resized(512, 1024) if small else Whole(),
+        window=None if small else Window((1024, 1024), (768, 768)),
+        images={"val": 500, "train": 2975},
+        palette=tuple((red, green, blue) for red, green, blue in facts["palette"]),
+    )
+
+
+def find(root: Path | None, variant: str) -> Tree:
+    """The tree at ``root``: the folder that holds ``leftImg8bit`` and ``gtFine``."""
+    base = find_base("cityscapes", root, ("leftImg8bit", "gtFine"), LAYOUT, ("cityscapes",))
+    there = [split for split in ("val", "train") if (base / "leftImg8bit" / split).is_dir()]
+    return Tree(protocol(variant), base, tuple(there), lambda split: _listing(base, split))
+
+
+def _listing(base: Path, split: str) -> Listing:
+    known_split("cityscapes", split, ("val", "train"))
+    problems: list[str] = []
+    images = _by_id(base / "leftImg8bit" / split, IMAGE, problems)
+    masks = _by_id(base / "gtFine" / split, MASK, problems)
+    if not images and not problems:
+        problems.append(f"cityscapes: no images *{IMAGE}.png in the folders of {base / 'leftImg8bit' / split}.")
+    return join(images, masks, base / "gtFine" / split, problems, protocol("").images[split])
+
+
+def _by_id(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:
+    """``<city>_<sequence>_<frame>`` to file, over the folders of the cities."""
+    try:
+        cities = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.\nExpected layout:\n{LAYOUT}") from error
+    return {
+        stem.removesuffix(ending): path
+        for city in cities
+        for stem, path in by_stem(city, problems).items()
+        if stem.endswith(ending)
+    }

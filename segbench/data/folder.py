@@ -1,0 +1,194 @@
+"""Any folder of images and masks, described by a file (`dataset.yaml`) or by a plain list of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from segbench import schemas
+from segbench.data.protocols import IGNORE_INDEX, Colour, DataProtocol, LabelMap, Window, voc_colours
+from segbench.data.resizing import Resize, Resized, ShortSide, ShortSideCrop, Whole
+from segbench.data.trees import Listing, Tree, find_base, known_split, paired
+from segbench.errors import DataError, SegbenchError
+
+DESCRIPTIONS = ("dataset.yaml", "dataset.yml", "dataset.json")
+CLASS_LIST = "classes.txt"
+MAX_BYTES = 1_000_000
+IGNORE = "ignore"
+USUAL_FOLDERS = {
+    "val": {"images": "images", "masks": "masks"},
+    "train": {"images": "train/images", "masks": "train/masks"},
+}
+LAYOUT = """\
+<data root>/
+  dataset.yaml                    classes, and what else there is to say (docs/data.md); or instead of it
+  classes.txt                     one class name a line; the line's number from 0 is the label
+  images/  a.jpg  b.png ...       photographs
+  masks/   a.png  b.png ...       one channel, 0..K-1, 255 = ignored
+  train/images/  train/masks/     optional: the split on which class weights are counted"""
+VARIANTS = ("", "<name>")
+
+
+def find(root: Path | None, variant: str) -> Tree:
+    """The tree at ``root``, a folder or its description; ``variant`` is the name in the description, or empty."""
+    if root is not None and root.is_file() and root.suffix.lower() in (".yaml", ".yml", ".json"):
+        base, file = root.parent, root
+    else:
+        base, file = _base(root)
+    document = _read(file)
+    name: str = document.get("name", "")
+    if variant not in ("", name):
+        raise DataError(f"{file} describes {'folder/' + name if name else 'folder'}, not folder/{variant}.")
+    folders = {
+        split: tuple(base / document.get(split, usual)[kind] for kind in ("images", "masks"))
+        for split, usual in USUAL_FOLDERS.items()
+    }
+    protocol = _protocol(document, file)
+    there = [split for split, paths in folders.items() if all(path.is_dir() for path in paths)]
+    if "val" not in there:
+        missing = [str(path) for path in folders["val"] if not path.is_dir()]
+        raise DataError(
+            f"The data root {base} of {protocol.id!r} has no {', no '.join(missing)}.\nExpected layout:\n{LAYOUT}"
+        )
+
+    def listing(split: str) -> Listing:
+        known_split(protocol.id, split, folders)
+        return paired(protocol.id, *folders[split])
+
+    return Tree(protocol, base, tuple(there), listing)
+
+
+def _base(root: Path | None) -> tuple[Path, Path]:
+    """The folder, and the file in it that describes it."""
+    if root is not None and root.is_dir():
+        given = [root / name for name in DESCRIPTIONS if (root / name).is_file()]
+        if len(given) > 1:
+            raise DataError(f"{root} has {' and '.join(path.name for path in given)}. Remove all but one.")
+        if given:
+            return root, given[0]
+    base = find_base("folder", root, (CLASS_LIST, "images", "masks"), LAYOUT)
+    return base, base / CLASS_LIST
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """One name a line; blank lines only at the end, because the line's number is the label."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read the class list {path}: {error}. It must be a text file in UTF-8.") from error
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not all(names):
+        raise DataError(
+            f"{path}: line {names.index('') + 1} is blank, but the line's number is the label. Name the class or "
+            "remove the line."
+        )
+    if not 2 <= len(names) <= IGNORE_INDEX:
+        raise DataError(f"{path} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line.")
+    return names
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which a stranger's file could multiply without end, and without double keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The description, checked against ``schemas/dataset.schema.json``."""
+    if path.name == CLASS_LIST:
+        return {"classes": list(_class_names(path))}
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} has more than {MAX_BYTES} bytes. Is it the description of a data set?")
+        text = path.read_text("utf-8-sig")
+        is_json = path.suffix.lower() == ".json"
+        document = schemas.parse(text, source=str(path)) if is_json else yaml.load(text, _Loader)
+    except DataError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError, RecursionError, SegbenchError) as error:
+        raise DataError(f"Cannot read the description {path}: {error}") from error
+    document = _with_text_keys(document)
+    if wrong := schemas.problems("dataset", document):
+        raise DataError(f"The description {path} is not valid:\n  " + "\n  ".join(wrong[:10]))
+    return cast("Mapping[str, Any]", document)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """YAML has numbers as keys, JSON has not."""
+    if isinstance(value, dict):
+        return {str(key): _with_text_keys(entry) for key, entry in value.items()}
+    return [_with_text_keys(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _protocol(document: Mapping[str, Any], path: Path) -> DataProtocol:
+    names = tuple(document["classes"])
+    palette = tuple(_colour(text) for text in document.get("palette", ())) or voc_colours(len(names))
+    if len(palette) != len(names):
+        raise DataError(f"{path}: palette has {len(palette)} colours for {len(names)} classes. Give one for each.")
+    window = document.get("window")
+    return DataProtocol(
+        id=f"folder/{document['name']}" if "name" in document else "folder",
+        class_names=names,
+        labels=_labels(document, names, path),
+        about_labels="labels are mapped" if {"label_map", "colours"} & set(document) else "",
+        resize=_resize(document.get("resize")),
+        window=Window((window["size"][0], window["size"][1]), (window["stride"][0], window["stride"][1]))
+        if window
+        else None,
+        palette=palette,
+        turned=True,
+    )
+
+
+def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> LabelMap:
+    if "colours" in document and "label_map" in document:
+        raise DataError(f"{path} has both label_map and colours: masks hold numbers or colours. Remove one of them.")
+    ignored = dict.fromkeys(document.get("ignore", (IGNORE_INDEX,)), IGNORE_INDEX)
+    if "colours" in document:
+        return LabelMap(
+            colours={_colour(key): _target(value, names, path) for key, value in document["colours"].items()}
+        )
+    if "label_map" in document:
+        mapped = {int(key): _target(value, names, path) for key, value in document["label_map"].items()}
+        if too_large := [value for value in mapped if value > 65535]:
+            raise DataError(f"{path}: label_map has the number {too_large[0]}; masks hold 0 to 65535.")
+        return LabelMap({**ignored, **mapped})
+    return LabelMap({label: label for label in range(len(names))} | ignored)
+
+
+def _target(value: int | str, names: tuple[str, ...], path: Path) -> int:
+    """A class by label or name, or ``ignore``."""
+    if value == IGNORE and IGNORE not in names:
+        return IGNORE_INDEX
+    if isinstance(value, str):
+        if value not in names:
+            raise DataError(f"{path}: {value!r} is no class of the list, nor the word {IGNORE!r}. Correct it.")
+        return names.index(value)
+    if value >= len(names):
+        raise DataError(f"{path}: the label {value} is none of the {len(names)} classes, 0..{len(names) - 1}.")
+    return value
+
+
+def _colour(text: str) -> Colour:
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _resize(document: Mapping[str, Any] | None) -> Resize:
+    if not document:
+        return Whole()
+    if "short_side" in document:
+        side = document["short_side"]
+        return ShortSideCrop(side) if document.get("crop") else ShortSide(side)
+    return Resized(document["height"], document["width"])
