@@ -23,6 +23,24 @@ def folder(name: str) -> Path:
     )
 
 
+def dataset_folder(dataset_id: str) -> str:
+    """The folder of a data set in model_zoo/ and entries/: a variant has one of its own.
+
+    >>> dataset_folder("camvid"), dataset_folder("pascal_voc/void-ignored")
+    ('camvid', 'pascal_voc-void-ignored')
+    """
+    return dataset_id.replace("/", "-")
+
+
+def family(dataset_id: str) -> str:
+    """The data set that a variant belongs to.
+
+    >>> family("pascal_voc/void-ignored")
+    'pascal_voc'
+    """
+    return dataset_id.partition("/")[0]
+
+
 def checkout() -> Path | None:
     """The root of the checkout that this package runs from, or None in an installed wheel."""
     root = _PACKAGE.parent

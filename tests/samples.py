@@ -67,6 +67,7 @@ def manifest(model_id: str, *, dataset: str = "shapes", protocol: Protocol = PRO
         "dataset": {
             "id": dataset, "split": "val", "images": len(IMAGE_IDS), "available": len(IMAGE_IDS),
             "num_classes": NUM_CLASSES, "fingerprint": fingerprint, "class_weights_from": "training split",
+            "preprocessing": "as stored",
         },
         "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
     }  # fmt: skip

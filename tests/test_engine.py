@@ -178,7 +178,7 @@ def test_finished_units_are_not_done_again(reference, tmp_path, monkeypatch):
     done = []
     original = worker_module.Worker.do
     monkeypatch.setattr(
-        worker_module.Worker, "do", lambda self, unit, tick: (done.append(unit.name), original(self, unit, tick))[1]
+        worker_module.Worker, "do", lambda self, unit, *rest: (done.append(unit.name), original(self, unit, *rest))[1]
     )
     result = run(path)
     assert done == ["eps8_js_0000"]
@@ -553,7 +553,7 @@ def test_damaged_logs_and_manifests_are_no_tracebacks(reference, tmp_path):
     assert merge(Store.open(path)).entry["run"] == reference.entry()["run"]
     (path / "log.jsonl").unlink()
     assert merge(Store.open(path)).entry["run"]["seconds"] is None
-    (path / "run.json").write_text('{"schema_version": 1}')
+    (path / "run.json").write_text('{"schema_version": 2}')
     with pytest.raises(RunError, match=r"run\.json is damaged"):
         Store.open(path)
 

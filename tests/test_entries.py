@@ -590,7 +590,7 @@ def test_a_card_survives_the_round_trip(tmp_path: Path) -> None:
         ({"id": ""}, "id: '' does not match"),
         ({"id": "x\n"}, "id: 'x.n' does not match"),
         ({"id": "_x"}, "id: '_x' does not match"),
-        ({"dataset": "a/b"}, "dataset: 'a/b' does not match"),
+        ({"dataset": "a/b/c"}, "dataset: .a/b/c. is not a data set id"),
         ({"sha256": "ABCDEF" + "0" * 58}, "sha256: .* is not a SHA-256: 64"),
         ({"sha256": "0" * 63}, "sha256: .* is not a SHA-256: 64"),
         ({"sha256": "0" * 64 + "\n"}, "sha256: .* is not a SHA-256: 64"),

@@ -55,10 +55,10 @@ def _problems(file: Path) -> list[str]:
     if (
         len(parents) > 1
         and parents[1] == "model_zoo"
-        and (file.stem, file.resolve().parent.name) != (card.id, card.dataset)
+        and (file.stem, file.resolve().parent.name) != (card.id, content.dataset_folder(card.dataset))
     ):
         return [
-            f"{file}: the card belongs at model_zoo/{card.dataset}/{card.id}.json: "
+            f"{file}: the card belongs at model_zoo/{content.dataset_folder(card.dataset)}/{card.id}.json: "
             "move it, or correct `id` or `dataset`."
         ]
     return _weights(file, card)

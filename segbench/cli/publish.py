@@ -36,11 +36,7 @@ def publish(
             f"The card of {card.id} names no licence, so nobody may know whether its weights can be passed on. "
             "Ask their authors, then give --licence."
         )
-    found = [
-        entries.read_entry(path)
-        for path in entries.entry_paths()
-        if (path.parent.name, path.stem) == (card.dataset, card.id)
-    ]
+    found = entries.entries_of(card)
     prepared = publishing.prepare(
         card, repo, out or Path("publish") / card.id, found=found, licence=licence, offline=offline
     )

@@ -134,11 +134,7 @@ def show(model_id: str, json: bool, download: bool, offline: bool) -> None:
         fetched = cards.fetch_weights(card, offline=offline)
         note(f"{fetched.path}\nSHA-256 {fetched.sha256}, from {downloads.describe(fetched.source)}")
     here = cards.cached_weights(card)
-    found = [
-        entries.read_entry(path)
-        for path in entries.entry_paths()
-        if path.stem == card.id and path.parent.name == card.dataset
-    ]
+    found = entries.entries_of(card)
     if json:
         print_json({"card": card.document(), "cached": str(here) if here else None, "entries": found})
         return

@@ -19,14 +19,15 @@ from segbench.engine.batching import exact_float32, small_on_cpu
 from segbench.engine.checks import probe
 from segbench.engine.manifest import command_line, describe
 from segbench.engine.merge import merge
-from segbench.engine.plan import parse_shard
-from segbench.engine.run import run
+from segbench.engine.plan import Finished, parse_shard, plan
+from segbench.engine.run import first_pass, run
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import STATELESS
 from segbench.models.load import Subject, choose_device, find, resolve
+from segbench.models.sliding import SlidingWindow
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
 
 if TYPE_CHECKING:
@@ -126,25 +127,32 @@ def evaluate(
     used = data.first(limit)
     if not len(used):
         raise UsageError("The data set has no images.")
+    module = as_fed(subject.module, used)
 
-    with in_eval_mode(subject.module, torch_device) as was_training:
+    with in_eval_mode(module, torch_device) as was_training:
         with exact_float32():
-            found = probe(
-                subject.module, _probe_images(used, torch_device), data.num_classes, was_training=was_training
-            )
+            found = probe(module, _probe_images(used, torch_device), data.num_classes, was_training=was_training)
         command = command_line(model_or_id, used.id, limit, iterations)
-        manifest = describe(subject, data, used, chosen, radii, found, precision, command)
-        name = f"{subject.id}-{used.id}-{manifest['run_id'][:8]}"
-        store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
-        mine = [unit for position, unit in enumerate(store.units(radii)) if position % shards == number - 1]
+        worker = Worker(module, used, chosen, torch_device, size)
+        units = plan(used.image_ids, radii, chosen.losses)
+        mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
         small = small_on_cpu(torch_device, *used[0].image.shape[-2:])
-        worker = Worker(subject.module, used, chosen, torch_device, size)
+        side_by_side = small and _is_stateless(subject)
+        fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[Finished]()
+        if fingerprint is None:
+            fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
+        manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command)
+        name = f"{subject.id}-{used.id.replace('/', '-')}-{manifest['run_id'][:8]}"
+        store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
+        for done in clean:
+            if store.read(done.unit) is None:
+                store.add(done)
         todo = [unit for unit in mine if store.read(unit) is None]
         if mine and not todo:
             logging.getLogger("segbench").warning(
                 "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
             )
-        run(store, worker, todo, side_by_side=small and _is_stateless(subject), progress=progress)
+        run(worker, todo, store.add, side_by_side=side_by_side, progress=progress)
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
@@ -152,6 +160,11 @@ def evaluate(
             f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
         ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+
+def as_fed(module: nn.Module, data: SegmentationDataset) -> nn.Module:
+    """The module as the data set's protocol applies it: in windows, where it declares them."""
+    return SlidingWindow(module, data.window.size, data.window.stride) if data.window else module
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def describe(
     subject: Subject,
     data: SegmentationDataset,
     used: SegmentationDataset,
+    fingerprint: str,
     protocol: Protocol,
     radii: Sequence[float],
     found: Probe,
@@ -40,7 +41,7 @@ def describe(
     identity = {
         "protocol": protocol.digest(),
         "weights": subject.weights_sha256,
-        "fingerprint": used.fingerprint(),
+        "fingerprint": fingerprint,
         "class_weights": hashlib.sha256(np.ascontiguousarray(weights, "<f8").tobytes()).hexdigest(),
     }
     root = content.checkout()
@@ -57,6 +58,7 @@ def describe(
             "num_classes": used.num_classes,
             "fingerprint": identity["fingerprint"],
             "class_weights_from": source,
+            "preprocessing": used.preprocessing,
         },
         "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
         "radii_255": list(radii),

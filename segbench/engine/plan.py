@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from segbench.errors import UsageError
-from segbench.evidence import CHECK_LOSS, CLEAN
+from segbench.evidence import CHECK_LOSS, CLEAN, Group
 
 CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
 CHECK_EPS_255 = 64.0
@@ -28,6 +29,15 @@ class Unit:
         """File name without suffix, e.g. ``eps8_mce_0003``."""
         radius = repr(self.eps_255).removesuffix(".0")  # all digits: two radii never share a file
         return f"eps{radius}_{self.loss}_{self.chunk:04d}"
+
+
+class Finished(NamedTuple):
+    """A unit that is done: counts, statistics that belong to the result, and what it cost."""
+
+    unit: Unit
+    group: Group
+    stats: dict[str, Any]
+    cost: dict[str, Any]
 
 
 def plan(image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:

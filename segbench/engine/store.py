@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from segbench import evidence, schemas
-from segbench.engine.plan import Unit, plan
+from segbench.engine.plan import Finished, Unit, plan
 from segbench.errors import ContentError, RunError
 from segbench.evidence import Evidence, Group
 from segbench.files import create_atomic, is_temporary, write_atomic
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
 IDENTITY = {
     "protocol": "protocol",
@@ -127,6 +127,11 @@ class Store:
 
     def file(self, unit: Unit) -> Path:
         return self.path / "units" / f"{unit.name}.parquet"
+
+    def add(self, done: Finished) -> None:
+        """Logs what a finished unit cost, and writes it; several threads may."""
+        self.log(done.cost)
+        self.write(done.unit, done.group, done.stats)
 
     def write(self, unit: Unit, group: Group, stats: Mapping[str, Any]) -> None:
         """Writes a finished unit; the same unit gives the same bytes."""

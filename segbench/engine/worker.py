@@ -20,7 +20,7 @@ from segbench.attacks.apgd import STAGES
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.batching import Metered, cpu_batch
 from segbench.engine.checks import verify_images
-from segbench.engine.plan import CHECK_ITERATIONS, CHUNK, Unit
+from segbench.engine.plan import CHECK_ITERATIONS, CHUNK, Finished, Unit
 from segbench.errors import ModelError, RunError
 from segbench.evidence import CHECK_LOSS, CLEAN, Group
 from segbench.protocol import Protocol
@@ -30,11 +30,11 @@ STATISTICS = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
 
 @dataclass
 class Worker:
-    """Holds the model and the data set; does units.
+    """Holds the model; does units.
 
     Attributes:
         model: in eval mode on ``device``.
-        dataset: gives the images of a unit.
+        dataset: tells the classes and their weights.
         protocol: how to attack.
         device: where to compute.
         batch_size: images attacked at once, or None to choose; halved when memory runs out.
@@ -52,12 +52,14 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.class_weights = self.dataset.class_weights().to(self.device)
-        self.rows = {image_id: row for row, image_id in enumerate(self.dataset.image_ids)}
 
-    def do(self, unit: Unit, on_images: Callable[[int], None]) -> tuple[Group, dict[str, Any], dict[str, Any]]:
-        """Counts of the unit, statistics that belong to the result, and its cost.
+    def do(self, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]) -> Finished:
+        """Attacks and counts the images of a unit.
 
-        ``on_images`` is called with the number of images before each forward pass; what it raises ends the unit.
+        Args:
+            unit: what to do.
+            samples: its images, in its order.
+            on_images: called with the number of images before each forward pass; what it raises ends the unit.
         """
         started = time.monotonic()
         model = Metered(self.model, self.device, on_images)
@@ -65,7 +67,6 @@ class Worker:
             torch.cuda.reset_peak_memory_stats(self.device)
         parts: dict[str, counts.Counts] = {}
         stats = {name: dict.fromkeys(unit.image_ids, 0) for name in (*STATISTICS, "changed_pixels", "nonfinite_logits")}
-        samples = [self.dataset[self.rows[image_id]] for image_id in unit.image_ids]
         for group in _same_size(samples):
             self._do_group(model, unit, group, parts, stats)
         group_counts = counts.merge(parts[image_id] for image_id in unit.image_ids)
@@ -76,7 +77,7 @@ class Worker:
             "peak_memory_bytes": peak_memory(self.device),
             "device": device_name(self.device),
         }
-        return Group(unit.image_ids, group_counts), ordered, cost
+        return Finished(unit, Group(unit.image_ids, group_counts), ordered, cost)
 
     def _do_group(
         self,
@@ -118,8 +119,8 @@ class Worker:
         return cpu_batch(*sample.image.shape[-2:]) if self.device.type == "cpu" else CHUNK
 
     def _do_batch(self, model: nn.Module, unit: Unit, batch: Sequence[Sample]) -> tuple[counts.Counts, dict[str, Any]]:
-        images = torch.stack([sample.image for sample in batch]).to(self.device)
-        labels = torch.stack([sample.label for sample in batch]).to(self.device)
+        images = torch.stack([sample.image.to(self.device, non_blocking=True) for sample in batch])
+        labels = torch.stack([sample.label.to(self.device, non_blocking=True) for sample in batch])
         numbers: dict[str, Any] = {}
         if (unit.eps_255, unit.loss) == CLEAN:
             adversarial = images

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench import content, schemas
+from segbench.cards import ModelCard
 from segbench.entries.scores import deviations, recompute, reliability
 from segbench.errors import ContentError
 from segbench.evidence import Evidence
@@ -48,7 +49,8 @@ def build(
         "model": {key: model[key] for key in ("id", "title", "architecture", "parameters", "weights_sha256")},
         "paper": model["paper"],
         "dataset": {
-            key: dataset[key] for key in ("id", "split", "images", "num_classes", "fingerprint", "class_weights_from")
+            key: dataset[key]
+            for key in ("id", "split", "images", "num_classes", "fingerprint", "class_weights_from", "preprocessing")
         },
         "protocol": {
             "name": protocol["name"],
@@ -74,6 +76,16 @@ def build(
 def entry_paths(root: Path | None = None) -> list[Path]:
     """All entry files ``<protocol>/<dataset>/<id>.json``, sorted; the installed ones by default."""
     return sorted((root or content.folder("entries")).glob("*/*/*.json"))
+
+
+def entries_of(card: ModelCard, root: Path | None = None) -> list[dict[str, Any]]:
+    """The entries of a card's model on its data set and the variants of it.
+
+    Raises:
+        ContentError: one is damaged.
+    """
+    found = [read_entry(path) for path in entry_paths(root) if path.stem == card.id]
+    return [entry for entry in found if content.family(entry["dataset"]["id"]) == content.family(card.dataset)]
 
 
 def read_entry(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segbench import cards, evidence
+from segbench import cards, content, evidence
 from segbench.entries.document import read_entry
 from segbench.entries.scores import recompute, reliability
 from segbench.errors import ContentError
@@ -121,7 +121,8 @@ def _official(entry: Mapping[str, Any], protocol: Protocol) -> list[str]:
 
 def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     found = []
-    expected = (entry["protocol"]["name"], entry["dataset"]["id"], f"{entry['model']['id']}.json")
+    folder = content.dataset_folder(entry["dataset"]["id"])
+    expected = (entry["protocol"]["name"], folder, f"{entry['model']['id']}.json")
     if path.parts[-3:] != expected:
         found.append(
             f"the entry belongs at entries/{'/'.join(expected)}: "
@@ -145,13 +146,13 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
             f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: "
             "evaluate on the unchanged data set."
         )
-    card_path = path.parents[3] / "model_zoo" / entry["dataset"]["id"] / f"{entry['model']['id']}.json"
+    card_path = _card_path(path.parents[3] / "model_zoo", entry)
     try:
         card = cards.read_card(card_path)
     except ContentError as error:
         return [*found, f"its card: {error} Add the card."]
     pairs: dict[str, tuple[Any, Any]] = {
-        "dataset.id": (entry["dataset"]["id"], card.dataset),
+        "dataset.id": (content.family(entry["dataset"]["id"]), content.family(card.dataset)),
         "model.id": (entry["model"]["id"], card.id),
         "model.weights_sha256": (entry["model"]["weights_sha256"], card.sha256),
         "model.architecture": (entry["model"]["architecture"], card.architecture["name"]),
@@ -173,6 +174,13 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
         if stated != known
     ]
     return found
+
+
+def _card_path(zoo: Path, entry: Mapping[str, Any]) -> Path:
+    """The card of the entry's model: that of a variant may lie with the data set itself."""
+    file, dataset = f"{entry['model']['id']}.json", entry["dataset"]["id"]
+    own = zoo / content.dataset_folder(dataset) / file
+    return own if own.exists() else zoo / content.family(dataset) / file
 
 
 def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:

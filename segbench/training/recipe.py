@@ -15,6 +15,7 @@ import yaml
 
 from segbench.errors import UnknownNameError, UsageError, unknown_name
 
+DATASET = "[a-z0-9][a-z0-9_]{0,79}(/[a-z0-9][a-z0-9_-]{0,39})?"
 IDENTIFIER = "[a-z0-9][a-z0-9_]{0,79}"  # as the schema of cards has it; the id names the files that training writes
 MAX_NUMBER = 2**63 - 1  # the largest that a card holds
 MAX_SEED = 2**32 - 1
@@ -122,7 +123,7 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
     }
     recipe = Recipe(**arguments)
     for key in ("id", "dataset", "architecture"):
-        if not re.fullmatch(IDENTIFIER, values[key]):
+        if not re.fullmatch(DATASET if key == "dataset" else IDENTIFIER, values[key]):
             raise UsageError(
                 f"Recipe {name}: {key} must be 1 to 80 of a-z, 0-9 and _, the first a letter or digit, "
                 f"not {values[key]!r}."
