@@ -1,0 +1,175 @@
+"""Evaluations on images from files: read once, decoded ahead, the same bytes whatever was remembered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import segbench
+from segbench.data import reading
+from segbench.engine import prefetch
+from segbench.engine.plan import Unit, plan
+from segbench.engine.prefetch import Prefetcher
+from segbench.engine.run import first_pass
+from segbench.engine.worker import Worker
+from segbench.errors import DataError, IncompleteError, RunError
+from segbench.protocol import SEA_V1
+
+IMAGES = 35  # three units
+SHORT = {"eps": 8, "iterations": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Small pictures of two sizes in the layout of `folder`."""
+    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    for number in range(IMAGES):
+        size = (16, 20) if number % 3 else (18, 16)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / "images" / f"{number:02}.png")
+        Image.fromarray(rng.integers(0, 3, size).astype(np.uint8)).save(root / "masks" / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A machine that remembers nothing."""
+    monkeypatch.setenv("SEGBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 3, 3, padding=1).eval()
+
+
+def evaluate(root, out, **changes):
+    return segbench.evaluate(model(), "folder", data_root=root, out=out, **(SHORT | changes))
+
+
+def test_the_first_pass_reads_each_image_once_and_gives_fingerprint_and_clean_counts(tree, own_cache, monkeypatch):
+    data, read, lock = segbench.load_dataset("folder", tree), Counter(), threading.Lock()
+    original = reading.read_turned_image
+
+    def counted(path):
+        with lock:
+            read[path.name] += 1
+        return original(path)
+
+    monkeypatch.setattr(reading, "read_turned_image", counted)
+    worker = Worker(model(), data, SEA_V1, torch.device("cpu"))
+    units = plan(data.image_ids, [8.0], SEA_V1.losses)
+    fingerprint, done = first_pass(worker, units, units[:2], one_core=True, progress=False)
+    assert set(read.values()) == {1}
+    assert len(read) == IMAGES
+    assert [finished.unit for finished in done] == units[:2]  # the third is somebody else's, but was hashed
+    assert data.known_fingerprint() == fingerprint
+    shutil.rmtree(own_cache)
+    assert data.known_fingerprint() is None
+    assert data.fingerprint() == fingerprint
+    with torch.no_grad():
+        right = [int((model()(item.image[None]).argmax(1)[0] == item.label).sum()) for item in data.first(32)]
+    counted_right = np.concatenate([finished.group.counts.intersection.sum(1) for finished in done])
+    assert counted_right.tolist() == right
+
+
+def test_what_was_remembered_changes_no_byte(tree, own_cache, tmp_path):
+    fresh = evaluate(tree, tmp_path / "fresh")
+    remembered = evaluate(tree, tmp_path / "remembered")
+    shutil.rmtree(own_cache)
+    shards = []
+    for number in (1, 2):  # two machines, each with a cache of its own
+        os.environ["SEGBENCH_CACHE"] = str(own_cache / str(number))
+        try:
+            shards.append(evaluate(tree, tmp_path / "shards", shard=f"{number}/2"))
+        except IncompleteError:
+            assert number == 1
+    for other in (remembered, *shards):
+        assert other.evidence_path.read_bytes() == fresh.evidence_path.read_bytes()
+
+
+def test_a_changed_picture_is_another_run(tree, own_cache, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    evaluate(root, tmp_path / "run")
+    path = root / "images" / "05.png"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(RunError, match=r"another data set"):
+        evaluate(root, tmp_path / "run")
+
+
+def test_killed_runs_continue(tree, own_cache, tmp_path):
+    """Also while the first pass runs, before there is a run directory."""
+    code = (
+        "import sys, torch, segbench\ntorch.set_num_threads(1)\ntorch.manual_seed(0)\n"
+        "model = torch.nn.Conv2d(3, 3, 3, padding=1).eval()\n"
+        f"segbench.evaluate(model, 'folder', data_root=sys.argv[1], out=sys.argv[2], **{SHORT})\n"
+    )
+    out = tmp_path / "run"
+    reference = evaluate(tree, tmp_path / "reference")
+    shutil.rmtree(own_cache)
+    seen = set()
+    for patience in (0.0, 0.05, 0.3, 1.0, 60.0):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tree), str(out)], env={**os.environ})
+        cache = own_cache / "data"
+        while process.poll() is None and not cache.exists():
+            time.sleep(0.005)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+        seen.add(process.wait())
+        shutil.rmtree(own_cache, ignore_errors=True)
+    assert seen == {0, -signal.SIGKILL}
+    assert (out / "conv2d.parquet").read_bytes() == reference.evidence_path.read_bytes()
+
+
+def test_a_damaged_picture_stops_a_run_and_nothing_is_lost(tree, own_cache, tmp_path):
+    root, out = shutil.copytree(tree, tmp_path / "tree"), tmp_path / "run"
+    reference = evaluate(root, tmp_path / "reference")
+    path = root / "images" / "34.png"
+    content, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    evaluate(root, out)
+    (out / "units" / "eps8_js_0002.parquet").unlink()
+    path.write_bytes(content[:60] + bytes(len(content) - 60))
+    os.utime(path, ns=(stamp, stamp))  # of the same size and time: the fingerprint is remembered
+    with pytest.raises(DataError, match=r"Cannot read the image .*34\.png"):
+        evaluate(root, out)
+    path.write_bytes(content)
+    assert evaluate(root, out).evidence_path.read_bytes() == reference.evidence_path.read_bytes()
+
+
+def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monkeypatch):
+    data = segbench.load_dataset("folder", tree)
+    units = [unit for unit in plan(data.image_ids, [8.0], SEA_V1.losses) if unit.loss != "check"]
+    monkeypatch.setattr(prefetch, "PIXELS_AHEAD", 20 * 16 * 20)
+    before = threading.active_count()
+    with Prefetcher(data, units, torch.device("cpu")) as images:
+        for unit in (units[0], units[2], units[1], *units[3:]):
+            samples = images.take(unit)
+            assert tuple(sample.image_id for sample in samples) == unit.image_ids
+            assert images._waiting() < 20 + 16
+    assert threading.active_count() == before
+
+
+def test_an_unknown_unit_is_read_as_well(tree):
+    data = segbench.load_dataset("folder", tree)
+    with Prefetcher(data, [], torch.device("cpu")) as images:
+        (sample,) = images.take(Unit(8.0, "mce", 9, ("07",)))
+    assert torch.equal(sample.image, data[7].image)
+    assert torch.equal(sample.label, data[7].label)
