@@ -9,6 +9,7 @@ from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, Window
 from segbench.data.resizing import ShortSideCrop, Whole
 from segbench.data.trees import Listing, Tree, find_base, known_split, paired
 
+KINDS = ("images", "annotations")
 FOLDERS = {"val": "validation", "train": "training"}
 LAYOUT = """\
 <data root>/                        ADEChallengeData2016, or the folder that holds it
@@ -52,8 +53,8 @@ def protocol(variant: str) -> DataProtocol:
 
 def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``, which may be ``ADEChallengeData2016`` or the folder above it."""
-    base = find_base("ade20k", root, ("images", "annotations"), LAYOUT, ("ADEChallengeData2016",))
-    there = [split for split, folder in FOLDERS.items() if (base / "images" / folder).is_dir()]
+    base = find_base("ade20k", root, KINDS, LAYOUT, ("ADEChallengeData2016",))
+    there = [split for split in FOLDERS if all((base / kind / FOLDERS[split]).is_dir() for kind in KINDS)]
 
     def listing(split: str) -> Listing:
         known_split("ade20k", split, FOLDERS)

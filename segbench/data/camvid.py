@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -62,8 +63,8 @@ def protocol(variant: str) -> DataProtocol:
 
 def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``, in either layout unless the variant says which."""
-    original = root is not None and ((root / STILLS).is_dir() or (root / COLOURS).is_dir())
-    if variant == "original" or (original and not (root and (root / "val").is_dir())):
+    there = [name for name in (STILLS, COLOURS, "val") if root is not None and os.path.isdir(root / name)]
+    if variant == "original" or (there and "val" not in there):
         base = find_base("camvid", root, (STILLS, COLOURS), LAYOUT)
         return Tree(protocol("original"), base, ("val", "train", "test"), lambda split: _original(base, split))
     base = find_base("camvid", root, ("val", "valannot"), LAYOUT)
@@ -96,7 +97,7 @@ def split_of(image_id: str) -> str:
     """
     sequence, _, rest = image_id.partition("_")
     frame = int(digits[0]) if (digits := re.findall(r"\d+", rest)) else -1
-    if sequence == "0016E5" and 7959 <= frame <= 8159:
+    if sequence == "0016E5" and 7959 <= frame <= 8159 and frame % 2:
         return "val"
     if sequence == "Seq05VD" or (sequence == "0001TP" and frame > 8520):
         return "test"

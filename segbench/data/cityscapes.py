@@ -10,6 +10,7 @@ from segbench.data.resizing import Resized, Whole
 from segbench.data.trees import Listing, Tree, by_stem, find_base, join, known_split
 from segbench.errors import DataError
 
+SPLITS, KINDS = ("val", "train"), ("leftImg8bit", "gtFine")
 IMAGE, MASK = "_leftImg8bit", "_gtFine_labelIds"
 LAYOUT = """\
 <data root>/                        the folder into which both archives were unpacked
@@ -41,13 +42,13 @@ def protocol(variant: str) -> DataProtocol:
 
 def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``: the folder that holds ``leftImg8bit`` and ``gtFine``."""
-    base = find_base("cityscapes", root, ("leftImg8bit", "gtFine"), LAYOUT, ("cityscapes",))
-    there = [split for split in ("val", "train") if (base / "leftImg8bit" / split).is_dir()]
+    base = find_base("cityscapes", root, KINDS, LAYOUT, ("cityscapes",))
+    there = [split for split in SPLITS if all((base / kind / split).is_dir() for kind in KINDS)]
     return Tree(protocol(variant), base, tuple(there), lambda split: _listing(base, split))
 
 
 def _listing(base: Path, split: str) -> Listing:
-    known_split("cityscapes", split, ("val", "train"))
+    known_split("cityscapes", split, SPLITS)
     problems: list[str] = []
     images = _by_id(base / "leftImg8bit" / split, IMAGE, problems)
     masks = _by_id(base / "gtFine" / split, MASK, problems)
@@ -62,9 +63,9 @@ def _by_id(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:
         cities = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError as error:
         raise DataError(f"Cannot read the folder {folder}: {error.strerror}.\nExpected layout:\n{LAYOUT}") from error
-    return {
-        stem.removesuffix(ending): path
-        for city in cities
-        for stem, path in by_stem(city, problems).items()
-        if stem.endswith(ending)
-    }
+    found: dict[str, Path] = {}
+    for city in cities:
+        for stem, path in by_stem(city, problems).items():
+            if stem.endswith(ending) and (first := found.setdefault(stem.removesuffix(ending), path)) != path:
+                problems.append(f"{first} and {path} have the same name: image ids must be unique. Remove one.")
+    return found

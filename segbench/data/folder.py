@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -34,7 +36,7 @@ VARIANTS = ("", "<name>")
 
 def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``, a folder or its description; ``variant`` is the name in the description, or empty."""
-    if root is not None and root.is_file() and root.suffix.lower() in (".yaml", ".yml", ".json"):
+    if root is not None and os.path.isfile(root) and root.suffix.lower() in (".yaml", ".yml", ".json"):
         base, file = root.parent, root
     else:
         base, file = _base(root)
@@ -63,7 +65,7 @@ def find(root: Path | None, variant: str) -> Tree:
 
 def _base(root: Path | None) -> tuple[Path, Path]:
     """The folder, and the file in it that describes it."""
-    if root is not None and root.is_dir():
+    if root is not None and os.path.isdir(root):
         given = [root / name for name in DESCRIPTIONS if (root / name).is_file()]
         if len(given) > 1:
             raise DataError(f"{root} has {' and '.join(path.name for path in given)}. Remove all but one.")
@@ -87,6 +89,8 @@ def _class_names(path: Path) -> tuple[str, ...]:
         )
     if not 2 <= len(names) <= IGNORE_INDEX:
         raise DataError(f"{path} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path} lists the class {twice[0]!r} twice. Rename or remove one.")
     return names
 
 
@@ -99,8 +103,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(self.construct_object(key, deep=True)) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
+        keys = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
+        if twice := [key for key, times in keys.items() if times > 1]:
             raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
         return super().construct_mapping(node, deep)
 
@@ -114,15 +118,17 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise DataError(f"{path} has more than {MAX_BYTES} bytes. Is it the description of a data set?")
         text = path.read_text("utf-8-sig")
         is_json = path.suffix.lower() == ".json"
-        document = schemas.parse(text, source=str(path)) if is_json else yaml.load(text, _Loader)
+        document = schemas.parse(text, source="it") if is_json else yaml.load(text, _Loader)
     except DataError:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError, SegbenchError) as error:
         raise DataError(f"Cannot read the description {path}: {error}") from error
     document = _with_text_keys(document)
+    if not isinstance(document, dict):
+        raise DataError(f"The description {path} has no fields. It must at least say: classes: [sky, road, ...]")
     if wrong := schemas.problems("dataset", document):
         raise DataError(f"The description {path} is not valid:\n  " + "\n  ".join(wrong[:10]))
-    return cast("Mapping[str, Any]", document)
+    return document
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -137,16 +143,13 @@ def _protocol(document: Mapping[str, Any], path: Path) -> DataProtocol:
     palette = tuple(_colour(text) for text in document.get("palette", ())) or voc_colours(len(names))
     if len(palette) != len(names):
         raise DataError(f"{path}: palette has {len(palette)} colours for {len(names)} classes. Give one for each.")
-    window = document.get("window")
     return DataProtocol(
         id=f"folder/{document['name']}" if "name" in document else "folder",
         class_names=names,
         labels=_labels(document, names, path),
         about_labels="labels are mapped" if {"label_map", "colours"} & set(document) else "",
         resize=_resize(document.get("resize")),
-        window=Window((window["size"][0], window["size"][1]), (window["stride"][0], window["stride"][1]))
-        if window
-        else None,
+        window=_window(document.get("window"), path),
         palette=palette,
         turned=True,
     )
@@ -155,6 +158,8 @@ def _protocol(document: Mapping[str, Any], path: Path) -> DataProtocol:
 def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> LabelMap:
     if "colours" in document and "label_map" in document:
         raise DataError(f"{path} has both label_map and colours: masks hold numbers or colours. Remove one of them.")
+    if "colours" in document and "ignore" in document:
+        raise DataError(f"{path} has both ignore and colours: give the colours the value {IGNORE} instead.")
     ignored = dict.fromkeys(document.get("ignore", (IGNORE_INDEX,)), IGNORE_INDEX)
     if "colours" in document:
         return LabelMap(
@@ -164,8 +169,14 @@ def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> 
         mapped = {int(key): _target(value, names, path) for key, value in document["label_map"].items()}
         if too_large := [value for value in mapped if value > 65535]:
             raise DataError(f"{path}: label_map has the number {too_large[0]}; masks hold 0 to 65535.")
-        return LabelMap({**ignored, **mapped})
-    return LabelMap({label: label for label in range(len(names))} | ignored)
+    else:
+        mapped = {label: label for label in range(len(names))}
+    if clash := [value for value in document.get("ignore", ()) if mapped.get(value, IGNORE_INDEX) != IGNORE_INDEX]:
+        raise DataError(
+            f"{path}: ignore has the number {clash[0]}, which is the class {names[mapped[clash[0]]]!r}. "
+            f"Remove it from ignore, or write a label_map with {clash[0]}: {IGNORE}."
+        )
+    return LabelMap({**ignored, **mapped})
 
 
 def _target(value: int | str, names: tuple[str, ...], path: Path) -> int:
@@ -183,6 +194,18 @@ def _target(value: int | str, names: tuple[str, ...], path: Path) -> int:
 
 def _colour(text: str) -> Colour:
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _window(document: Mapping[str, Any] | None, path: Path) -> Window | None:
+    if not document:
+        return None
+    (height, width), (down, across) = document["size"], document["stride"]
+    if down > height or across > width:
+        raise DataError(
+            f"{path}: the window's stride {[down, across]} is larger than its size {[height, width]}: "
+            "the pixels between windows would be left out. Make the stride smaller."
+        )
+    return Window((height, width), (down, across))
 
 
 def _resize(document: Mapping[str, Any] | None) -> Resize:

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
 
+from segbench.data import matlab
 from segbench.data.resizing import MAX_PIXELS
 from segbench.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MAX_MAT_BYTES = 1_000_000  # those of SBD have a few thousand; a .mat file expands up to a thousandfold
+MAX_MAT_BYTES = 1_000_000  # those of SBD have a few thousand
 ORIENTATION = 0x0112  # EXIF tag
+SAMPLE_FORMAT, SIGNED = 339, 2  # TIFF tag, and its value for numbers with a sign
+LOSSY = ("jpeg", "tiff_jpeg", "webp")  # compressions within a TIFF
+STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0..255
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def read_image(path: Path) -> Pixels:
-    """(H,W,3) uint8, as stored. Grey, CMYK, palette and 16-bit pictures become RGB; transparency is left out.
+    """(H,W,3) uint8, as stored; the first one of a file with several pictures.
+
+    Grey, CMYK and palette pictures become RGB, of 16 bits the upper 8 count, transparency is left out.
 
     Raises:
         DataError: not an image, damaged, or too large.
@@ -34,6 +41,7 @@ def read_image(path: Path) -> Pixels:
 def read_turned_image(path: Path) -> Pixels:
     """Like `read_image`, turned as the EXIF orientation says, as viewers and labelling tools show it."""
     with _opened(path, "image") as image:
+        image.load()
         return _rgb(ImageOps.exif_transpose(image) if is_turned(image) else image, path)
 
 
@@ -53,21 +61,18 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
     if path.suffix.lower() == ".mat":
         return _read_mat(path)
     with _opened(path, "mask") as image:
-        if image.format == "JPEG":
-            raise DataError(
-                f"The mask {path} is a JPEG, which changes labels. Take the original mask, as PNG without loss."
-            )
+        _refuse_lossy(image, path)
         if image.mode in ("RGB", "RGBA"):
             return _opaque(image, path)
-        labels = np.asarray(image)
-        if labels.dtype == np.bool_:
-            return labels.astype(np.uint8)
-        if labels.ndim != 2 or labels.dtype.kind not in "iu":
+        packing, labels = _packing(image), np.asarray(image)
+        if labels.ndim != 2 or labels.dtype.kind not in "biu":
             raise DataError(
                 f"The mask {path} is not a one-channel image of whole numbers (it is {image.mode}). "
                 "Convert it to indexed PNG."
             )
-        return labels
+        if stretch := STRETCHED.get(packing[:3]):
+            return labels // stretch
+        return labels.astype(np.uint8) if labels.dtype == np.bool_ else _signed(image, labels)
 
 
 def read_colour_mask(path: Path) -> Pixels:
@@ -77,72 +82,108 @@ def read_colour_mask(path: Path) -> Pixels:
         DataError: not a mask, damaged, or too large.
     """
     with _opened(path, "mask") as image:
-        if image.format == "JPEG":
-            raise DataError(
-                f"The mask {path} is a JPEG, which changes colours. Take the original mask, as PNG without loss."
-            )
+        _refuse_lossy(image, path)
         if image.mode not in ("RGB", "RGBA", "P"):
             raise DataError(f"The mask {path} does not hold colours (it is {image.mode}). Take the colour-coded one.")
         return _opaque(image, path)
 
 
+def _refuse_lossy(image: Image.Image, path: Path) -> None:
+    if image.format in ("JPEG", "WEBP") or image.info.get("compression") in LOSSY:
+        raise DataError(
+            f"The mask {path} is compressed as a photograph ({image.format}), which changes labels. "
+            "Take the original mask, as PNG without loss."
+        )
+
+
 def _opaque(image: Image.Image, path: Path) -> Pixels:
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         raise DataError(f"The mask {path} is partly transparent. Save it without transparency.")
-    return np.asarray(image.convert("RGB"))
+    return _converted(image)
+
+
+def _packing(image: Image.Image) -> str:
+    """How the file packs its pixels, in Pillow's words; known until they are read."""
+    arguments = image.tile[0][3] if isinstance(image, ImageFile) and image.tile else None
+    return arguments[0] if isinstance(arguments, tuple) else str(arguments)
+
+
+def _signed(image: Image.Image, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers of a TIFF with the sign that it says, which Pillow forgets for 8 bits and invents for 32."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return labels
+    kind = "i" if image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == SIGNED else "u"
+    return labels if labels.dtype.kind == kind else labels.view(f"{kind}{labels.itemsize}")
 
 
 def _rgb(image: Image.Image, path: Path) -> Pixels:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        # 0..65535 to 0..255, rounded; Pillow would cut at 255
-        grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+        grey = (np.asarray(image) >> 8).astype(np.uint8)  # as Pillow does for 16-bit colours; here it might cut at 255
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise DataError(
             f"The image {path} holds numbers without a known range (mode {image.mode}). Convert it to 8 or 16 bits."
         )
+    return _converted(image)
+
+
+def _converted(image: Image.Image) -> Pixels:
+    image.load()
+    image.info.pop("transparency", None)  # Pillow would warn that it is lost
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @contextmanager
 def _opened(path: Path, kind: str) -> Iterator[Image.Image]:
-    """The picture with its pixels read."""
+    """The picture, its pixels not yet read."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, _picture(file) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(path, kind, f"{image.width}x{image.height} pixels"))
-            image.load()
+                size = f"{image.width}x{image.height} pixels; {MAX_PIXELS} in all are allowed"
+                raise DataError(_too_large(path, kind, size))
             yield image
     except DataError:
         raise
-    except Image.DecompressionBombError as error:
-        raise DataError(_too_large(path, kind, str(error))) from error
     except Exception as error:  # Pillow's readers raise anything on damaged files, SyntaxError among it
         raise DataError(f"Cannot read the {kind} {path}: {error}. Restore or convert the file.") from error
 
 
+def _picture(file: IO[bytes]) -> ImageFile:
+    """The reader for the first bytes, whatever the file's name.
+
+    `Image.open` would warn of a large picture that is about to be refused, and knows formats that start programs.
+    """
+    readers: dict[bytes, type[ImageFile]] = {
+        b"\x89PNG": PngImagePlugin.PngImageFile,
+        b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+        b"II": TiffImagePlugin.TiffImageFile,
+        b"MM": TiffImagePlugin.TiffImageFile,
+        b"BM": BmpImagePlugin.BmpImageFile,
+        b"RIFF": WebPImagePlugin.WebPImageFile,
+    }
+    start = file.read(4)
+    file.seek(0)
+    for prefix, reader in readers.items():
+        if start.startswith(prefix):
+            return reader(file)
+    raise ValueError("it is no PNG, JPEG, TIFF, BMP or WebP file" if start else "it is empty")
+
+
 def _too_large(path: Path, kind: str, size: str) -> str:
     return (
-        f"The {kind} {path} is too large ({size}; {MAX_PIXELS} are allowed): a damaged or malicious file. "
+        f"The {kind} {path} is too large ({size}): a damaged or malicious file. "
         "It was not unpacked. Remove it, or cut it into tiles."
     )
 
 
 def _read_mat(path: Path) -> npt.NDArray[Any]:
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DataError("Masks in .mat files need scipy: pip install 'segbench[data]'") from error
-    try:
-        if path.stat().st_size > MAX_MAT_BYTES:
-            raise DataError(_too_large(path, "mask", f"{path.stat().st_size} bytes"))
-        labels = loadmat(path, mat_dtype=False)["GTcls"]["Segmentation"][0, 0]
-    except DataError:
-        raise
-    except Exception as error:  # of damaged files anything
+        with path.open("rb") as file:
+            data = file.read(MAX_MAT_BYTES + 1)
+        if len(data) > MAX_MAT_BYTES:
+            raise DataError(_too_large(path, "mask", f"more than {MAX_MAT_BYTES} bytes"))
+        return matlab.read_field(data, "GTcls", "Segmentation")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"Cannot read the mask {path}: {error} (expected is GTcls.Segmentation, as in SBD). Restore the file."
         ) from error
-    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise DataError(f"The mask {path} holds no two-dimensional whole numbers in GTcls.Segmentation. Restore it.")
-    return labels

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from segbench.data import reading
@@ -16,6 +16,7 @@ from segbench.data.protocols import DataProtocol
 from segbench.errors import DataError
 
 DEEP = 3  # levels above and below a wrong root that are searched for the right one
+MOST_FOLDERS = 200  # that are searched on a level
 
 
 class Pair(NamedTuple):
@@ -104,7 +105,7 @@ class PairedFiles:
         Raises:
             DataError: a file is gone.
         """
-        stamps: list[list[str | int]] = []
+        stamps: list[list[str | int]] = [["labels", repr(self.protocol.labels)]]  # files do not change with it
         for image_id in image_ids:
             for path in self.pairs[image_id]:
                 try:
@@ -150,22 +151,22 @@ def find_base(
     expected = f"Expected layout:\n{layout}"
     if root is None:
         raise DataError(f"The data set {dataset_id!r} needs a data root: --data-root FOLDER.\n{expected}")
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path.is_dir it never raises, whatever the name
         raise DataError(f"The data root {root} of {dataset_id!r} is not a folder.\n{expected}")
 
-    def holds(folder: Path) -> bool:
-        return all((folder / name).exists() for name in needed)
+    def base(folder: Path) -> Path | None:
+        places = (folder / place for place in ("", *inside))
+        return next((place for place in places if all(os.path.exists(place / name) for name in needed)), None)
 
-    for place in ("", *inside):
-        if holds(root / place):
-            return root / place
+    if found := base(root):
+        return found
     for above in list(root.resolve().parents)[:DEEP]:
-        if holds(above):
-            raise DataError(f"The data root {root} of {dataset_id!r} lies too deep: give {above}.")
-    for below in _folders_below(root, DEEP - 1):
-        if holds(below):
-            raise DataError(f"The data root {root} of {dataset_id!r} lies too high: give {below}.")
-    missing = [name for name in needed if not (root / name).exists()]
+        if found := base(above):
+            raise DataError(f"The data root {root} of {dataset_id!r} lies too deep: give {found}.")
+    for below in _folders_below(root, DEEP):
+        if found := base(below):
+            raise DataError(f"The data root {root} of {dataset_id!r} lies too high: give {found}.")
+    missing = [name for name in needed if not os.path.exists(root / name)]
     raise DataError(f"The data root {root} of {dataset_id!r} has no {', no '.join(missing)}.\n{expected}")
 
 
@@ -174,12 +175,17 @@ def _folders_below(root: Path, levels: int) -> list[Path]:
     found: list[Path] = []
     level = [root]
     for _ in range(levels):
-        try:
-            level = [path for folder in level for path in sorted(folder.iterdir()) if path.is_dir()][:200]
-        except OSError:  # a folder that may not be read does not hold what the user can use
-            return found
+        level = [below for folder in level for below in _folders_in(folder)][:MOST_FOLDERS]
         found += level
     return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.is_dir())
+    except OSError:  # a folder that may not be read does not hold what the user can use
+        return []
 
 
 def known_split(dataset_id: str, split: str, known: Iterable[str]) -> None:
@@ -202,20 +208,26 @@ def paired(dataset_id: str, images: Path, masks: Path, complete: int | None = No
 def join(
     images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, problems: list[str], complete: int | None
 ) -> Listing:
-    """Image with mask by name; names that differ in case only belong together if nothing fits better."""
-    folded: dict[str, list[Path]] = {}
-    for stem, path in masks.items():
-        folded.setdefault(stem.casefold(), []).append(path)
+    """Image with mask by name; names that differ in case only belong together if each has no other."""
+    single_images, single_masks = _alone(images, masks), _alone(masks, images)
     pairs = {}
     for image_id, image in images.items():
-        mask = masks.get(image_id)
-        if mask is None and len(near := folded.get(image_id.casefold(), [])) == 1:
-            mask = near[0]
-        if mask is None:
-            problems.append(f"The image {image} has no mask in {folder}. Restore the mask, or remove the image.")
+        folded = image_id.casefold()
+        near = single_masks.get(folded) if single_images.get(folded) == image_id else None
+        if image_id in masks or near:
+            pairs[image_id] = Pair(image, masks[near or image_id])
         else:
-            pairs[image_id] = Pair(image, mask)
+            problems.append(f"The image {image} has no mask in {folder}. Restore the mask, or remove the image.")
     return Listing(pairs, tuple(problems), images=complete)
+
+
+def _alone(names: Iterable[str], others: Mapping[str, Path]) -> dict[str, str]:
+    """Folded name to name, of those that are not among the others, and that no second one differs from in case only."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name not in others:
+            found.setdefault(name.casefold(), []).append(name)
+    return {folded: each[0] for folded, each in found.items() if len(each) == 1}
 
 
 def by_stem(folder: Path, problems: list[str], suffixes: Sequence[str] = reading.SUFFIXES) -> dict[str, Path]:
@@ -245,13 +257,17 @@ def _unusable(path: Path) -> str:
         path.name.encode()
     except UnicodeEncodeError:  # bytes that are not UTF-8 come as half characters, which nothing can write
         return f"The name of the file {str(path)!r} is not valid UTF-8. Rename it."
-    if path.is_symlink() and not path.exists():
-        return f"{path} is a link to {os.readlink(path)}, which does not exist. Restore the file."
-    return ""
+    if os.path.isfile(path):
+        return ""
+    if path.is_symlink() and not os.path.exists(path):
+        return f"{path} is a link to {os.readlink(path)!r}, which does not exist. Restore the file."
+    return f"{path} is not a file. Rename or remove it."
 
 
 def read_ids(path: Path, layout: str) -> list[str]:
     """The ids in a list, one a line; the first word counts (VOC adds a flag in some lists).
+
+    Lists of paths, as ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``, are in use as well.
 
     Raises:
         DataError: it cannot be read, or is empty.
@@ -260,10 +276,15 @@ def read_ids(path: Path, layout: str) -> list[str]:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read the list {path}: {error}\nExpected layout:\n{layout}") from error
-    ids = [line.split()[0] for line in lines if line.strip()]
+    ids = [_id(line.split()[0]) for line in lines if line.strip()]
     if not ids:
         raise DataError(f"The list {path} is empty. Restore it.")
     return ids
+
+
+def _id(word: str) -> str:
+    name = PurePosixPath(unicodedata.normalize("NFC", word))
+    return name.stem if name.suffix.lower() in reading.SUFFIXES else name.name
 
 
 def listed(
