@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from segbench.errors import DownloadError
 
 _TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads HF_HUB_OFFLINE
+CACHE_ELSEWHERE = "set SEGBENCH_CACHE to a folder elsewhere"
 FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 
@@ -49,8 +50,10 @@ def safe_file_name(text: str) -> str:
 
 
 @contextmanager
-def locked(path: Path, *, name: str, seconds: float) -> Iterator[None]:
+def locked(path: Path, *, name: str, seconds: float, elsewhere: str = CACHE_ELSEWHERE) -> Iterator[None]:
     """Only one process at a time is inside; the system frees the lock of a process that dies.
+
+    ``elsewhere`` says how the user chooses another folder, for messages.
 
     Raises:
         DownloadError: the folder cannot be written, or another process holds the lock for too long.
@@ -68,27 +71,25 @@ def locked(path: Path, *, name: str, seconds: float) -> Iterator[None]:
             f"another process has held {path} for {seconds:.0f} s. End that process, or wait for it."
         ) from error
     except OSError as error:
-        raise disk_error(error, path.parent) from error
+        raise disk_error(error, path.parent, elsewhere=elsewhere) from error
     except NotImplementedError as error:
-        raise DownloadError(
-            f"the file system of {path.parent} has no locks. Set SEGBENCH_CACHE to a folder on another one."
-        ) from error
+        raise DownloadError(f"the file system of {path.parent} has no locks: {elsewhere}, on another one.") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def disk_error(error: OSError, folder: Path, *, variable: str = "SEGBENCH_CACHE") -> DownloadError:
-    """What a file that cannot be written means, and how to mend it; ``variable`` names the folder's place."""
-    mend = f"Or set {variable} to a folder elsewhere."
+def disk_error(error: OSError, folder: Path, *, elsewhere: str = CACHE_ELSEWHERE) -> DownloadError:
+    """What a file that cannot be written means, and how to mend it; ``elsewhere``: how to choose another folder."""
+    mend = f"Or {elsewhere}."
     if error.errno in FULL:
         return DownloadError(f"the disk of {folder} is full ({error.strerror}). Free some space. {mend}")
     return DownloadError(f"cannot write to {folder}: {error.strerror or error}. Make it writable. {mend}")
 
 
-def check_space(needed: int, folder: Path) -> None:
-    """Refuses a download that the disk has no room for."""
+def check_space(needed: int, folder: Path, *, elsewhere: str = CACHE_ELSEWHERE) -> None:
+    """Refuses a download that the disk has no room for; ``elsewhere``: how to choose another folder."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:  # some network file systems do not tell; writing will
@@ -96,7 +97,7 @@ def check_space(needed: int, folder: Path) -> None:
     if needed > free:
         raise DownloadError(
             f"the disk of {folder} is full: {size(needed)} are needed, {size(free)} are free. Free some space, "
-            "or set SEGBENCH_CACHE to a folder on another disk."
+            f"or {elsewhere}."
         )
 
 

@@ -130,7 +130,7 @@ class HubSource:
                 "the server does not answer as the Hub does. Check HF_ENDPOINT, and whether a proxy is in between"
             )
         if isinstance(error, OSError) and (error.errno in FULL or error.filename is not None):
-            return disk_error(error, Path(constants.HF_HUB_CACHE), variable="HF_HOME")
+            return disk_error(error, Path(constants.HF_HUB_CACHE), elsewhere="set HF_HOME to a folder elsewhere")
         reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         return _PassingError(f"the connection to {constants.ENDPOINT} failed: {reason}")
 

@@ -22,13 +22,18 @@ _NEXTCLOUD = re.compile(r"(?:/[^/]+)*/index\.php/s/[A-Za-z0-9_-]+/?|(?:/[^/]+)?/
 _DRIVE_FILE = re.compile(r"/file/d/([A-Za-z0-9_-]+)(?:/.*)?")
 
 
-def problem(url: str) -> str | None:
+def problem(url: str, *, plain_http: bool = False) -> str | None:
     """Why a link is not followed; None when it may be.
+
+    Args:
+        url: the link.
+        plain_http: also follow http:// links; only for a file whose hash is pinned in this code.
 
     >>> problem("https://example.org/a.pt"), problem("http://127.0.0.1:8000/a.pt")
     (None, None)
     >>> problem("http://example.org/a.pt")
     'http://example.org is not encrypted; only https:// is followed (http:// only to this machine)'
+    >>> problem("http://example.org/a.zip", plain_http=True)
     """
     try:
         parts = urlsplit(url)
@@ -41,7 +46,7 @@ def problem(url: str) -> str | None:
         return "not a link: it names no host"
     if parts.username is not None or parts.password is not None:
         return "a link must not hold a user name or a password"
-    if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(url)):
+    if parts.scheme == "https" or plain_http or is_loopback(url):
         return None
     return f"http://{parts.netloc} is not encrypted; only https:// is followed (http:// only to this machine)"
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from segbench.downloads.folders import CACHE_ELSEWHERE
 from segbench.files import write_atomic
 
 
@@ -45,9 +46,15 @@ class Remote:
 
 @dataclass(frozen=True)
 class Part:
-    """A file that is being downloaded, ``<target>.part``; beside it ``<target>.part.json``, what its server said."""
+    """A file that is being downloaded, ``<target>.part``; beside it ``<target>.part.json``, what its server said.
+
+    Attributes:
+        path: the file.
+        elsewhere: how the user chooses another folder for it, for messages.
+    """
 
     path: Path
+    elsewhere: str = CACHE_ELSEWHERE
 
     @property
     def _notes(self) -> Path:

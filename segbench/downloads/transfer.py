@@ -73,8 +73,8 @@ class _StaleError(Exception):
     """What has arrived does not belong to what the server has now."""
 
 
-def download(url: str, part: Part, *, limits: Limits, report: Report) -> None:
-    """Fills ``part`` with all bytes of ``url``, continuing it where that is safe.
+def download(url: str, part: Part, *, limits: Limits, report: Report, plain_http: bool = False) -> None:
+    """Fills ``part`` with all bytes of ``url``, continuing it where that is safe; ``plain_http``: see `links.problem`.
 
     Raises:
         DownloadError: what the server does, and what it means. What has arrived stays for the next time.
@@ -86,7 +86,7 @@ def download(url: str, part: Part, *, limits: Limits, report: Report) -> None:
     with Session() as session:
         for attempt in range(1, limits.attempts + 1):
             try:
-                return _attempt(session, url, part, limits, deadline, report)
+                return _attempt(session, url, part, limits, deadline, report, plain_http)
             except _StaleError as error:
                 log.warning("%s: %s; starting from the first byte.", urlsplit(url).hostname, error)
                 part.clear()
@@ -110,12 +110,14 @@ def _kept(part: Part) -> str:
     return f"{share} have arrived and are kept: run the command again to continue."
 
 
-def _attempt(session: Session, url: str, part: Part, limits: Limits, deadline: float, report: Report) -> None:
+def _attempt(
+    session: Session, url: str, part: Part, limits: Limits, deadline: float, report: Report, plain_http: bool
+) -> None:
     known = part.remote()
     had = part.size() if known else 0
     start = max(0, had - OVERLAP)  # some bytes again, so that a join that does not fit is noticed
     wanted = {"Range": f"bytes={start}-", **known.condition()} if known and had else {}
-    with closing(_answer(session, url, wanted, limits)) as response:
+    with closing(_answer(session, url, wanted, limits, plain_http)) as response:
         partial = response.status_code == 206
         try:
             remote = Remote.of(response.headers, total_size(response.headers, start=start if partial else None))
@@ -135,14 +137,14 @@ def _attempt(session: Session, url: str, part: Part, limits: Limits, deadline: f
             raise _PassingError(f"{urlsplit(response.url).netloc} ended the connection early")
 
 
-def _answer(session: Session, url: str, wanted: dict[str, str], limits: Limits) -> Response:
+def _answer(session: Session, url: str, wanted: dict[str, str], limits: Limits, plain_http: bool) -> Response:
     """The answer with the file, redirects followed, each to an allowed link."""
     import requests
 
     headers = {"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "segbench", **wanted}
     local = links.is_loopback(url)
     for _ in range(REDIRECTS + 1):
-        if reason := links.problem(url):
+        if reason := links.problem(url, plain_http=plain_http):
             raise DownloadError(f"leads to a link that is not followed: {reason}")
         if links.is_loopback(url) and not local:
             raise DownloadError(f"leads to a link that is not followed: {urlsplit(url).netloc} is this machine")
@@ -234,7 +236,7 @@ def _write(
     """
     done = had
     try:
-        check_space((remote.total or had) - had, part.path.parent)
+        check_space((remote.total or had) - had, part.path.parent, elsewhere=part.elsewhere)
         repeated = part.tail(start) if had else b""
         with part.path.open("ab") if had else part.begin(None if _encoded(response) else remote) as stream:
             for piece in pieces:
@@ -250,7 +252,7 @@ def _write(
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:  # of the disk; those of the network are others by now
-        raise disk_error(error, part.path.parent) from error
+        raise disk_error(error, part.path.parent, elsewhere=part.elsewhere) from error
     if done > limits.max_bytes:
         part.clear()
     _check_size(done, limits)
