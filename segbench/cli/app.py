@@ -27,6 +27,7 @@ COMMANDS = {
     "validate": "content",
     "leaderboard": "content",
     "train": "train",
+    "data": "data",
     "env": "env",
 }
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from segbench.data import ade20k, camvid, cityscapes, folder, pascal_voc, shapes, weights
 from segbench.data.dataset import SegmentationDataset
+from segbench.data.protocols import DataProtocol
 from segbench.data.trees import PairedFiles, Tree
 from segbench.errors import DataError, UnknownNameError, unknown_name
 
@@ -27,6 +29,7 @@ class Family:
         variants: ``""`` is the data set itself.
         layout: a drawing of what is expected.
         url: where it comes from.
+        protocol: how a variant is used; None if only its folder says so.
     """
 
     title: str
@@ -34,24 +37,25 @@ class Family:
     variants: tuple[str, ...]
     layout: str
     url: str
+    protocol: Callable[[str], DataProtocol] | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
     "pascal_voc": Family(
         "Pascal VOC 2012", pascal_voc.find, pascal_voc.VARIANTS, pascal_voc.LAYOUT,
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/", pascal_voc.protocol,
     ),
     "ade20k": Family(
         "ADE20K, scene parsing challenge 2016", ade20k.find, ade20k.VARIANTS, ade20k.LAYOUT,
-        "https://sceneparsing.csail.mit.edu/",
+        "https://sceneparsing.csail.mit.edu/", ade20k.protocol,
     ),
     "cityscapes": Family(
         "Cityscapes, fine annotations", cityscapes.find, cityscapes.VARIANTS, cityscapes.LAYOUT,
-        "https://www.cityscapes-dataset.com/",
+        "https://www.cityscapes-dataset.com/", cityscapes.protocol,
     ),
     "camvid": Family(
         "CamVid, 11 classes", camvid.find, camvid.VARIANTS, camvid.LAYOUT,
-        "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/",
+        "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/", camvid.protocol,
     ),
     "folder": Family("any folder of images and masks", folder.find, folder.VARIANTS, folder.LAYOUT, ""),
 }  # fmt: skip
@@ -89,6 +93,32 @@ def open_tree(dataset_id: str, root: str | Path | None) -> Tree:
     except RuntimeError as error:  # ~name of a user who does not exist
         raise DataError(f"The data root {root} cannot be found: {error} Write the folder out.") from error
     return FAMILIES[name].find(place, variant)
+
+
+def overview() -> list[dict[str, Any]]:
+    """What is known of every data set and variant without a copy of it; None where only its folder says so."""
+    images = {"val": shapes.VALIDATION_IMAGES, "train": shapes.TRAINING_IMAGES}
+    rows: list[dict[str, Any]] = [
+        {
+            "id": EMBEDDED, "title": "procedural scenes, in the package", "classes": len(shapes.CLASS_NAMES),
+            "images": images, "preprocessing": "as stored", "class_weights": "counted", "url": None,
+        }
+    ]  # fmt: skip
+    for name, family in FAMILIES.items():
+        for variant in family.variants:
+            used = family.protocol(variant) if family.protocol else None
+            rows.append(
+                {
+                    "id": f"{name}/{variant}" if variant else name,
+                    "title": family.title,
+                    "classes": len(used.class_names) if used else None,
+                    "images": dict(used.images) if used else {},
+                    "preprocessing": used.preprocessing if used else "as dataset.yaml says",
+                    "class_weights": "published" if used and used.class_weights else "counted",
+                    "url": family.url or None,
+                }
+            )
+    return rows
 
 
 def load_dataset(
@@ -133,9 +163,11 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
     def count_weights() -> tuple[npt.NDArray[np.float64], str]:
         if protocol.class_weights is not None:
             return np.array(protocol.class_weights), weights.PUBLISHED
-        if "train" in tree.splits:
-            return weights.counted(data if split == "train" else of_tree(tree, "train")), weights.COUNTED
-        return weights.counted(data), f"{split} split (no training split found)"
+        if "train" not in tree.splits:
+            return weights.counted(data), f"{split} split (no training split found)"
+        training = data if split == "train" else of_tree(tree, "train")
+        partial = f" ({len(training)} of {training.complete} images)" if training.is_partial else ""
+        return weights.counted(training), weights.COUNTED + partial
 
     data = SegmentationDataset(
         id=protocol.id,
@@ -152,8 +184,14 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
         files=files,
         left_out=left_out,
     )
+    log = logging.getLogger("segbench")
+    if data.is_partial:
+        log.warning(
+            "%s: a partial copy, %d of %d images of %r in %s. An entry measured with it is unofficial.",
+            data.id, len(data), data.complete, split, tree.base,
+        )  # fmt: skip
     if left_out:
-        logging.getLogger("segbench").warning(
+        log.warning(
             "%s: %d of the %d images of %r are also in the validation split and are left out (%s, ...).",
             protocol.id, len(left_out), len(listing.pairs), split, left_out[0],
         )  # fmt: skip

@@ -85,6 +85,11 @@ class SegmentationDataset:
     def ignore_index(self) -> int:
         return IGNORE_INDEX
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether images are missing of a split whose number of images is known; those left out do not count."""
+        return self.complete is not None and len(self) + len(self.left_out) < self.complete
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
@@ -99,6 +104,23 @@ class SegmentationDataset:
         import torch
 
         image_id = self.image_ids[index]
+        image, labels = self.arrays(image_id)
+        return Sample(torch.from_numpy(image), torch.from_numpy(labels), image_id)
+
+    def arrays(self, image_id: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Image (3,H,W) float32 in [0,1] and label (H,W) int64 of a sample, without torch.
+
+        Raises:
+            DataError: a damaged file, a label without meaning, or an image and a mask of different sizes.
+        """
+        return as_arrays(*self.checked(image_id))
+
+    def checked(self, image_id: str) -> tuple[Pixels, Labels]:
+        """What `read` gives, refused if sizes or labels are wrong.
+
+        Raises:
+            DataError: as `arrays`.
+        """
         pixels, labels = self.read(image_id)
         if pixels.shape[:2] != labels.shape:
             raise DataError(
@@ -106,8 +128,7 @@ class SegmentationDataset:
                 f"{self.where(image_id)}. Mend or remove the pair."
             )
         check_labels(labels, self.num_classes, f"{self.id}: {self.where(image_id)}")
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
-        return Sample(image, torch.from_numpy(labels.astype(np.int64)), image_id)
+        return pixels, labels
 
     def class_weights(self) -> Tensor:
         """(K,) float32, proportional to 1/N_c, sum 1 (0 for a class without a pixel): the weights of `mce_bal`."""
@@ -127,8 +148,10 @@ class SegmentationDataset:
         if (known := self.known_fingerprint()) is not None:
             return known
         digest = Fingerprint(self)
-        for sample in self:
-            digest.update(sample)
+        for image_id, (image, labels) in zip(
+            self.image_ids, in_order(self.arrays, self.image_ids, None if self.files else 0), strict=True
+        ):
+            digest.add(image_id, image, labels)
         return digest.finish()
 
     def known_fingerprint(self) -> str | None:
@@ -159,12 +182,16 @@ class Fingerprint:
 
     def update(self, sample: Sample) -> None:
         """Takes the next sample."""
-        if sample.image_id != self._dataset.image_ids[self._seen]:
-            raise ValueError(f"{sample.image_id!r} is not the next image; {self._dataset.image_ids[self._seen]!r} is")
+        self.add(sample.image_id, sample.image.numpy(), sample.label.numpy())
+
+    def add(self, image_id: str, image: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> None:
+        """Takes the arrays of the next sample, as `SegmentationDataset.arrays` gives them."""
+        if image_id != self._dataset.image_ids[self._seen]:
+            raise ValueError(f"{image_id!r} is not the next image; {self._dataset.image_ids[self._seen]!r} is")
         self._seen += 1
-        self._digest.update(f"\0{sample.image_id}\0{tuple(sample.image.shape)}\0".encode())
-        self._digest.update(sample.image.numpy().astype("<f4", copy=False).data)
-        self._digest.update(sample.label.numpy().astype("<i8", copy=False).data)
+        self._digest.update(f"\0{image_id}\0{image.shape}\0".encode())
+        self._digest.update(np.ascontiguousarray(image, "<f4").data)
+        self._digest.update(np.ascontiguousarray(labels, "<i8").data)
 
     def finish(self) -> str:
         """The fingerprint, after the last sample; remembered if no file has changed meanwhile."""
@@ -176,12 +203,26 @@ class Fingerprint:
         return found
 
 
+def as_arrays(pixels: Pixels, labels: Labels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Image (3,H,W) float32 in [0,1] and label (H,W) int64; bit for bit what torch's ``.float().div_(255)`` gives.
+
+    numpy, because torch would start threads in each of ours.
+
+    >>> as_arrays(np.full((2, 1, 3), 51, np.uint8), np.zeros((2, 1)))[0].shape
+    (3, 2, 1)
+    """
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.divide(planes, np.float32(255), dtype=np.float32), np.array(labels, np.int64, order="C")
+
+
 def check_labels(labels: Labels, num_classes: int, where: str) -> None:
     """Refuses labels outside 0..K-1 that are not 255.
 
     Raises:
         DataError: says ``where``, the value, and what to do.
     """
+    if labels.dtype == np.uint8 and labels.size and labels.max() < num_classes:
+        return
     wrong = labels[(labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))]
     if wrong.size:
         raise DataError(

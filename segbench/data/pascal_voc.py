@@ -103,7 +103,10 @@ def _sbd_listing(base: Path, sbd: Path | None, split: str) -> Listing:
 
 def _without_val(found: Listing, base: Path) -> Listing:
     """Training ids that are in VOC's validation list are left out: SBD and trainval share images with it."""
-    val = set(read_ids(base / LISTS / "val.txt", LAYOUT)) if (base / LISTS / "val.txt").exists() else set()
+    try:
+        val = set(read_ids(base / LISTS / "val.txt", LAYOUT)) if (base / LISTS / "val.txt").exists() else set()
+    except DataError as error:  # told with whatever else is wrong
+        return Listing(found.pairs, (*found.problems, str(error)), images=found.images)
     leaks = tuple(sorted(image_id for image_id in found.pairs if image_id in val))
     return Listing(found.pairs, found.problems, leaks, found.images)
 

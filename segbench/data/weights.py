@@ -15,7 +15,7 @@ from segbench.data.parallel import in_order
 from segbench.data.protocols import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from segbench.data.dataset import SegmentationDataset
+    from segbench.data.dataset import Labels, SegmentationDataset
 
 PUBLISHED, COUNTED = "published values", "training split"
 
@@ -31,30 +31,61 @@ def inverse_frequency(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return weights / total if total else weights
 
 
+class PixelCount:
+    """Counts the pixels of each class while the labels of a data set pass by in order.
+
+    Attributes:
+        pixels: (K,) pixels of each class so far.
+        ignored: ignored pixels so far.
+    """
+
+    def __init__(self, data: SegmentationDataset) -> None:
+        self._data = data
+        self._key = data.stamp() if data.files else ""
+        self._digest = hashlib.sha256()
+        self.pixels = np.zeros(data.num_classes, np.int64)
+        self.ignored = 0
+
+    def known(self) -> npt.NDArray[np.int64] | None:
+        """(K,) what an earlier pass over the same files has counted."""
+        found = (cache.recall("pixels", self._key) or {}).get("pixels", ()) if self._key else ()
+        return np.array(found, np.int64) if len(found) == self._data.num_classes else None
+
+    def add(self, image_id: str, labels: Labels) -> None:
+        """Takes the labels (H,W) of the next image."""
+        self._digest.update(f"\0{image_id}\0{labels.shape}\0".encode())
+        self._digest.update(np.ascontiguousarray(labels).data)
+        kept = labels[labels != IGNORE_INDEX]
+        self.pixels += np.bincount(kept, minlength=self._data.num_classes)
+        self.ignored += labels.size - kept.size
+
+    def finish(self) -> npt.NDArray[np.int64]:
+        """(K,) pixels of each class; remembered, with the hash of the labels, if no file has changed meanwhile."""
+        if self._key and self._key == self._data.stamp():
+            document = {"labels_sha256": self._digest.hexdigest(), "pixels": self.pixels.tolist()}
+            cache.remember("pixels", self._key, document)
+        return self.pixels
+
+
 def class_pixels(data: SegmentationDataset, report: Callable[[], None] = lambda: None) -> npt.NDArray[np.int64]:
     """(K,) pixels of each class, ignored ones not counted, as the model sees them. One pass over the masks.
 
-    Remembered, with the fingerprint of the labels, by the path, size and time of change of the files.
+    Remembered by the path, size and time of change of the files.
 
     Args:
         data: the images.
         report: called after each image.
     """
-    key = data.stamp() if data.files else ""
-    if key and (known := cache.recall("pixels", key)) and len(known.get("pixels", ())) == data.num_classes:
-        return np.array(known["pixels"], np.int64)
-    pixels, digest = np.zeros(data.num_classes, np.int64), hashlib.sha256()
+    count = PixelCount(data)
+    if (known := count.known()) is not None:
+        return known
     labels_of = data.files.labels if data.files else lambda image_id: data.read(image_id)[1]
     for image_id, labels in zip(
         data.image_ids, in_order(labels_of, data.image_ids, None if data.files else 0), strict=True
     ):
-        digest.update(f"\0{image_id}\0{labels.shape}\0".encode())
-        digest.update(np.ascontiguousarray(labels).data)
-        pixels += np.bincount(labels[labels != IGNORE_INDEX], minlength=data.num_classes)
+        count.add(image_id, labels)
         report()
-    if key and key == data.stamp():
-        cache.remember("pixels", key, {"labels_sha256": digest.hexdigest(), "pixels": pixels.tolist()})
-    return pixels
+    return count.finish()
 
 
 def counted(data: SegmentationDataset, report: Callable[[], None] = lambda: None) -> npt.NDArray[np.float64]:

@@ -1,0 +1,283 @@
+"""Everything that is wrong with a data set on disk, found in one run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segbench.data import reading, shapes
+from segbench.data.dataset import Labels
+from segbench.data.parallel import in_order
+from segbench.data.protocols import IGNORE_INDEX
+from segbench.data.trees import Listing, Pair, PairedFiles, Tree
+from segbench.errors import DataError
+from segbench.files import sha256_file
+
+VAL, TRAIN, TEST = "val", "train", "test"
+FEW = 3  # files that a note names; all of them are in `Finding.files`
+
+Report = Callable[[str, int, int], None]
+
+
+class Finding(NamedTuple):
+    """A problem or a note.
+
+    Attributes:
+        split: where it was found first.
+        text: says what is wrong, and the mend.
+        files: those that are meant; empty if the text is about a folder.
+    """
+
+    split: str
+    text: str
+    files: tuple[Path, ...] = ()
+
+
+class SplitSize(NamedTuple):
+    """How much of a split is there.
+
+    Attributes:
+        images: with their masks.
+        complete: number of images of the complete split, where it is known.
+        left_out: training images that are also in val, which loading leaves out.
+    """
+
+    images: int
+    complete: int | None
+    left_out: int
+
+
+@dataclass
+class Findings:
+    """What a check found. Problems must be mended; notes should be known."""
+
+    problems: list[Finding] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    splits: dict[str, SplitSize] = field(default_factory=dict)
+
+
+class _Look(NamedTuple):
+    """What was seen of one pair; small, because many of them wait."""
+
+    problems: tuple[tuple[Path, str], ...]
+    pixels: npt.NDArray[np.int64] | None = None  # (K,); None if the pair cannot be read
+    turned: bool = False
+
+
+def check(tree: Tree, report: Report = lambda what, done, total: None) -> Findings:
+    """Reads every file of every split that is there, and collects what is wrong.
+
+    Args:
+        tree: the data set, found by `segbench.data.catalogue.open_tree`.
+        report: called with what is being done, and how much of how much is done.
+    """
+    found, listings = Findings(), dict[str, Listing]()
+    told = set[str]()
+    for split in dict.fromkeys((VAL, *tree.splits)):  # val is needed, be it there or not
+        try:
+            listings[split] = listing = tree.find(split)
+        except DataError as error:
+            problems: tuple[str, ...] = (str(error),)
+        else:
+            problems = listing.problems
+            found.splits[split] = SplitSize(len(listing.pairs), listing.images, len(listing.leaks))
+            found.notes += _about_number(split, listing)
+        found.problems += [Finding(split, text) for text in problems if text not in told]
+        told |= set(problems)
+    if TRAIN not in tree.splits and tree.protocol.class_weights is None:
+        found.notes.append(Finding(TRAIN, f"{tree.base} has no training split: class weights are counted on val."))
+    _check_pairs(found, tree, listings, report)
+    _check_twins(found, listings, report)
+    return found
+
+
+def check_embedded() -> Findings:
+    """The same of ``shapes``, whose pictures travel in the package with their checksum.
+
+    Raises:
+        DataError: the checksum is wrong.
+    """
+    images = len(shapes.load_shapes(VAL))
+    text = "embedded in the package; the checksum is right. The training split is drawn from a seed."
+    return Findings(notes=[Finding(VAL, text)], splits={VAL: SplitSize(images, shapes.VALIDATION_IMAGES, 0)})
+
+
+def _about_number(split: str, listing: Listing) -> Iterator[Finding]:
+    there, complete = len(listing.pairs), listing.images
+    if complete is not None and there < complete and not listing.problems:
+        meaning = "; an entry measured on it is unofficial" if split == VAL else ""
+        yield Finding(split, f"partial: {there} of {complete} images{meaning}.")
+    if complete is not None and there > complete:
+        yield Finding(split, f"{there} images, but the complete split has {complete}. Are there others among them?")
+    if listing.leaks:
+        yield Finding(
+            split,
+            f"{_few(listing.leaks)}: also in val, so left out when the split is loaded.",
+            tuple(listing.pairs[image_id].image for image_id in listing.leaks),
+        )
+
+
+def _check_pairs(found: Findings, tree: Tree, listings: Mapping[str, Listing], report: Report) -> None:
+    """Opens every pair once, in the first split that has it."""
+    seen, told = set[Pair](), set[str]()
+    for split, listing in listings.items():
+        files = PairedFiles(tree.protocol, listing.pairs)
+        ids = [image_id for image_id, pair in sorted(listing.pairs.items()) if pair not in seen]
+        seen |= {listing.pairs[image_id] for image_id in ids}
+        pixels = np.zeros(len(tree.protocol.class_names), np.int64)
+        turned, ignored = list[Path](), list[Path]()
+        report(f"reading {split}", 0, len(ids))
+        for done, (image_id, look) in enumerate(zip(ids, in_order(_looker(files), ids), strict=True), 1):
+            pair = listing.pairs[image_id]
+            found.problems += [Finding(split, text, (path,)) for path, text in look.problems if text not in told]
+            told |= {text for _, text in look.problems}
+            if look.pixels is not None:
+                pixels += look.pixels
+                ignored += [] if look.pixels.any() else [pair.mask]
+            turned += [pair.image] if look.turned else []
+            report(f"reading {split}", done, len(ids))
+        found.notes += _about_pairs(split, tree, turned, ignored)
+        if split == TRAIN and pixels.any() and not pixels.all():
+            found.notes.append(_without_pixel(tree, pixels))
+
+
+def _looker(files: PairedFiles) -> Callable[[str], _Look]:
+    """A function that reads one pair and never raises."""
+    number = len(files.protocol.class_names)
+
+    def look(image_id: str) -> _Look:
+        pair = files.pairs[image_id]
+        try:
+            labels = files.read(image_id)[1]
+        except Exception as error:  # noqa: BLE001 - whatever a damaged file does to a reader is to be told
+            return _Look(tuple(_causes(files, image_id, error)))
+        return _Look((), _pixels(labels, number), _turned(pair.image))
+
+    return look
+
+
+def _causes(files: PairedFiles, image_id: str, error: Exception) -> Iterator[tuple[Path, str]]:
+    """What is wrong with the mask, with the image, or else with the two together."""
+    pair, alone = files.pairs[image_id], list[tuple[Path, str]]()
+    for path, read in (
+        (pair.mask, lambda: files.labels(image_id)),
+        (pair.image, lambda: reading.read_image(pair.image)),
+    ):
+        try:
+            read()
+        except Exception as reason:  # noqa: BLE001 - as above
+            alone.append((path, _text(reason, path)))
+    yield from alone or [(pair.mask, _text(error, pair.mask))]
+
+
+def _text(error: Exception, path: Path) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return f"Cannot read {path}: {type(error).__name__}: {error}. Restore the file."
+
+
+def _pixels(labels: Labels, number: int) -> npt.NDArray[np.int64]:
+    return np.bincount(labels[labels != IGNORE_INDEX], minlength=number)
+
+
+def _turned(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return reading.is_turned(image)
+    except Exception:  # noqa: BLE001 - the picture itself was read; damaged EXIF says nothing
+        return False
+
+
+def _about_pairs(split: str, tree: Tree, turned: list[Path], ignored: list[Path]) -> Iterator[Finding]:
+    if turned:
+        how = "turned as it says" if tree.protocol.turned else "which is not applied: they are used as stored"
+        yield Finding(
+            split, f"{_few(path.name for path in turned)}: the EXIF orientation is set, {how}.", tuple(turned)
+        )
+    if ignored:
+        yield Finding(
+            split, f"{_few(path.name for path in ignored)}: every pixel of the mask is ignored.", tuple(ignored)
+        )
+
+
+def _without_pixel(tree: Tree, pixels: npt.NDArray[np.int64]) -> Finding:
+    names = [name for name, number in zip(tree.protocol.class_names, pixels, strict=True) if not number]
+    meaning = "the published class weights are used" if tree.protocol.class_weights else "its weight in mce_bal is 0"
+    return Finding(TRAIN, f"no pixel of {', '.join(names)}: {meaning}.")
+
+
+def _check_twins(found: Findings, listings: Mapping[str, Listing], report: Report) -> None:
+    """Pictures of val that are there twice, and training pictures that are also in val under whatever name."""
+    pictures: dict[Path, str] = {}  # to the first split; val comes first
+    for split, listing in listings.items():
+        if split != TEST:
+            for image_id in sorted(set(listing.pairs) - set(listing.leaks)):
+                pictures.setdefault(listing.pairs[image_id].image, split)
+    leaks = set[Path]()
+    for twins in _same_content(pictures, report):
+        val, others = ([path for path in twins if (pictures[path] == VAL) is wanted] for wanted in (True, False))
+        leaks |= set(others)
+        found.problems += [
+            Finding(
+                pictures[path],
+                f"The training image {path} is the same picture as {val[0]} of val. Remove it from training.",
+                (path, val[0]),
+            )
+            for path in others
+        ]
+        if len(val) > 1:
+            found.notes.append(Finding(VAL, f"{_few(path.name for path in val)}: the same picture.", tuple(val)))
+    found.notes += _same_names(listings, leaks)
+
+
+def _same_content(pictures: Mapping[Path, str], report: Report) -> Iterator[list[Path]]:
+    """Files of the same bytes, at least one of val among them: those of one size are hashed."""
+    sizes: defaultdict[int, list[Path]] = defaultdict(list)
+    for path in pictures:
+        try:
+            sizes[path.stat().st_size].append(path)
+        except OSError:  # gone: reading it has said so
+            continue
+    near = [path for group in sizes.values() if len(group) > 1 and _any_val(group, pictures) for path in group]
+    same: defaultdict[str, list[Path]] = defaultdict(list)
+    report("comparing files", 0, len(near))
+    for done, (path, digest) in enumerate(zip(near, in_order(_sha256, near), strict=True), 1):
+        same[digest].append(path)
+        report("comparing files", done, len(near))
+    yield from (group for group in same.values() if len(group) > 1 and _any_val(group, pictures))
+
+
+def _any_val(paths: Iterable[Path], pictures: Mapping[Path, str]) -> bool:
+    return any(pictures[path] == VAL for path in paths)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError:  # gone, or not to be read: like no other file; reading it has said so
+        return str(path)
+
+
+def _same_names(listings: Mapping[str, Listing], leaks: set[Path]) -> Iterator[Finding]:
+    """Ids that train and val share although nothing says that they name the same pictures."""
+    if VAL not in listings or TRAIN not in listings:
+        return
+    train = listings[TRAIN]
+    shared = sorted(set(train.pairs) & set(listings[VAL].pairs) - set(train.leaks))
+    images = tuple(train.pairs[image_id].image for image_id in shared)
+    if images := tuple(image for image in images if image not in leaks):
+        text = f"{_few(path.name for path in images)}: an image of val has the same id. If it is the same picture, "
+        yield Finding(TRAIN, text + "remove it from training.", images)
+
+
+def _few(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - FEW} more" if len(every) > FEW else ""
+    return ", ".join(every[:FEW]) + more

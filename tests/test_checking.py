@@ -1,0 +1,242 @@
+"""`segbench data check`: everything that is wrong is told in one run, and nothing else is a problem."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segbench.data import checking
+from segbench.data.catalogue import open_tree
+
+SIZE = (12, 16)
+
+
+def write_pair(image: Path, mask: Path, rng: np.random.Generator, classes: int) -> None:
+    for path in (image, mask):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(image)
+    labels = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % classes
+    Image.fromarray(labels.astype(np.uint8)).save(mask)
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """A whole tiny tree in the SegNet layout, as far as its number of images allows."""
+    rng, root = np.random.default_rng(0), tmp_path / "camvid"
+    for split, ids in {"val": "abcdefgh", "train": "tuv"}.items():
+        for name in ids:
+            write_pair(root / split / f"{name}.png", root / f"{split}annot" / f"{name}.png", rng, 12)
+    return root
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """VOC2012 with three images of val and two of train."""
+    rng, root = np.random.default_rng(0), tmp_path / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for split, ids in {"val": "abc", "train": "de"}.items():
+        for name in ids:
+            write_pair(root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png", rng, 21)
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
+    return root
+
+
+def texts(findings):
+    return [each.text for each in findings]
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 60000x60000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_a_good_tree_has_no_problems(cli, camvid):
+    code, out, err = cli("data", "check", "camvid", "--root", str(camvid))
+    assert code == 0
+    assert "partial: 8 of 101 images; an entry measured on it is unofficial" in out
+    assert "partial: 3 of 367 images." in out
+    assert "problem," not in out
+    assert err == "No problems, 2 notes. Images with masks: 8 of val, 3 of train.\n"
+
+
+def test_all_problems_are_told_in_one_run(cli, camvid):
+    val, masks, train = camvid / "val", camvid / "valannot", camvid / "train"
+    (masks / "a.png").unlink()  # missing mask
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(masks / "b.png")  # another size
+    Image.fromarray(np.full(SIZE, 200, np.uint8)).save(masks / "c.png")  # label, and its image is damaged too
+    Image.open(val / "c.png").save(val / "c.jpg", quality=95)
+    (val / "c.jpg").write_bytes((val / "c.jpg").read_bytes()[:-40])
+    (val / "c.png").unlink()
+    (val / "d.png").write_bytes(bomb())
+    (val / "e.png").unlink()
+    (val / "e.png").symlink_to(camvid / "nowhere.png")
+    (masks / "f.png").write_text("<html>")
+    (val / "g.png").write_bytes(b"")
+    shutil.copy(val / "h.png", train / "renamed.png")  # a leak under another name
+    shutil.copy(masks / "h.png", camvid / "trainannot" / "renamed.png")
+    (camvid / "trainannot" / "u.png").unlink()
+    code, out, err = cli("data", "check", "camvid", "--data-root", str(camvid))
+    problems = [line for line in out.splitlines() if line.startswith("problem")]
+    expected = [
+        ("val", "val/a.png has no mask in"),
+        ("val", "val/b.png with"),
+        ("val", "valannot/c.png: the mask has the label 200"),
+        ("val", "Cannot read the image", "val/c.jpg", "truncated"),
+        ("val", "val/d.png is too large"),
+        ("val", "val/e.png is a link to"),
+        ("val", "Cannot read the mask", "valannot/f.png"),
+        ("val", "Cannot read the image", "val/g.png"),
+        ("train", "train/renamed.png is the same picture as", "val/h.png"),
+        ("train", "train/u.png has no mask"),
+    ]
+    for split, *parts in expected:
+        fitting = [line for line in problems if line.startswith(f"problem, {split}:")]
+        assert sum(all(part in line for part in parts) for line in fitting) == 1, (parts, out)
+    assert len(problems) == len(expected), out
+    assert code == 1
+    assert err.startswith("Error: 10 problems in camvid")
+
+
+def test_problems_as_json_name_file_and_split(cli, camvid):
+    Image.fromarray(np.full(SIZE, 200, np.uint8)).save(camvid / "valannot" / "c.png")
+    (camvid / "trainannot" / "t.png").unlink()
+    code, out, _ = cli("data", "check", "camvid", "--root", str(camvid), "--json")
+    found = json.loads(out)
+    assert code == 1
+    listed, label = found["problems"]
+    assert (listed["split"], "file" in listed, "train/t.png has no mask" in listed["text"]) == ("train", False, True)
+    mask = str(camvid / "valannot" / "c.png")
+    assert (label["split"], label["file"], label["files"]) == ("val", mask, [mask])
+    assert found["splits"]["val"] == {"images": 8, "complete": 101, "left_out": 0}
+    assert found["splits"]["train"]["images"] == 2
+    assert [each["text"] for each in found["notes"] if each["split"] == "val"] == [
+        "partial: 8 of 101 images; an entry measured on it is unofficial."
+    ]
+
+
+def test_a_wrong_root_says_where_it_is(cli, camvid, tmp_path):
+    for root, text in {tmp_path: "lies too high", camvid / "val": "lies too deep"}.items():
+        code, out, err = cli("data", "check", "camvid", "--root", str(root))
+        assert (code, out) == (1, "")
+        assert text in err
+        assert f"give {camvid}." in err
+    code, _, err = cli("data", "check", "camvd", "--root", str(camvid))
+    assert (code, "Did you mean 'camvid'" in err) == (2, True)
+    code, _, err = cli("data", "check", "camvid")
+    assert (code, "needs a data root" in err) == (1, True)
+
+
+def test_an_empty_list_of_voc_is_named(cli, voc):
+    """Once, and it does not hide what is wrong with the training split."""
+    (voc / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
+    (voc / "JPEGImages" / "d.jpg").write_bytes(b"")
+    code, out, _ = cli("data", "check", "pascal_voc", "--root", str(voc))
+    assert code == 1
+    assert out.count("Segmentation/val.txt is empty") == 1
+    assert "JPEGImages/d.jpg" in out
+
+
+def test_ids_of_a_list_without_files_are_problems_not_a_partial_copy(voc):
+    (voc / "JPEGImages" / "a.jpg").unlink()
+    found = checking.check(open_tree("pascal_voc", voc))
+    assert len(found.problems) == 1
+    assert "a of val.txt has no image in" in found.problems[0].text
+    assert [each.text for each in found.notes if "partial" in each.text] == ["partial: 2 of 1464 images."]
+
+
+def test_leaks_by_id_are_left_out_and_noted(voc):
+    lists = voc / "ImageSets" / "Segmentation"
+    (lists / "trainval.txt").write_text("a\nb\nc\nd\ne\n")
+    found = checking.check(open_tree("pascal_voc", voc))
+    assert found.problems == []
+    assert "a, b, c: also in val, so left out when the split is loaded." in texts(found.notes)
+    assert found.splits["trainval"] == (5, 2913, 3)
+
+
+def test_same_names_in_training_are_noted_until_they_are_the_same_picture(camvid):
+    rng = np.random.default_rng(7)
+    write_pair(camvid / "train" / "a.png", camvid / "trainannot" / "a.png", rng, 12)
+    found = checking.check(open_tree("camvid", camvid))
+    assert found.problems == []
+    assert any("a.png: an image of val has the same id" in text for text in texts(found.notes))
+    shutil.copy(camvid / "val" / "a.png", camvid / "train" / "a.png")
+    found = checking.check(open_tree("camvid", camvid))
+    assert len(found.problems) == 1
+    assert "train/a.png is the same picture as" in found.problems[0].text
+    assert not any("same id" in text for text in texts(found.notes))
+
+
+def test_notes_are_no_problems(cli, tmp_path):
+    """EXIF, masks without a label, duplicates and classes without a pixel."""
+    rng = np.random.default_rng(0)
+    for place in ("images", "train/images"):
+        for name in "abcd":
+            folder = tmp_path / "set" / place
+            write_pair(folder / f"{name}.jpg", folder.with_name("masks") / f"{name}.png", rng, 2)
+    root = tmp_path / "set"
+    (root / "classes.txt").write_text("sky\nroad\nsea\n")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "images" / "a.jpg") as image:
+        image.save(root / "images" / "a.jpg", exif=exif)
+    Image.fromarray(np.full(SIZE, 255, np.uint8)).save(root / "masks" / "b.png")
+    shutil.copy(root / "images" / "c.jpg", root / "images" / "d.jpg")
+    code, out, err = cli("data", "check", "folder", "--root", str(root))
+    assert code == 0, out
+    for text in (
+        "note, val: a.jpg: the EXIF orientation is set, turned as it says.",
+        "note, val: b.png: every pixel of the mask is ignored.",
+        "note, val: c.jpg, d.jpg: the same picture.",
+        "note, train: no pixel of sea: its weight in mce_bal is 0.",
+        "note, train: a.jpg, b.jpg, c.jpg and 1 more: an image of val has the same id.",
+    ):
+        assert text in out, out
+    assert err.startswith("No problems, 5 notes.")
+
+
+def test_readers_that_raise_anything_become_problems(camvid, monkeypatch):
+    def broken(path):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("segbench.data.reading.read_image", broken)
+    found = checking.check(open_tree("camvid", camvid))
+    assert len(found.problems) == 11
+    assert f"Cannot read {camvid / 'val' / 'a.png'}: MemoryError: no room. Restore the file." in texts(found.problems)
+
+
+def test_every_pair_and_file_is_reported(camvid):
+    seen = []
+    checking.check(open_tree("camvid", camvid), lambda *step: seen.append(step))
+    assert seen[0] == ("reading val", 0, 8)
+    assert ("reading val", 8, 8) in seen
+    assert ("reading train", 3, 3) in seen
+    assert seen[-1][0] == "comparing files"
+
+
+def test_a_missing_val_split_is_a_problem_and_a_missing_training_split_a_note(camvid, voc):
+    shutil.rmtree(camvid / "train")
+    found = checking.check(open_tree("camvid", camvid))
+    assert found.problems == []
+    assert any("no training split: class weights are counted on val" in text for text in texts(found.notes))
+    (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    found = checking.check(open_tree("pascal_voc", voc))
+    assert "Cannot read the list" in found.problems[0].text
+
+
+def test_the_embedded_data_set_is_checked(cli):
+    code, out, _ = cli("data", "check", "shapes")
+    assert (code, "the checksum is right" in out) == (0, True)
