@@ -54,7 +54,7 @@ def describe(
             "id": used.id,
             "split": used.split,
             "images": len(used),
-            "available": max(len(data), data.complete or 0),  # a partial copy is not official
+            "available": data.complete or len(data),  # a partial copy is not official, nor is one with other images
             "num_classes": used.num_classes,
             "fingerprint": identity["fingerprint"],
             "class_weights_from": source,

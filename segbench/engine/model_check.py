@@ -16,7 +16,7 @@ from segbench import counts
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.batching import exact_float32
 from segbench.engine.checks import mixing, probe, tolerance
-from segbench.engine.evaluate import in_eval_mode
+from segbench.engine.evaluate import as_fed, in_eval_mode
 from segbench.engine.progress import watch
 from segbench.errors import DataError, UnknownNameError, UsageError
 from segbench.models.load import choose_device, resolve
@@ -113,16 +113,17 @@ def check_model(
     known = subject.card.dataset if subject.card else ""
     side, total = OFFICIAL_SIZES.get(known, (size or 256, 0))
     batch = torch.stack(first) if first else _noise(size or side)
-    with in_eval_mode(subject.module, torch_device) as was_training, exact_float32():
+    module = subject.module if data is None else as_fed(subject.module, data)
+    with in_eval_mode(module, torch_device) as was_training, exact_float32():
         batch = batch.to(torch_device)
         described = data if data is not None else subject.card
-        classes = described.num_classes if described is not None else _classes(subject.module, batch)
-        findings += [Finding(**flag) for flag in probe(subject.module, batch, classes, was_training=was_training).flags]
-        findings += _behaviour(subject.module, batch)
-        findings.append(_gradient(subject.module, batch[:1]))
-        findings.append(_speed(subject.module, batch[:1], total if data is None else len(data)))
+        classes = described.num_classes if described is not None else _classes(module, batch)
+        findings += [Finding(**flag) for flag in probe(module, batch, classes, was_training=was_training).flags]
+        findings += _behaviour(module, batch)
+        findings.append(_gradient(module, batch[:1]))
+        findings.append(_speed(module, batch[:1], total if data is None else len(data)))
         if samples:
-            scores = _scores(subject.module, samples, classes, torch_device, progress)
+            scores = _scores(module, samples, classes, torch_device, progress)
             expected = subject.card.expected if subject.card else None
             findings.append(_against_card(scores["as they are"], expected))
             findings.append(_against_variants(scores, (expected or {}).get("aacc")))
