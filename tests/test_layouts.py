@@ -13,7 +13,7 @@ import scipy.io
 from PIL import Image
 
 import segbench
-from segbench.data import camvid as camvid_module
+from segbench.data import ade20k, camvid, cityscapes, pascal_voc
 from segbench.data.catalogue import FAMILIES, open_tree
 from segbench.data.reading import ORIENTATION
 from segbench.data.trees import Pair, join, read_ids
@@ -186,6 +186,22 @@ def test_pictures_of_a_folder_are_turned_and_those_of_published_data_sets_are_no
     shutil.copytree(root / "images", published / "val")
     mask(published / "valannot" / "a.png")
     assert ((segbench.load_dataset("camvid", published)[0].image.numpy() * 255).round() == stored).all()
+
+
+def test_only_folders_turn_pictures():
+    """The released preprocessing of the published ones does not."""
+    for module in (pascal_voc, ade20k, cityscapes, camvid):
+        assert not any(module.protocol(variant).turned for variant in module.VARIANTS)
+
+
+def test_a_long_thin_picture_is_named_and_not_blown_up(tmp_path):
+    base = voc(tmp_path, val=["a"])
+    photograph(base / "JPEGImages" / "a.jpg", (1, 20_000))
+    mask(base / "SegmentationClass" / "a.png", sides=(1, 20_000))
+    data = segbench.load_dataset("pascal_voc", base)
+    for read in (data.read, data.files.labels):
+        with pytest.raises(DataError, match=r"a\.jpg with .*a\.png: resized it would have 9460000x473 pixels"):
+            read("a")
 
 
 # Pascal VOC
@@ -365,7 +381,7 @@ def test_training_lists_of_validation_images_only_are_refused(tmp_path):
 # ADE20K
 
 
-def ade(root: Path, labels) -> Path:
+def ade_tree(root: Path, labels) -> Path:
     for split, prefix in {"validation": "val", "training": "train"}.items():
         photograph(root / "images" / split / f"ADE_{prefix}_00000001.jpg", np.shape(labels))
         mask(root / "annotations" / split / f"ADE_{prefix}_00000001.png", labels)
@@ -374,7 +390,7 @@ def ade(root: Path, labels) -> Path:
 
 def test_ade_and_its_variants(tmp_path):
     labels = np.arange(151, dtype=np.uint8)[:, None].repeat(200, axis=1)
-    root = ade(tmp_path / "ADEChallengeData2016", labels)
+    root = ade_tree(tmp_path / "ADEChallengeData2016", labels)
     whole = segbench.load_dataset("ade20k/original", tmp_path)
     assert whole.image_ids == ("ADE_val_00000001",)
     assert (whole[0].label.numpy() == labels).all()
@@ -394,7 +410,7 @@ def test_ade_and_its_variants(tmp_path):
 
 
 def test_ade_labels_beyond_150_are_refused(tmp_path):
-    root = ade(tmp_path, np.full((30, 40), 151))
+    root = ade_tree(tmp_path, np.full((30, 40), 151))
     for name in ("ade20k", "ade20k/150", "ade20k/original"):
         with pytest.raises(DataError, match=r"ADE_val_00000001\.png: the mask has the label 151; allowed are"):
             segbench.load_dataset(name, root)[0]
@@ -410,7 +426,7 @@ TRAIN_IDS = {
 }  # fmt: skip
 
 
-def cityscapes(root: Path, frames=("frankfurt_000000_000294",), labels=0, split="val") -> Path:
+def cityscapes_tree(root: Path, frames=("frankfurt_000000_000294",), labels=0, split="val") -> Path:
     for frame in frames:
         city = frame.split("_")[0]
         photograph(root / "leftImg8bit" / split / city / f"{frame}_leftImg8bit.png", (34, 68))
@@ -421,7 +437,7 @@ def cityscapes(root: Path, frames=("frankfurt_000000_000294",), labels=0, split=
 
 def test_cityscapes_ids_become_training_ids(tmp_path):
     labels = np.arange(34, dtype=np.uint8)[:, None].repeat(68, axis=1)
-    root = cityscapes(tmp_path / "cityscapes", labels=labels)
+    root = cityscapes_tree(tmp_path / "cityscapes", labels=labels)
     data = segbench.load_dataset("cityscapes", tmp_path)
     assert data.class_names == tuple(TRAIN_IDS)
     expected = [list(TRAIN_IDS.values()).index(value) if value in TRAIN_IDS.values() else 255 for value in range(34)]
@@ -435,12 +451,12 @@ def test_cityscapes_ids_become_training_ids(tmp_path):
 
 def test_cityscapes_cities_and_splits(tmp_path):
     frames = ("munster_000000_000019", "frankfurt_000001_000000", "lindau_000000_000019")
-    root = cityscapes(tmp_path, frames)
+    root = cityscapes_tree(tmp_path, frames)
     (root / "leftImg8bit" / "train").mkdir()
     assert open_tree("cityscapes", root).splits == ("val",)  # no masks for training
     with pytest.raises(DataError, match=r"Cannot read the folder .*gtFine/train: No such file.*\nExpected layout"):
         segbench.load_dataset("cityscapes", root, split="train")
-    cityscapes(root, ("aachen_000000_000019",), split="train")
+    cityscapes_tree(root, ("aachen_000000_000019",), split="train")
     assert ids(root, "cityscapes") == tuple(sorted(frames))
     assert ids(root, "cityscapes", split="train") == ("aachen_000000_000019",)
     shutil.copytree(root / "gtFine" / "val" / "lindau", root / "gtFine" / "val" / "lindau (copy)")
@@ -450,7 +466,7 @@ def test_cityscapes_cities_and_splits(tmp_path):
 
 @pytest.mark.parametrize("label", [34, 200])
 def test_unknown_ids_of_cityscapes_are_refused(tmp_path, label):
-    root = cityscapes(tmp_path, labels=label)
+    root = cityscapes_tree(tmp_path, labels=label)
     with pytest.raises(
         DataError, match=rf"frankfurt_000000_000294_gtFine_labelIds\.png: the mask has the label {label};"
     ):
@@ -533,12 +549,11 @@ def test_camvid_splits_are_those_of_segnet():
     frames += [f"0016E5_{frame:05}" for frame in range(7959, 8160, 2)]
     frames += [f"0006R0_f{frame:05}" for frame in range(930, 3931, 30)]
     found = {
-        split: [frame for frame in frames if camvid_module.split_of(frame) == split]
-        for split in ("train", "val", "test")
+        split: [frame for frame in frames if camvid.split_of(frame) == split] for split in ("train", "val", "test")
     }
     assert {split: len(each) for split, each in found.items()} == {"train": 62 + 101, "val": 101, "test": 62 + 171}
     assert (found["val"][0], found["val"][-1]) == ("0016E5_07959", "0016E5_08159")
-    assert camvid_module.split_of("0016E5_08160") == camvid_module.split_of("0016E5_00390") == "train"
+    assert camvid.split_of("0016E5_08160") == camvid.split_of("0016E5_00390") == "train"
 
 
 def test_camvid_of_segnet_wins_where_both_layouts_are(tmp_path):
