@@ -12,7 +12,8 @@ from PIL import Image
 
 import segbench
 from segbench import entries
-from segbench.data import reading, shapes
+from segbench.data import reading
+from segbench.data.sets import shapes
 from segbench.data.weights import inverse_frequency
 from segbench.errors import DataError, UnknownNameError
 
@@ -88,7 +89,7 @@ def test_camvid_layout(camvid):
     raw = np.asarray(Image.open(camvid / "trainannot" / "t.png"))
     expected = inverse_frequency(np.bincount(raw.ravel(), minlength=12)[:11])
     torch.testing.assert_close(data.class_weights().double(), torch.from_numpy(expected), rtol=1e-6, atol=0)
-    assert data.count_weights()[1] == "training split"
+    assert data.count_weights()[1] == "training split (1 of 367 images)"
     assert segbench.load_dataset("camvid", camvid, split="train").image_ids == ("t",)
 
 

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 import segbench
-from segbench.data import catalogue, pictures, reading, shapes
+from segbench.data import catalogue, pictures, reading
 from segbench.data.dataset import Fingerprint, as_arrays
+from segbench.data.sets import shapes
 from segbench.data.survey import survey
 from tests.test_checking import camvid, voc, write_pair  # noqa: F401 - fixtures
 from tests.test_layering import ROOT, RUN
@@ -295,7 +296,7 @@ def test_options_have_variables(cli, camvid, monkeypatch):  # noqa: F811
 
 
 def test_prepare_passes_on_what_it_is_told(cli, monkeypatch):
-    from segbench.data import preparing
+    from segbench.data.preparation import preparing
 
     told = {}
 

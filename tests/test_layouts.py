@@ -13,9 +13,9 @@ import scipy.io
 from PIL import Image
 
 import segbench
-from segbench.data import ade20k, camvid, cityscapes, pascal_voc
 from segbench.data.catalogue import FAMILIES, open_tree
 from segbench.data.reading import ORIENTATION
+from segbench.data.sets import ade20k, camvid, cityscapes, pascal_voc
 from segbench.data.trees import Pair, join, read_ids
 from segbench.errors import DataError
 

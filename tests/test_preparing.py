@@ -23,8 +23,10 @@ from typing import Any
 import pytest
 
 from segbench import downloads
-from segbench.data import ade20k, archives, camvid, cityscapes, distribution, load_dataset, pascal_voc, preparing
-from segbench.data.preparing import prepare
+from segbench.data import load_dataset
+from segbench.data.preparation import archives, distribution, preparing
+from segbench.data.preparation.preparing import prepare
+from segbench.data.sets import ade20k, camvid, cityscapes, pascal_voc
 from segbench.downloads import Limits
 from segbench.errors import DataError, DownloadError, SegbenchError, UnknownNameError, UsageError
 from tests import servers

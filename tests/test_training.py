@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import segbench
 from segbench.cards import read_card
 from segbench.cli import main
-from segbench.data.shapes import load_shapes
+from segbench.data.sets.shapes import load_shapes
 from segbench.errors import DataError, ModelError, RunError, UsageError
 from segbench.models.architectures import build
 from segbench.training import loop
@@ -269,8 +269,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(recipe, data, 
 
 def test_train_command_gives_a_model_that_evaluates(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("segbench.data.shapes.TRAINING_IMAGES", 8)
-    monkeypatch.setattr("segbench.data.shapes.load_shapes", lambda split: load_shapes(split, count=8))
+    monkeypatch.setattr("segbench.data.sets.shapes.TRAINING_IMAGES", 8)
+    monkeypatch.setattr("segbench.data.sets.shapes.load_shapes", lambda split: load_shapes(split, count=8))
     settings = [f"{key}={value}" for key, value in TINY.items()]
     with pytest.raises(SystemExit) as caught:
         main(["train", "at_convnext_mini_shapes", "--quiet", "--device", "cpu", "--set", *settings])

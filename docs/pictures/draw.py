@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import segbench
-from segbench.data.shapes import CLASS_NAMES
+from segbench.data.sets.shapes import CLASS_NAMES
 from segbench.protocol import SEA_V1
 
 MODELS = {

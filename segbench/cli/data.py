@@ -11,9 +11,9 @@ import numpy as np
 
 from segbench.cli.app import fail, note, print_json, print_table, printable
 from segbench.cli.bars import progress, steps
-from segbench.data import shapes
 from segbench.data.catalogue import EMBEDDED, load_dataset, of_tree, open_tree, overview, split_id
 from segbench.data.dataset import SegmentationDataset
+from segbench.data.sets import shapes
 from segbench.data.trees import Tree
 from segbench.data.weights import COUNTED, PUBLISHED, class_pixels, inverse_frequency
 from segbench.errors import DataError, UsageError
@@ -269,7 +269,7 @@ def _weights(
 @quiet_option
 def prepare(dataset_id: str, root: Path, sbd: bool, keep_archive: bool, offline: bool, quiet: bool) -> None:
     """Fetch and unpack a data set, or say how to get it."""
-    from segbench.data.preparing import prepare as run
+    from segbench.data.preparation.preparing import prepare as run
 
     for line in run(dataset_id, root, sbd=sbd, keep_archive=keep_archive, offline=offline, progress=not quiet):
         click.echo(printable(line, keep="\n"))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segbench.data import ade20k, camvid, cityscapes, folder, pascal_voc, shapes, weights
+from segbench.data import weights
 from segbench.data.dataset import SegmentationDataset
 from segbench.data.protocols import DataProtocol
+from segbench.data.sets import ade20k, camvid, cityscapes, folder, pascal_voc, shapes
 from segbench.data.trees import PairedFiles, Tree
 from segbench.errors import DataError, UnknownNameError, unknown_name
 

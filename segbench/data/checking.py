@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segbench.data import reading, shapes
+from segbench.data import reading
 from segbench.data.dataset import Labels
 from segbench.data.parallel import in_order
 from segbench.data.protocols import IGNORE_INDEX
+from segbench.data.sets import shapes
 from segbench.data.trees import Listing, Pair, PairedFiles, Tree
 from segbench.errors import DataError
 from segbench.files import sha256_file

@@ -1,7 +1,8 @@
 """One matrix out of a MATLAB file (versions 5 to 7), as SBD keeps its masks, in bounded memory.
 
-A general reader believes whatever lengths a file states, and unpacks whatever expands. This one unpacks no more than
-`MAX_UNPACKED` bytes, and makes no array that is larger than the bytes that are there.
+Not by scipy, which believes whatever lengths a file states and unpacks whatever expands: a single flipped byte ends
+the whole process (scipy 1.17, found by the test that damages files). This reader unpacks no more than `MAX_UNPACKED`
+bytes, and makes no array that is larger than the bytes that are there. Tests compare it with what scipy writes.
 """
 
 from __future__ import annotations

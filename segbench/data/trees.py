@@ -183,7 +183,7 @@ def _folders_below(root: Path, levels: int) -> list[Path]:
 def _folders_in(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if entry.is_dir())
+            return sorted(folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError:  # a folder that may not be read does not hold what the user can use
         return []
 

@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from segbench.data.archives import ELSEWHERE, below, opened, unpack
 from segbench.data.catalogue import EMBEDDED, FAMILIES, open_tree, split_id
-from segbench.data.distribution import ARCHIVES, BY_HAND, SBD, SBD_PAGE, Archive
+from segbench.data.preparation.archives import ELSEWHERE, below, opened, unpack
+from segbench.data.preparation.distribution import ARCHIVES, BY_HAND, SBD, SBD_PAGE, Archive
 from segbench.downloads.folders import check_space, disk_error, locked, offline_by_environment, size
 from segbench.downloads.partial import Part
 from segbench.downloads.progress import bar

@@ -30,7 +30,7 @@ def protocol(variant: str) -> DataProtocol:
         return DataProtocol(
             id="ade20k/150",
             class_names=names[1:],
-            labels=LabelMap({0: IGNORE_INDEX} | {label + 1: label for label in range(150)}),
+            labels=LabelMap({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX} | {label + 1: label for label in range(150)}),
             about_labels="background is ignored",
             resize=ShortSideCrop(512),
             images=images,
