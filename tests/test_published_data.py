@@ -50,9 +50,9 @@ def write_tree(root: Path, kind: str, golden: dict) -> Path:
 
 @pytest.mark.parametrize(("kind", "image_id"), CASES)
 def test_crops_equal_the_released_ones(golden_pictures, kind, image_id):
-    pixels = np.asarray(Image.open(io.BytesIO(golden_pictures[f"jpg_{image_id}"].tobytes())).convert("RGB"))
+    picture = Image.open(io.BytesIO(golden_pictures[f"jpg_{image_id}"].tobytes())).convert("RGB")
     rule = ShortSideCrop({"voc": 473, "ade": 512}[kind])
-    image, label = rule.image(pixels), rule.labels(golden_pictures[f"{kind}_mask_{image_id}"])
+    image, label = rule.image(picture), rule.labels(golden_pictures[f"{kind}_mask_{image_id}"])
     found = np.ascontiguousarray(image.transpose(2, 0, 1))
     assert (found[:, ::8, ::8] == golden_pictures[f"{kind}_image_{image_id}"]).all()
     assert hashlib.sha256(found.tobytes()).hexdigest() == str(golden_pictures[f"{kind}_image_sha256_{image_id}"])

@@ -26,8 +26,8 @@ STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0
 Pixels = npt.NDArray[np.uint8]
 
 
-def read_image(path: Path) -> Pixels:
-    """(H,W,3) uint8, as stored; the first one of a file with several pictures.
+def read_image(path: Path) -> Image.Image:
+    """A picture in RGB, 8 bits a channel, as stored; the first one of a file with several pictures.
 
     Grey, CMYK and palette pictures become RGB, of 16 bits the upper 8 count, transparency is left out.
 
@@ -38,7 +38,7 @@ def read_image(path: Path) -> Pixels:
         return _rgb(image, path)
 
 
-def read_turned_image(path: Path) -> Pixels:
+def read_turned_image(path: Path) -> Image.Image:
     """Like `read_image`, turned as the EXIF orientation says, as viewers and labelling tools show it."""
     with _opened(path, "image") as image:
         image.load()
@@ -99,7 +99,7 @@ def _refuse_lossy(image: Image.Image, path: Path) -> None:
 def _opaque(image: Image.Image, path: Path) -> Pixels:
     if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
         raise DataError(f"The mask {path} is partly transparent. Save it without transparency.")
-    return _converted(image)
+    return np.asarray(_converted(image))
 
 
 def _packing(image: Image.Image) -> str:
@@ -116,10 +116,10 @@ def _signed(image: Image.Image, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return labels if labels.dtype.kind == kind else labels.view(f"{kind}{labels.itemsize}")
 
 
-def _rgb(image: Image.Image, path: Path) -> Pixels:
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)  # as Pillow does for 16-bit colours; here it might cut at 255
-        return np.repeat(grey[..., None], 3, axis=2)
+        return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
     if image.mode in ("I", "F"):
         raise DataError(
             f"The image {path} holds numbers without a known range (mode {image.mode}). Convert it to 8 or 16 bits."
@@ -127,10 +127,10 @@ def _rgb(image: Image.Image, path: Path) -> Pixels:
     return _converted(image)
 
 
-def _converted(image: Image.Image) -> Pixels:
+def _converted(image: Image.Image) -> Image.Image:
     image.load()
     image.info.pop("transparency", None)  # Pillow would warn that it is lost
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,9 @@ Array = npt.NDArray[np.uint8]
 class Whole:
     """As stored."""
 
-    def image(self, pixels: Array) -> Array:
-        """(H,W,3) to itself."""
-        return pixels
+    def image(self, picture: Image.Image) -> Array:
+        """A picture to (H,W,3)."""
+        return np.asarray(picture)
 
     def labels(self, labels: Array) -> Array:
         """(H,W) to itself."""
@@ -39,13 +38,13 @@ class Resized:
     height: int
     width: int
 
-    def image(self, pixels: Array) -> Array:
-        """(H,W,3) to (height,width,3), bilinear."""
-        return _resize(pixels, (self.width, self.height), Image.Resampling.BILINEAR)
+    def image(self, picture: Image.Image) -> Array:
+        """A picture to (height,width,3), bilinear."""
+        return _bilinear(picture, self.width, self.height)
 
     def labels(self, labels: Array) -> Array:
         """(H,W) to (height,width), nearest neighbour."""
-        return _resize(labels, (self.width, self.height), Image.Resampling.NEAREST)
+        return _nearest(Image.fromarray(labels), self.width, self.height)
 
     def __str__(self) -> str:
         return f"resized to {self.height}x{self.width}"
@@ -57,18 +56,19 @@ class ShortSide:
 
     size: int
 
-    def image(self, pixels: Array) -> Array:
-        """(H,W,3), bilinear."""
-        return _resize(pixels, self._target(pixels), Image.Resampling.BILINEAR)
+    def image(self, picture: Image.Image) -> Array:
+        """A picture to (h,w,3), bilinear."""
+        return _bilinear(picture, *self.target(picture))
 
     def labels(self, labels: Array) -> Array:
         """(H,W), nearest neighbour."""
-        return _resize(labels, self._target(labels), Image.Resampling.NEAREST)
+        stored = Image.fromarray(labels)
+        return _nearest(stored, *self.target(stored))
 
-    def _target(self, array: npt.NDArray[Any]) -> tuple[int, int]:
-        height, width = array.shape[:2]
-        short = min(height, width)
-        wide, high = (self.size if side == short else int(side * self.size / short) for side in (width, height))
+    def target(self, picture: Image.Image) -> tuple[int, int]:
+        """Width and height of the resized picture."""
+        short = min(picture.size)
+        wide, high = (self.size if side == short else int(side * self.size / short) for side in picture.size)
         return wide, high
 
     def __str__(self) -> str:
@@ -82,15 +82,17 @@ class ShortSideCrop:
     The preprocessing behind the published numbers (Croce, Singh, Hein, ECCV 2024; SEA.md, section 6).
 
     >>> rule = ShortSideCrop(20)
-    >>> rule.image(np.zeros((30, 40, 3), np.uint8)).shape, rule.labels(np.zeros((30, 40), np.uint8)).shape
+    >>> rule.image(Image.new("RGB", (40, 30))).shape, rule.labels(np.zeros((30, 40), np.uint8)).shape
     ((20, 20, 3), (20, 20))
     """
 
     size: int
 
-    def image(self, pixels: Array) -> Array:
-        """(H,W,3) to (size,size,3), bilinear."""
-        return self._middle(ShortSide(self.size).image(pixels))
+    def image(self, picture: Image.Image) -> Array:
+        """A picture to (size,size,3), bilinear."""
+        wide, high = ShortSide(self.size).target(picture)
+        left = round((wide - self.size) / 2)
+        return self._middle(_bilinear(picture, wide, high, columns=(left, left + self.size)))
 
     def labels(self, labels: Array) -> Array:
         """(H,W) to (size,size), nearest neighbour."""
@@ -107,9 +109,26 @@ class ShortSideCrop:
 Resize = Whole | Resized | ShortSide | ShortSideCrop
 
 
-def _resize(array: Array, target: tuple[int, int], how: Image.Resampling) -> Array:
-    if target[0] * target[1] > MAX_PIXELS:
+def _bilinear(picture: Image.Image, width: int, height: int, columns: tuple[int, int] | None = None) -> Array:
+    """Resized by Pillow in two steps, rounded to 8 bits between: first the width, then the height.
+
+    Pillow does the same inside, up to version 12 in this order; version 13 begins with the height of some tall ones,
+    which gives other bytes than those behind the published numbers. Columns outside of ``columns`` are cut off between
+    the steps, which changes none of the others and saves their share of the second step.
+    """
+    _refuse_huge(width, max(height, picture.height))
+    left, right = columns or (0, width)
+    rows = picture.resize((width, picture.height), Image.Resampling.BILINEAR).crop((left, 0, right, picture.height))
+    return np.asarray(rows.resize((right - left, height), Image.Resampling.BILINEAR))
+
+
+def _nearest(labels: Image.Image, width: int, height: int) -> Array:
+    _refuse_huge(width, height)
+    return np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
+
+
+def _refuse_huge(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
         raise DataError(
-            f"resized it would have {target[0]}x{target[1]} pixels, more than {MAX_PIXELS} in all. Crop the picture."
+            f"resized it would have {width}x{height} pixels, more than {MAX_PIXELS} in all. Crop the picture."
         )
-    return np.asarray(Image.fromarray(array).resize(target, how))

@@ -74,16 +74,16 @@ class PairedFiles:
             DataError: a damaged file, a label without meaning, or an image and a mask of different sizes.
         """
         image, labels = self.pairs[image_id].image, self._stored_labels(image_id)
-        pixels = reading.read_turned_image(image) if self.protocol.turned else reading.read_image(image)
-        if pixels.shape[:2] != labels.shape and self.protocol.turned:
-            pixels = reading.read_image(image)  # a mask drawn on the picture as stored
-        if pixels.shape[:2] != labels.shape:
+        picture = reading.read_turned_image(image) if self.protocol.turned else reading.read_image(image)
+        if picture.size != labels.shape[::-1] and self.protocol.turned:
+            picture = reading.read_image(image)  # a mask drawn on the picture as stored
+        if picture.size != labels.shape[::-1]:
             raise DataError(
-                f"{self.protocol.id}: the image is {size_text(pixels)}, its mask {size_text(labels)} pixels: "
-                f"{self.where(image_id)}. Mend or remove the pair."
+                f"{self.protocol.id}: the image is {picture.width}x{picture.height}, its mask {size_text(labels)} "
+                f"pixels: {self.where(image_id)}. Mend or remove the pair."
             )
         with self._named(image_id):
-            return self.protocol.resize.image(pixels), self.protocol.resize.labels(labels)
+            return self.protocol.resize.image(picture), self.protocol.resize.labels(labels)
 
     def labels(self, image_id: str) -> Labels:
         """The labels alone."""
