@@ -33,12 +33,12 @@ def dataset_folder(dataset_id: str) -> str:
 
 
 def family(dataset_id: str) -> str:
-    """The data set that a variant belongs to.
+    """The data set that a variant belongs to; described folders are no variants of each other.
 
-    >>> family("pascal_voc/void-ignored")
-    'pascal_voc'
+    >>> family("pascal_voc/void-ignored"), family("folder/potholes")
+    ('pascal_voc', 'folder/potholes')
     """
-    return dataset_id.partition("/")[0]
+    return dataset_id if dataset_id.startswith("folder/") else dataset_id.partition("/")[0]
 
 
 def checkout() -> Path | None:

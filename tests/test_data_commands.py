@@ -246,7 +246,7 @@ def test_published_weights_and_counted_ones(cli, voc):  # noqa: F811
     assert (given["source"], given["pixels"], len(given["weights"])) == ("published values", None, 21)
     code, out, _ = cli("data", "weights", "pascal_voc", "--root", str(voc), "--json", "--count")
     counted = json.loads(out)
-    assert counted["source"] == "training split"
+    assert counted["source"] == "training split (2 of 1464 images)"
     assert sum(counted["pixels"]) == 2 * 473 * 473
     assert sum(counted["weights"]) == pytest.approx(1)
     assert counted["weights"] != given["weights"]
@@ -258,7 +258,7 @@ def test_published_weights_and_counted_ones(cli, voc):  # noqa: F811
 def test_weights_say_which_class_has_no_pixel(cli, folder):
     code, out, err = cli("data", "weights", "folder", "--root", str(folder), "--json")
     found = json.loads(out)
-    assert (code, err) == (0, "No pixel of sea in val: weight 0.\n")
+    assert (code, err) == (0, "folder, val split: no pixel of sea, so the weight in mce_bal is 0.\n")
     assert (found["source"], found["weights"][3]) == ("val split (no training split found)", 0)
     assert found["weights"] == pytest.approx(segbench.load_dataset("folder", folder).class_weights().tolist())
     assert "0.533" in cli("data", "weights", "folder", "--root", str(folder))[1]
@@ -312,3 +312,10 @@ def test_prepare_passes_on_what_it_is_told(cli, monkeypatch):
         "progress": False,
     }  # fmt: skip
     assert cli("data", "prepare", "pascal_voc")[0] == 2
+
+
+def test_names_of_strangers_reach_no_terminal_through_the_log(cli, folder):
+    (folder / "classes.txt").write_text("sky\nroad\n\x1b]0;owned\x07car\nsea\x1b[31m\n")
+    _, _, err = cli("data", "weights", "folder", "--root", str(folder), "--quiet")
+    assert "no pixel of" in err
+    assert "\x1b" not in err

@@ -256,6 +256,11 @@ def test_mistakes_name_the_file_and_the_field(root, changes, said, name):
         ("classes: [sky, road]\n? [a]\n: 1", "unhashable key"),
         ("classes: [sky, road]\n---\nclasses: [sky, car]", "single document"),
         ("[" * 9000, "Cannot read the description"),
+        ("classes: !!map [a, b]", "what is tagged as a mapping is none"),
+        ("classes: !!set [a]", "what is tagged as a mapping is none"),
+        ("classes: !!timestamp abc", "a tag .* does not fit its value"),
+        ("classes: !!bool abc", "a tag .* does not fit its value"),
+        ('classes: !!int ""', "a tag .* does not fit its value"),
     ],
 )
 def test_yaml_of_strangers(root, text, said):

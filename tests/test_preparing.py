@@ -17,7 +17,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -706,3 +706,8 @@ def main() -> None:
         print("\n".join(prepare("pascal_voc", Path(options["root"]))))
     except SegbenchError as error:
         sys.exit(str(error))
+
+
+def test_a_file_named_like_the_wanted_folder_is_not_its_content() -> None:
+    entry = archives.Entry("leftImg8bit", "file", 3, lambda: io.BytesIO(b"abc"))
+    assert archives.below({PurePosixPath("leftImg8bit"): entry}, "leftImg8bit", only=("val", "train")) == {}

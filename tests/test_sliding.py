@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 import segbench
 from segbench.engine.evaluate import as_fed
-from segbench.errors import UsageError
+from segbench.errors import ModelError, UsageError
 from segbench.models import SlidingWindow
 from segbench.models.sliding import starts
 
@@ -88,28 +89,62 @@ def test_a_picture_that_fits_is_fed_whole():
     assert torch.equal(SlidingWindow(model, (8, 16), (8, 8))(images), model(images))
 
 
-def held(columns: int) -> int:
-    """Most bytes that the backward pass of a picture of so many windows keeps at a time, images and logits aside."""
-    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.GELU(), nn.Conv2d(64, 2, 3, padding=1))
-    images = torch.rand(1, 3, 16, 16 * columns, requires_grad=True)
-    kept, most = 0, 0
+class Held(nn.Module):
+    """Counts how many of its own activations are alive at a time."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal kept, most
-        kept += tensor.numel() * tensor.element_size() * (tensor.shape[1:2] == (64,))  # the hidden layers' only
-        most = max(most, kept)
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 2, 3, padding=1)
+        self.alive, self.most = 0, 0
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        SlidingWindow(model, (16, 16), (16, 16))(images).sum()
-    return most
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.gelu(self.first(images))
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(hidden, self.gone)
+        return self.last(hidden)
+
+    def gone(self) -> None:
+        self.alive -= 1
 
 
-def test_activations_of_the_windows_are_not_kept():
-    hidden = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.GELU(), nn.Conv2d(64, 2, 3, padding=1))
-    assert hidden(torch.rand(1, 3, 16, 16, requires_grad=True)).requires_grad
-    assert held(12) == held(2) == 0
-    assert held(1) > 0  # a picture of one window is fed whole
+@pytest.mark.parametrize("columns", [2, 12])
+def test_the_activations_of_one_window_are_held_at_a_time(columns):
+    model, images = Held(), torch.rand(1, 3, 16, 16 * columns, requires_grad=True)
+    SlidingWindow(model, (16, 16), (16, 16))(images).sum().backward()
+    assert model.most == 1
+    kept = [model(window) for window in images.detach().requires_grad_().split(16, dim=-1)]
+    assert model.most == columns  # what is counted: without the wrapper all are held until the backward pass
+    assert len(kept) == columns
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (
+            lambda x: x.mean((2, 3), keepdim=True),
+            r"returns \(1, 3, 1, 1\) for images .*needed are logits \(1, K, 4, 4\)",
+        ),
+        (lambda x: x[:, :, ::2, ::2], r"returns \(1, 3, 2, 2\)"),
+        (lambda x: (x,), "returns tuple, not a tensor of logits"),
+    ],
+)
+def test_outputs_that_are_not_at_the_size_of_the_window_are_refused(output, said):
+    class Model(nn.Module):
+        def forward(self, images):
+            return output(images)
+
+    with pytest.raises(ModelError, match=said):
+        SlidingWindow(Model(), (4, 4), (4, 4))(torch.rand(1, 3, 8, 8))
+
+
+def test_logits_are_averaged_in_the_precision_of_the_images():
+    model, images = nn.Conv2d(3, 4, 1), torch.rand(1, 3, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = SlidingWindow(model, (8, 8), (1, 1))(images)
+        expected = model(images).float()
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().max()) < 1e-6
 
 
 def test_impossible_windows_are_refused():

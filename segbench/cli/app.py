@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -125,11 +126,21 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+class _Printable(logging.Formatter):
+    """Messages of the library, which may quote names from files of strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; exit codes: 0 done, 1 failed, 2 usage, 3 incomplete, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show ε shows ?
+    log, handler = logging.getLogger("segbench"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable())
+    log.addHandler(handler)
     try:
         code = app.main(args=args, prog_name="segbench", standalone_mode=False)
     except click.ClickException as error:
@@ -144,4 +155,6 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         fail(f"the system refuses: {error}", 1)
+    finally:
+        log.removeHandler(handler)
     sys.exit(code if isinstance(code, int) else 0)

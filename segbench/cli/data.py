@@ -11,11 +11,20 @@ import numpy as np
 
 from segbench.cli.app import fail, note, print_json, print_table, printable
 from segbench.cli.bars import progress, steps
-from segbench.data.catalogue import EMBEDDED, load_dataset, of_tree, open_tree, overview, split_id
+from segbench.data.catalogue import (
+    EMBEDDED,
+    class_weights,
+    load_dataset,
+    of_tree,
+    open_tree,
+    overview,
+    split_id,
+    weights_source,
+)
 from segbench.data.dataset import SegmentationDataset
 from segbench.data.sets import shapes
 from segbench.data.trees import Tree
-from segbench.data.weights import COUNTED, PUBLISHED, class_pixels, inverse_frequency
+from segbench.data.weights import COUNTED, ClassWeights, counted
 from segbench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +104,7 @@ def info(dataset_id: str, root: Path | None, split: str, json: bool, quiet: bool
             for label, (name, number) in enumerate(zip(chosen.class_names, found.pixels, strict=True))
         ],
         "ignored": {"pixels": found.ignored, "share": found.ignored / everything},
-        "fingerprint": found.fingerprint, "class_weights": _weights_source(tree),
+        "fingerprint": found.fingerprint, "class_weights": weights_source(tree) if tree else COUNTED,
     }  # fmt: skip
     print_json(document) if json else _print_info(document)
 
@@ -229,35 +238,30 @@ def weights(dataset_id: str, root: Path | None, count: bool, json: bool, quiet: 
     Published ones, or 1/N_c counted on the training split.
     """
     tree = _tree(dataset_id, root)
-    source, names, values, pixels = _weights(dataset_id, tree, count, quiet)
+    found = _weights(tree, count, quiet)
+    names = tree.protocol.class_names if tree else shapes.CLASS_NAMES
+    pixels = None if found.pixels is None else found.pixels.tolist()
     if json:
-        print_json({"source": source, "weights": values, "pixels": pixels, "classes": names})
+        document = {"source": found.source, "weights": found.values.tolist(), "pixels": pixels, "classes": list(names)}
+        print_json(document)
         return
     numbers = [str(number) for number in pixels or ()] or ["–"] * len(names)
-    rows = zip(map(str, range(len(names))), names, numbers, (f"{value:.6g}" for value in values), strict=True)
-    print_table([">label", "class", ">pixels", ">weight"], list(rows))
-    click.echo(f"source: {source}")
+    values = [f"{value:.6g}" for value in found.values]
+    labels = map(str, range(len(names)))
+    print_table([">label", "class", ">pixels", ">weight"], list(zip(labels, names, numbers, values, strict=True)))
+    click.echo(f"source: {found.source}")
 
 
-def _weights(
-    dataset_id: str, tree: Tree | None, count: bool, quiet: bool
-) -> tuple[str, list[str], list[float], list[int] | None]:
-    """Source, class names, weights and, if they were counted here, the pixels of each class."""
-    if not count and tree is None:
-        return COUNTED, list(shapes.CLASS_NAMES), list(shapes.CLASS_WEIGHTS), None
-    if not count and tree and tree.protocol.class_weights is not None:
-        return PUBLISHED, list(tree.protocol.class_names), list(tree.protocol.class_weights), None
-    if count and tree and "train" not in tree.splits:
-        raise DataError(f"{tree.base} has no training split to count on. Restore it, or leave --count out.")
-    split = "train" if tree is None or "train" in tree.splits else "val"
-    chosen = _load(dataset_id, tree, split)
+def _weights(tree: Tree | None, count: bool, quiet: bool) -> ClassWeights:
     with progress(quiet) as report:
-        pixels = class_pixels(chosen, steps(report, f"counting {split}", len(chosen)))
-    if not pixels.all():
-        empty = [chosen.class_names[label] for label in np.flatnonzero(pixels == 0)]
-        note(printable(f"No pixel of {', '.join(empty)} in {split}: weight 0."))
-    source = _weights_source(tree) if split == "val" else COUNTED
-    return source, list(chosen.class_names), inverse_frequency(pixels).tolist(), pixels.tolist()
+        if tree is None:
+            if not count:
+                return ClassWeights(np.array(shapes.CLASS_WEIGHTS), COUNTED)
+            training = shapes.load_shapes("train")
+            return counted(training, COUNTED, steps(report, "counting", len(training)))
+        if count and "train" not in tree.splits:
+            raise DataError(f"{tree.base} has no training split to count on. Restore it, or leave --count out.")
+        return class_weights(tree, count=count, report=lambda total: steps(report, "counting", total))
 
 
 @data.command()
@@ -282,12 +286,6 @@ def _tree(dataset_id: str, root: Path | None) -> Tree | None:
 
 def _load(dataset_id: str, tree: Tree | None, split: str) -> SegmentationDataset:
     return of_tree(tree, split) if tree else load_dataset(dataset_id, split=split)
-
-
-def _weights_source(tree: Tree | None) -> str:
-    if tree and tree.protocol.class_weights is not None:
-        return PUBLISHED
-    return COUNTED if tree is None or "train" in tree.splits else "val split (no training split found)"
 
 
 def _finding(found: Finding) -> dict[str, Any]:

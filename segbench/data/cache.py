@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import PIL
+from PIL import features
 
 from segbench.downloads import cache_folder
 from segbench.files import sha256_bytes, write_atomic
@@ -18,9 +20,14 @@ VERSION = 1  # to be raised when reading changes
 def key_of(*parts: Any) -> str:
     """A key made of JSON data: files with their stamps, and what was done with them.
 
-    The version of Pillow, whose decoder may round differently, belongs to it.
+    The versions of Pillow and of its decoders, which may round differently, belong to it.
     """
-    return sha256_bytes(json.dumps([VERSION, PIL.__version__, *parts], sort_keys=True).encode())
+    return sha256_bytes(json.dumps([VERSION, *_decoders(), *parts], sort_keys=True).encode())
+
+
+@lru_cache(maxsize=1)
+def _decoders() -> list[str | None]:
+    return [PIL.__version__, *(features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "libtiff"))]
 
 
 def recall(kind: str, key: str) -> dict[str, Any] | None:

@@ -19,6 +19,8 @@ from segbench.data.sets import ade20k, camvid, cityscapes, folder, pascal_voc, s
 from segbench.data.trees import PairedFiles, Tree
 from segbench.errors import DataError, UnknownNameError, unknown_name
 
+Report = Callable[[], None]  # called after each image
+
 
 @dataclass(frozen=True)
 class Family:
@@ -75,7 +77,8 @@ def split_id(dataset_id: str) -> tuple[str, str]:
     name, _, variant = dataset_id.partition("/")
     if name not in FAMILIES and dataset_id != EMBEDDED:
         raise UnknownNameError(unknown_name("data set", dataset_id, [*FAMILIES, EMBEDDED]))
-    if name != "folder" and name in FAMILIES and (variant not in FAMILIES[name].variants or dataset_id.endswith("/")):
+    known_variant = variant in FAMILIES[name].variants or name == "folder" if name in FAMILIES else True
+    if not known_variant or dataset_id.endswith("/"):
         known = [f"{name}/{other}" if other else name for other in FAMILIES[name].variants]
         raise UnknownNameError(unknown_name("data set", dataset_id, known))
     return name, variant
@@ -162,13 +165,8 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
 
     @cache  # every training mask is read: once is enough
     def count_weights() -> tuple[npt.NDArray[np.float64], str]:
-        if protocol.class_weights is not None:
-            return np.array(protocol.class_weights), weights.PUBLISHED
-        if "train" not in tree.splits:
-            return weights.counted(data), f"{split} split (no training split found)"
-        training = data if split == "train" else of_tree(tree, "train")
-        partial = f" ({len(training)} of {training.complete} images)" if training.is_partial else ""
-        return weights.counted(training), weights.COUNTED + partial
+        found = class_weights(tree, split)
+        return found.values, found.source
 
     data = SegmentationDataset(
         id=protocol.id,
@@ -186,9 +184,9 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
         left_out=left_out,
     )
     log = logging.getLogger("segbench")
-    if data.is_partial:
+    if data.is_partial and split == "val":
         log.warning(
-            "%s: a partial copy, %d of %d images of %r in %s. An entry measured with it is unofficial.",
+            "%s: a partial copy, %d of %d images of %r in %s. An entry measured on it is unofficial.",
             data.id, len(data), data.complete, split, tree.base,
         )  # fmt: skip
     if left_out:
@@ -197,3 +195,46 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
             protocol.id, len(left_out), len(listing.pairs), split, left_out[0],
         )  # fmt: skip
     return data
+
+
+def class_weights(
+    tree: Tree,
+    split: str = "val",
+    *,
+    count: bool = False,
+    report: Callable[[int], Report] = lambda total: _quiet,
+) -> weights.ClassWeights:
+    """The class weights of `mce_bal`: published ones where there are some, else counted on the training split.
+
+    Args:
+        tree: the data set.
+        split: counted on if there is no training split.
+        count: count also if there are published values.
+        report: called with the number of images to count, gives what is called after each.
+
+    Raises:
+        DataError: a damaged mask.
+    """
+    if tree.protocol.class_weights is not None and not count:
+        return weights.ClassWeights(np.array(tree.protocol.class_weights), weights.PUBLISHED)
+    chosen, source = _counted_on(tree, split)
+    data = of_tree(tree, chosen)
+    return weights.counted(data, source, report(len(data)))
+
+
+def weights_source(tree: Tree, split: str = "val") -> str:
+    """What `class_weights` would call its source."""
+    return weights.PUBLISHED if tree.protocol.class_weights is not None else _counted_on(tree, split)[1]
+
+
+def _counted_on(tree: Tree, split: str) -> tuple[str, str]:
+    """The split to count on, and how it is called; counts of a part of a split are no official ones."""
+    if "train" not in tree.splits:
+        return split, f"{split} split (no training split found)"
+    listing = tree.find("train")
+    there, complete = len(listing.pairs), listing.images
+    return "train", weights.COUNTED + (f" ({there} of {complete} images)" if complete and there < complete else "")
+
+
+def _quiet() -> None:
+    pass

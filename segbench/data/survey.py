@@ -54,7 +54,7 @@ def survey(data: SegmentationDataset, report: Callable[[], None] = lambda: None)
     pairs = in_order(data.checked, data.image_ids, None if data.files else 0)
     for image_id, (pixels, labels) in zip(data.image_ids, pairs, strict=True):
         digest.add(image_id, *as_arrays(pixels, labels))
-        count.add(image_id, labels)
+        count.add(labels)
         sizes = sorted({*sizes, (labels.shape[1], labels.shape[0])}, key=_area)
         sizes = [sizes[0], sizes[-1]]
         report()

@@ -105,7 +105,8 @@ class PairedFiles:
         Raises:
             DataError: a file is gone.
         """
-        stamps: list[list[str | int]] = [["labels", repr(self.protocol.labels)]]  # files do not change with it
+        used = self.protocol  # what is made of the files belongs to the key as well
+        stamps: list[list[str | int]] = [["as", repr(used.labels), repr(used.resize), used.turned]]
         for image_id in image_ids:
             for path in self.pairs[image_id]:
                 try:

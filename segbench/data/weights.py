@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,14 @@ if TYPE_CHECKING:
     from segbench.data.dataset import Labels, SegmentationDataset
 
 PUBLISHED, COUNTED = "published values", "training split"
+
+
+class ClassWeights(NamedTuple):
+    """Weights (K,), what they were counted on, and the pixels (K,) of each class; None if nothing was counted here."""
+
+    values: npt.NDArray[np.float64]
+    source: str
+    pixels: npt.NDArray[np.int64] | None = None
 
 
 def inverse_frequency(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -42,7 +49,6 @@ class PixelCount:
     def __init__(self, data: SegmentationDataset) -> None:
         self._data = data
         self._key = data.stamp() if data.files else ""
-        self._digest = hashlib.sha256()
         self.pixels = np.zeros(data.num_classes, np.int64)
         self.ignored = 0
 
@@ -51,19 +57,16 @@ class PixelCount:
         found = (cache.recall("pixels", self._key) or {}).get("pixels", ()) if self._key else ()
         return np.array(found, np.int64) if len(found) == self._data.num_classes else None
 
-    def add(self, image_id: str, labels: Labels) -> None:
+    def add(self, labels: Labels) -> None:
         """Takes the labels (H,W) of the next image."""
-        self._digest.update(f"\0{image_id}\0{labels.shape}\0".encode())
-        self._digest.update(np.ascontiguousarray(labels).data)
         kept = labels[labels != IGNORE_INDEX]
         self.pixels += np.bincount(kept, minlength=self._data.num_classes)
         self.ignored += labels.size - kept.size
 
     def finish(self) -> npt.NDArray[np.int64]:
-        """(K,) pixels of each class; remembered, with the hash of the labels, if no file has changed meanwhile."""
+        """(K,) pixels of each class; remembered if no file has changed meanwhile."""
         if self._key and self._key == self._data.stamp():
-            document = {"labels_sha256": self._digest.hexdigest(), "pixels": self.pixels.tolist()}
-            cache.remember("pixels", self._key, document)
+            cache.remember("pixels", self._key, {"pixels": self.pixels.tolist()})
         return self.pixels
 
 
@@ -80,19 +83,23 @@ def class_pixels(data: SegmentationDataset, report: Callable[[], None] = lambda:
     if (known := count.known()) is not None:
         return known
     labels_of = data.files.labels if data.files else lambda image_id: data.read(image_id)[1]
-    for image_id, labels in zip(
-        data.image_ids, in_order(labels_of, data.image_ids, None if data.files else 0), strict=True
-    ):
-        count.add(image_id, labels)
+    for labels in in_order(labels_of, data.image_ids, None if data.files else 0):
+        count.add(labels)
         report()
     return count.finish()
 
 
-def counted(data: SegmentationDataset, report: Callable[[], None] = lambda: None) -> npt.NDArray[np.float64]:
-    """(K,) weights 1/N_c, normalised; says which classes have no pixel."""
+def counted(data: SegmentationDataset, source: str, report: Callable[[], None] = lambda: None) -> ClassWeights:
+    """Weights 1/N_c, normalised; says which classes have no pixel.
+
+    Args:
+        data: the split to count on.
+        source: what to call it.
+        report: called after each image.
+    """
     pixels = class_pixels(data, report)
     if empty := [name for name, number in zip(data.class_names, pixels, strict=True) if not number]:
         logging.getLogger("segbench").warning(
             "%s, %s split: no pixel of %s, so the weight in mce_bal is 0.", data.id, data.split, ", ".join(empty)
         )
-    return inverse_frequency(pixels)
+    return ClassWeights(inverse_frequency(pixels), source, pixels)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
+from segbench.models.contract import check_logits
 
 BUDGET_TOLERANCE = 1e-6
 
@@ -40,17 +41,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
     """
     with _seeded(images.device):
         first, second = _forward(model, images), _forward(model, images)
-    if not isinstance(first, Tensor):
-        raise ModelError(
-            f"The model returns {type(first).__name__}, not a tensor of logits. "
-            "Wrap it so that forward returns the logits (N,K,H,W)."
-        )
-    n, _, height, width = images.shape
-    if first.ndim != 4 or first.shape[0] != n or tuple(first.shape[2:]) != (height, width):
-        raise ModelError(
-            f"The model returns {tuple(first.shape)} for images {tuple(images.shape)}; "
-            f"needed are logits {(n, num_classes, height, width)} at image size."
-        )
+    check_logits(first, images, num_classes)
     if first.shape[1] != num_classes:
         raise ModelError(
             f"The model has {first.shape[1]} classes, the data set {num_classes}. "
@@ -85,6 +76,8 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             logits: Tensor = model(images)
+    except ModelError:
+        raise
     except Exception as error:  # a user's code may raise anything
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         mend = "It must map images (N,3,H,W) to logits (N,K,H,W)."

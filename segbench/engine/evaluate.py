@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from segbench import content
 from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.batching import exact_float32, small_on_cpu
@@ -142,7 +143,7 @@ def evaluate(
         if fingerprint is None:
             fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
         manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command)
-        name = f"{subject.id}-{used.id.replace('/', '-')}-{manifest['run_id'][:8]}"
+        name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
         for done in clean:
             if store.read(done.unit) is None:

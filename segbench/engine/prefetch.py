@@ -43,23 +43,29 @@ class Prefetcher:
             DataError: an image cannot be read.
         """
         with self._lock:
-            futures = self._ready.pop(unit.name, None)
-            if futures is None:
-                self._queue = deque(other for other in self._queue if other.name != unit.name)
-                futures = self._submit(unit)
+            if self._queue and self._queue[0] == unit:
+                self._queue.popleft()
+            elif unit.name not in self._ready:
+                self._queue = deque(other for other in self._queue if other != unit)
+            futures = self._ready.pop(unit.name, [])
+            futures += [self._pool.submit(self._read, image_id) for image_id in unit.image_ids[len(futures) :]]
         samples = [future.result() for future in futures]
         with self._lock:
             self._pixels = max(self._pixels, *(sample.label.numel() for sample in samples))
-            while self._queue and self._waiting() < max(1, PIXELS_AHEAD // self._pixels):
-                following = self._queue.popleft()
-                self._ready[following.name] = self._submit(following)
+            self._read_ahead()
         return samples
 
-    def _waiting(self) -> int:
-        return sum(map(len, self._ready.values()))
-
-    def _submit(self, unit: Unit) -> list[Future[Sample]]:
-        return [self._pool.submit(self._read, image_id) for image_id in unit.image_ids]
+    def _read_ahead(self) -> None:
+        """Begins with images of the next units, one by one, up to the limit; at least with one."""
+        waiting = sum(map(len, self._ready.values()))
+        for _ in range(max(1, PIXELS_AHEAD // self._pixels) - waiting):
+            if not self._queue:
+                return
+            unit = self._queue[0]
+            begun = self._ready.setdefault(unit.name, [])
+            begun.append(self._pool.submit(self._read, unit.image_ids[len(begun)]))
+            if len(begun) == len(unit.image_ids):
+                self._queue.popleft()
 
     def _read(self, image_id: str) -> Sample:
         sample = self._dataset[self._rows[image_id]]

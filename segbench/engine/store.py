@@ -68,6 +68,12 @@ class Store:
                 f"{path} is the run of another {' and another '.join(differing)} ({old.manifest['model']['id']} on "
                 f"{old.manifest['dataset']['id']}). Nothing was changed. Give another folder with --out."
             )
+        ids = [document["dataset"]["id"] for document in (old.manifest, manifest)]
+        if ids[0] != ids[1]:
+            raise RunError(
+                f"{path} is the run of the data set {ids[0]}, not {ids[1]}, though the pictures are the same. "
+                "Nothing was changed. Give another folder with --out."
+            )
         if not _close(old.manifest["probe"], manifest["probe"]):
             raise RunError(
                 f"{path} is the run of another model: the same weights, but other logits or gradients on the same "

@@ -180,7 +180,7 @@ def _card_path(zoo: Path, entry: Mapping[str, Any]) -> Path:
     """The card of the entry's model: that of a variant may lie with the data set itself."""
     file, dataset = f"{entry['model']['id']}.json", entry["dataset"]["id"]
     own = zoo / content.dataset_folder(dataset) / file
-    return own if own.exists() else zoo / content.family(dataset) / file
+    return own if own.exists() else zoo / content.dataset_folder(content.family(dataset)) / file
 
 
 def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:

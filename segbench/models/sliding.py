@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from segbench.errors import UsageError
+from segbench.models.contract import check_logits
 
 
 class SlidingWindow(nn.Module):
@@ -24,6 +27,7 @@ class SlidingWindow(nn.Module):
 
     Raises:
         UsageError: a side below 1, or a stride that would leave pixels out.
+        ModelError: when called, if the model's output is not logits at the size of the window.
 
     >>> SlidingWindow(nn.Conv2d(3, 5, 1), window=(4, 4), stride=(3, 3))(torch.zeros(2, 3, 9, 6)).shape
     torch.Size([2, 5, 9, 6])
@@ -55,22 +59,36 @@ class SlidingWindow(nn.Module):
                 place = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
                 logits = self._logits(images[place])
                 if not total.numel():
-                    total = logits.new_zeros(len(images), logits.shape[1], height, width)
-                total[place] = total[place] + logits
+                    total = images.new_zeros(len(images), logits.shape[1], height, width)
+                total = _Add.apply(total, logits.to(total.dtype), place)
                 times[place] += 1
         return total / times
 
     def _logits(self, window: Tensor) -> Tensor:
-        logits: Tensor
-        if torch.is_grad_enabled() and (window.requires_grad or any(p.requires_grad for p in self.model.parameters())):
-            logits = checkpoint(self.model, window, use_reentrant=False)
-        else:
-            logits = self.model(window)
-        return logits
+        needs_gradient = window.requires_grad or any(parameter.requires_grad for parameter in self.model.parameters())
+        if torch.is_grad_enabled() and needs_gradient:
+            return check_logits(checkpoint(self.model, window, use_reentrant=False), window)
+        return check_logits(self.model(window), window)
 
     def extra_repr(self) -> str:
         """Window and stride, in the module's printed form."""
         return f"window={self.window}, stride={self.stride}"
+
+
+class _Add(torch.autograd.Function):
+    """``total[place] += logits``; its gradient touches the place alone, where autograd would copy the whole picture."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, logits: Tensor, place: Any) -> Tensor:
+        total[place] += logits
+        ctx.mark_dirty(total)
+        ctx.place = place
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = gradients
+        return gradient, gradient[ctx.place], None
 
 
 def starts(side: int, window: int, stride: int) -> list[int]:

@@ -125,8 +125,8 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
     for key in ("id", "dataset", "architecture"):
         if not re.fullmatch(DATASET if key == "dataset" else IDENTIFIER, values[key]):
             raise UsageError(
-                f"Recipe {name}: {key} must be 1 to 80 of a-z, 0-9 and _, the first a letter or digit, "
-                f"not {values[key]!r}."
+                f"Recipe {name}: {key} must be 1 to 80 of a-z, 0-9 and _, the first a letter or digit"
+                f"{' (and /variant)' if key == 'dataset' else ''}, not {values[key]!r}."
             )
     if not 1 <= len(recipe.title) <= 200:
         raise UsageError(f"Recipe {name}: title must have 1 to 200 characters, not {len(recipe.title)}.")

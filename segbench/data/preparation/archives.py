@@ -79,7 +79,8 @@ def below(entries: Entries, folder: str, *, only: tuple[str, ...] = ()) -> dict[
         folder: its path in the archive. An archive without any folder (but the one that macOS adds) is its content.
         only: names of the folders in it that are wanted; all if empty.
     """
-    found = {path.relative_to(folder): entry for path, entry in entries.items() if path.is_relative_to(folder)}
+    root = PurePosixPath(folder)
+    found = {path.relative_to(root): entry for path, entry in entries.items() if root in path.parents}
     if not found and {path.parts[0] for path in entries if len(path.parts) > 1} <= {"__MACOSX"}:
         found = {path: entry for path, entry in entries.items() if len(path.parts) == 1}
     return {path: entry for path, entry in found.items() if not only or path.parts[0] in only}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from functools import lru_cache
@@ -66,6 +67,8 @@ def find(root: Path | None, variant: str) -> Tree:
     there = [name for name in (STILLS, COLOURS, "val") if root is not None and os.path.isdir(root / name)]
     if variant == "original" or (there and "val" not in there):
         base = find_base("camvid", root, (STILLS, COLOURS), LAYOUT)
+        if not variant:
+            logging.getLogger("segbench").warning("%s has the layout of camvid/original, which is used.", base)
         return Tree(protocol("original"), base, ("val", "train", "test"), lambda split: _original(base, split))
     base = find_base("camvid", root, ("val", "valannot"), LAYOUT)
     there = [split for split in IMAGES if (base / split).is_dir() and (base / f"{split}annot").is_dir()]

@@ -103,6 +103,8 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.YAMLError("what is tagged as a mapping is none")
         keys = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
         if twice := [key for key, times in keys.items() if times > 1]:
             raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
@@ -121,6 +123,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         document = schemas.parse(text, source="it") if is_json else yaml.load(text, _Loader)
     except DataError:
         raise
+    except (AttributeError, LookupError, TypeError) as error:  # PyYAML on tags like !!bool that do not fit
+        raise DataError(f"Cannot read the description {path}: a tag (!!name) does not fit its value.") from error
     except (OSError, ValueError, yaml.YAMLError, RecursionError, SegbenchError) as error:
         raise DataError(f"Cannot read the description {path}: {error}") from error
     document = _with_text_keys(document)
