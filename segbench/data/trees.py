@@ -100,7 +100,10 @@ class PairedFiles:
         return " with ".join(map(str, self.pairs[image_id]))
 
     def stamps(self, image_ids: Iterable[str]) -> list[list[str | int]]:
-        """Id, path, size and time of change of every file: by these the results of a pass are known again.
+        """Id, path, size and times of change of every file: by these the results of a pass are known again.
+
+        Device, inode and the time of its last change belong to it: another folder behind the same link, or a
+        file with its old time put back, is another one.
 
         Raises:
             DataError: a file is gone.
@@ -113,7 +116,8 @@ class PairedFiles:
                     found = path.stat()
                 except OSError as error:
                     raise DataError(f"{path} is gone ({error.strerror or error}). Restore it.") from error
-                stamps.append([image_id, str(path.absolute()), found.st_size, found.st_mtime_ns])
+                times = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino]
+                stamps.append([image_id, str(path.absolute()), *times])
         return stamps
 
     def _stored_labels(self, image_id: str) -> Labels:
