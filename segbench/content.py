@@ -41,6 +41,13 @@ def family(dataset_id: str) -> str:
     return dataset_id if dataset_id.startswith("folder/") else dataset_id.partition("/")[0]
 
 
+def entries_above(path: Path) -> Path | None:
+    """The folder entries/ of a checkout or an installation that holds ``path``, at whatever depth; None outside."""
+    return next(
+        (above for above in path.parents if above.name == "entries" and (above.parent / "model_zoo").is_dir()), None
+    )
+
+
 def checkout() -> Path | None:
     """The root of the checkout that this package runs from, or None in an installed wheel."""
     root = _PACKAGE.parent

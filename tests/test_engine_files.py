@@ -22,6 +22,7 @@ from segbench.engine import prefetch
 from segbench.engine.plan import Unit, plan
 from segbench.engine.prefetch import Prefetcher
 from segbench.engine.run import first_pass
+from segbench.engine.store import Store
 from segbench.engine.worker import Worker
 from segbench.errors import DataError, IncompleteError, RunError
 from segbench.protocol import SEA_V1
@@ -54,6 +55,10 @@ def own_cache(tmp_path, monkeypatch):
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Conv2d(3, 3, 3, padding=1).eval()
+
+
+def stamps(data):
+    return {image_id: data.files.stamps([image_id]) for image_id in data.image_ids}
 
 
 def evaluate(root, out, **changes):
@@ -147,19 +152,60 @@ segbench.evaluate(model, 'folder', data_root=sys.argv[1], out=sys.argv[2], **{SH
     assert evaluate(tree, out).evidence_path.read_bytes() == reference.evidence_path.read_bytes()
 
 
-def test_a_damaged_picture_stops_a_run_and_nothing_is_lost(tree, own_cache, tmp_path):
+def test_a_damaged_picture_stops_a_run_and_nothing_is_lost(tree, own_cache, tmp_path, monkeypatch):
+    """It is read well in the first pass, and is damaged when its turn comes; then it is put back."""
     root, out = shutil.copytree(tree, tmp_path / "tree"), tmp_path / "run"
     reference = evaluate(root, tmp_path / "reference")
     path = root / "images" / "34.png"
-    content, stamp = path.read_bytes(), path.stat().st_mtime_ns
-    evaluate(root, out)
-    (out / "units" / "eps8_js_0002.parquet").unlink()
-    path.write_bytes(content[:60] + bytes(len(content) - 60))
-    os.utime(path, ns=(stamp, stamp))  # of the same size and time: the fingerprint is remembered
+    content = path.read_bytes()
+    log, logged = Store.log, []
+
+    def damage(store, record):
+        logged.append(record["unit"])
+        if len(logged) == 4:  # the three clean units and the check are done
+            path.write_bytes(content[:60] + bytes(len(content) - 60))
+        log(store, record)
+
+    monkeypatch.setattr(prefetch, "PIXELS_AHEAD", 1)
+    monkeypatch.setattr(Store, "log", damage)
     with pytest.raises(DataError, match=r"Cannot read the image .*34\.png"):
         evaluate(root, out)
+    assert len(logged) >= 6
     path.write_bytes(content)
+    monkeypatch.setattr(Store, "log", log)
     assert evaluate(root, out).evidence_path.read_bytes() == reference.evidence_path.read_bytes()
+
+
+def test_pictures_that_change_during_a_run_are_noticed(tree, own_cache, tmp_path, monkeypatch):
+    root, log, logged = shutil.copytree(tree, tmp_path / "tree"), Store.log, []
+
+    def change(store, record):
+        logged.append(record["unit"])
+        if len(logged) == 4:
+            Image.new("RGB", Image.open(root / "images" / "34.png").size).save(root / "images" / "34.png")
+        log(store, record)
+
+    monkeypatch.setattr(prefetch, "PIXELS_AHEAD", 1)
+    monkeypatch.setattr(Store, "log", change)
+    with pytest.raises(DataError, match=r"34\.png with .* changed while the run was reading the data set"):
+        evaluate(root, tmp_path / "run")
+
+
+def test_a_data_set_without_a_pixel_that_counts_is_refused(tree, own_cache, tmp_path, caplog):
+    root = shutil.copytree(tree, tmp_path / "tree")
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+    entry = evaluate(root, tmp_path / "run").entry()
+    assert "no pixel of b, c in 'val'. Is it so" in caplog.text
+    assert entry["clean"]["miou"] <= 1
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.full(np.asarray(Image.open(path)).shape, 255, np.uint8)).save(path)
+    with pytest.raises(DataError, match=r"No pixel of folder counts: every label is 255 .*segbench data check folder"):
+        evaluate(root, tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    segbench.load_dataset("folder", root).fingerprint()
+    with pytest.raises(RunError, match="No pixel of folder counts"):
+        evaluate(root, tmp_path / "remembered")
 
 
 def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monkeypatch):
@@ -167,7 +213,7 @@ def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monk
     units = [unit for unit in plan(data.image_ids, [8.0], SEA_V1.losses) if unit.loss != "check"]
     monkeypatch.setattr(prefetch, "PIXELS_AHEAD", 20 * 16 * 20)
     before = threading.active_count()
-    with Prefetcher(data, units, torch.device("cpu")) as images:
+    with Prefetcher(data, units, torch.device("cpu"), stamps(data)) as images:
         for unit in (units[0], units[2], units[1], *units[3:]):
             samples = images.take(unit)
             assert tuple(sample.image_id for sample in samples) == unit.image_ids
@@ -177,7 +223,7 @@ def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monk
 
 def test_an_unknown_unit_is_read_as_well(tree):
     data = segbench.load_dataset("folder", tree)
-    with Prefetcher(data, [], torch.device("cpu")) as images:
+    with Prefetcher(data, [], torch.device("cpu"), stamps(data)) as images:
         (sample,) = images.take(Unit(8.0, "mce", 9, ("07",)))
     assert torch.equal(sample.image, data[7].image)
     assert torch.equal(sample.label, data[7].label)

@@ -84,3 +84,13 @@ def test_show_tells_both_and_publish_only_its_own_data_set(root, cli, tmp_path):
 def test_described_folders_are_no_variants_of_each_other():
     assert content.family("folder/a") != content.family("folder/b") != content.family("folder")
     assert content.family("ade20k/150") == content.family("ade20k/original") == "ade20k"
+
+
+def test_an_entry_at_another_depth_is_told_where_it_belongs(root, cli):
+    """The id of a variant suggests a folder in a folder."""
+    right = root / "entries" / "sea-v1" / "shapes-edges-ignored"
+    wrong = root / "entries" / "sea-v1" / "shapes" / "edges-ignored"
+    right.rename(wrong)
+    for place in ((), (str(root / "entries"),)):
+        code, out, err = cli("validate", *place)
+        assert (code, f"belongs at entries/sea-v1/shapes-edges-ignored/{MODEL}.json" in out + err) == (1, True)

@@ -45,7 +45,7 @@ def _documents(path: Path) -> list[Path]:
 
 def _problems(file: Path) -> list[str]:
     parents = [parent.name for parent in file.resolve().parents]
-    published = len(parents) > 2 and parents[2] == "entries"
+    published = content.entries_above(file.resolve()) is not None
     if published or _is_entry(file):
         return entries.validate_entry(file.resolve(), published=published)
     try:

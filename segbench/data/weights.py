@@ -54,8 +54,10 @@ class PixelCount:
 
     def known(self) -> npt.NDArray[np.int64] | None:
         """(K,) what an earlier pass over the same files has counted."""
-        found = (cache.recall("pixels", self._key) or {}).get("pixels", ()) if self._key else ()
-        return np.array(found, np.int64) if len(found) == self._data.num_classes else None
+        found = (cache.recall("pixels", self._key) or {}).get("pixels") if self._key else None
+        if not isinstance(found, list) or len(found) != self._data.num_classes:
+            return None
+        return np.array(found, np.int64) if all(isinstance(number, int) for number in found) else None
 
     def add(self, labels: Labels) -> None:
         """Takes the labels (H,W) of the next image."""

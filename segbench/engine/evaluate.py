@@ -24,7 +24,7 @@ from segbench.engine.plan import Finished, parse_shard, plan
 from segbench.engine.run import first_pass, run
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker
-from segbench.errors import IncompleteError, UsageError
+from segbench.errors import DataError, IncompleteError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import STATELESS
 from segbench.models.load import Subject, choose_device, find, resolve
@@ -142,6 +142,8 @@ def evaluate(
         fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[Finished]()
         if fingerprint is None:
             fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
+            if shards == 1:
+                _look_at_labels(used, clean, whole=limit is None)
         manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command)
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
@@ -161,6 +163,21 @@ def evaluate(
             f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
         ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+
+def _look_at_labels(data: SegmentationDataset, clean: Sequence[Finished], *, whole: bool) -> None:
+    """Refuses a data set in which nothing counts; says which classes are missing in a whole one."""
+    target = sum(done.group.counts.target.sum(axis=0) for done in clean)
+    if not target.sum():
+        raise DataError(
+            f"No pixel of {data.id} counts: every label is {data.ignore_index} (ignored). Look at the masks: "
+            f"segbench data check {data.id}, segbench data show {data.id}"
+        )
+    if whole and not target.all():
+        empty = [name for name, pixels in zip(data.class_names, target, strict=True) if not pixels]
+        logging.getLogger("segbench").warning(
+            "%s: no pixel of %s in %r. Is it so? segbench data info %s", data.id, ", ".join(empty), data.split, data.id
+        )
 
 
 def as_fed(module: nn.Module, data: SegmentationDataset) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from segbench import entries, evidence, schemas
 from segbench.engine.plan import Unit
 from segbench.engine.store import Store
-from segbench.errors import IncompleteError
+from segbench.errors import IncompleteError, RunError
 from segbench.evidence import CHECK_LOSS, Evidence, Group
 from segbench.files import write_atomic
 
@@ -69,6 +69,11 @@ def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
             "changed_pixels": totals["changed_pixels"],
         },
     )
+    if not found.groups[evidence.CLEAN].counts.target.any():
+        raise RunError(
+            f"No pixel of {manifest['dataset']['id']} counts: every label is ignored. Nothing was merged. "
+            "Correct the masks, and start again with another --out folder."
+        )
     data = evidence.to_bytes(found)
     model_id = manifest["model"]["id"]
     entry_path, evidence_path = store.path / f"{model_id}.json", store.path / f"{model_id}.parquet"

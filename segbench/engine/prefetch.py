@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from segbench.data import Sample, SegmentationDataset
 from segbench.data.parallel import default_workers
 from segbench.engine.plan import Unit
+from segbench.errors import DataError
 
 PIXELS_AHEAD = 1 << 24  # images of the next units wait up to this many pixels: 340 MB as float32 with int64 labels
 
@@ -24,10 +26,19 @@ class Prefetcher:
         dataset: gives the images.
         units: in the order in which they will be taken, roughly.
         device: where they are going; for CUDA they are put in pinned memory.
+        stamps: of each image's files, as they must still be when the image has been read; empty for images that come
+            from no files.
     """
 
-    def __init__(self, dataset: SegmentationDataset, units: Sequence[Unit], device: torch.device) -> None:
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        units: Sequence[Unit],
+        device: torch.device,
+        stamps: Mapping[str, Sequence[Any]],
+    ) -> None:
         self._dataset = dataset
+        self._stamps = stamps
         self._pinned = device.type == "cuda"
         self._rows = {image_id: row for row, image_id in enumerate(dataset.image_ids)}
         self._queue = deque(units)
@@ -69,6 +80,11 @@ class Prefetcher:
 
     def _read(self, image_id: str) -> Sample:
         sample = self._dataset[self._rows[image_id]]
+        if self._dataset.files and self._dataset.files.stamps([image_id]) != self._stamps[image_id]:
+            raise DataError(
+                f"{self._dataset.where(image_id)} changed while the run was reading the data set. What is finished is "
+                "kept. Put the files back and run the same command again, or give another --out."
+            )
         if not self._pinned:
             return sample
         return sample._replace(image=sample.image.pin_memory(), label=sample.label.pin_memory())

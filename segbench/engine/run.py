@@ -58,7 +58,7 @@ def run(
             bar(total, sum(len(unit.image_ids) for unit in units), progress) as report,
             exact_float32(),
             frozen(worker.model),
-            Prefetcher(worker.dataset, units, worker.device) as images,
+            Prefetcher(worker.dataset, units, worker.device, worker.stamps) as images,
             ThreadPoolExecutor(
                 worker.parallel, initializer=torch.set_num_threads, initargs=(1 if side_by_side else threads,)
             ) as pool,
@@ -99,7 +99,7 @@ def first_pass(
             bar(total, total, progress) as report,
             exact_float32(),
             frozen(worker.model),
-            Prefetcher(worker.dataset, clean, worker.device) as images,
+            Prefetcher(worker.dataset, clean, worker.device, worker.stamps) as images,
             ThreadPoolExecutor(1) as hashing,
         ):
             hashed: Future[None] | None = None

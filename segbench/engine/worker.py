@@ -39,6 +39,7 @@ class Worker:
         device: where to compute.
         batch_size: images attacked at once, or None to choose; halved when memory runs out.
         parallel: units done side by side; each is charged its share of the time.
+        stamps: of each image's files, as they were before the first one was read.
 
     Several threads may share a worker: nothing in it changes but ``batch_size``, which changes no result.
     """
@@ -52,6 +53,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.class_weights = self.dataset.class_weights().to(self.device)
+        files = self.dataset.files
+        self.stamps = {image_id: files.stamps([image_id]) for image_id in self.dataset.image_ids} if files else {}
 
     def do(self, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]) -> Finished:
         """Attacks and counts the images of a unit.

@@ -74,8 +74,8 @@ def build(
 
 
 def entry_paths(root: Path | None = None) -> list[Path]:
-    """All entry files ``<protocol>/<dataset>/<id>.json``, sorted; the installed ones by default."""
-    return sorted((root or content.folder("entries")).glob("*/*/*.json"))
+    """All entry files, sorted; the installed ones by default. Those at a wrong depth are there to be told."""
+    return sorted((root or content.folder("entries")).rglob("*.json"))
 
 
 def entries_of(card: ModelCard, root: Path | None = None) -> list[dict[str, Any]]:

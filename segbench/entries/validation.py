@@ -123,7 +123,8 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
     found = []
     folder = content.dataset_folder(entry["dataset"]["id"])
     expected = (entry["protocol"]["name"], folder, f"{entry['model']['id']}.json")
-    if path.parts[-3:] != expected:
+    above = content.entries_above(path) or path.parents[2]
+    if path.relative_to(above).parts != expected:
         found.append(
             f"the entry belongs at entries/{'/'.join(expected)}: "
             "move it, or correct protocol.name, dataset.id or model.id."
@@ -146,7 +147,7 @@ def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
             f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: "
             "evaluate on the unchanged data set."
         )
-    card_path = _card_path(path.parents[3] / "model_zoo", entry)
+    card_path = _card_path(above.parent / "model_zoo", entry)
     try:
         card = cards.read_card(card_path)
     except ContentError as error:
