@@ -198,14 +198,110 @@ def test_notes_are_no_problems(cli, tmp_path):
     code, out, err = cli("data", "check", "folder", "--root", str(root))
     assert code == 0, out
     for text in (
-        "note, val: a.jpg: the EXIF orientation is set, turned as it says.",
+        "note, val: a.jpg: 1 picture with an EXIF orientation, used as stored, because only so the mask fits.",
+        "note, val: no pixel of sea; 25% of the pixels are ignored. Did you mean label_map: {0: sky, 1: road, ",
         "note, val: b.png: every pixel of the mask is ignored.",
         "note, val: c.jpg, d.jpg: the same picture.",
         "note, train: no pixel of sea: its weight in mce_bal is 0.",
         "note, train: a.jpg, b.jpg, c.jpg and 1 more: an image of val has the same id.",
     ):
         assert text in out, out
-    assert err.startswith("No problems, 5 notes.")
+    assert err.startswith("No problems, 6 notes.")
+
+
+def described(root: Path, name: str, masks, text="classes: [sky, road]\n") -> Path:
+    """A folder with a description and an image for each mask."""
+    for number, labels in enumerate(masks):
+        for kind in ("images", "masks"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (*labels.shape, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{name}{number}.png")
+        Image.fromarray(labels.astype(np.uint8)).save(root / "masks" / f"{name}{number}.png")
+    (root / "dataset.yaml").write_text(text)
+    return root
+
+
+def notes(root):
+    found = checking.check(open_tree("folder", root))
+    assert found.problems == []
+    return texts(found.notes)
+
+
+def test_a_foreground_of_255_is_asked_for(tmp_path):
+    labels = np.zeros((10, 10))
+    labels[:5] = labels[5, 0] = 255
+    root = described(tmp_path, "a", [labels])
+    hint = "no pixel of road; 51% of the pixels are ignored. Did you mean label_map: {0: sky, 255: road}?"
+    assert hint in notes(root)
+    labels[:5] = 0  # one ignored pixel is not worth its share, but the class is still missing
+    described(tmp_path, "a", [labels])
+    assert "no pixel of road. Did you mean label_map: {0: sky, 255: road}?" in notes(root)
+    described(tmp_path, "a", [labels], "classes: [sky, road]\nlabel_map: {0: sky, 1: road}\n")
+    assert "no pixel of road." in notes(root)
+    described(tmp_path, "a", [labels], "classes: [sky, road]\nlabel_map: {0: sky, 255: road}\n")
+    assert not [text for text in notes(root) if "no pixel" in text]
+
+
+def test_classes_without_pixel_are_counted_over_the_whole_split(voc):
+    """Also over images that another split has shown before; those left out as leaks do not count."""
+    lists = voc / "ImageSets" / "Segmentation"
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(voc / "SegmentationClass" / "d.png")
+    (lists / "trainval.txt").write_text("a\nd\ne\n")
+    found = checking.check(open_tree("pascal_voc", voc))
+    assert [each for each in texts(found.notes) if "no pixel" in each] == []
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(voc / "SegmentationClass" / "e.png")
+    found = checking.check(open_tree("pascal_voc", voc))
+    few = "no pixel of aeroplane, bicycle, bird and 17 more"
+    assert [(each.split, each.text) for each in found.notes if "no pixel" in each.text] == [
+        ("train", f"{few}: the published class weights are used."),
+        ("trainval", f"{few}."),
+    ]
+
+
+def test_files_that_are_not_read_are_noted(tmp_path):
+    root = described(tmp_path, "a", [np.arange(100).reshape(10, 10) % 2])
+    for name in ("b.jfif", "c.gif", "Thumbs.db", ".hidden.gif"):
+        (root / "images" / name).write_bytes(b"")
+    for name in ("x.png", "y.png"):
+        shutil.copy(root / "masks" / "a0.png", root / "masks" / name)
+    found = notes(root)
+    known = ".png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp"
+    assert f"2 files in {root / 'images'} are not read (.gif, .jfif): suffixes are {known}." in found
+    assert f"2 masks in {root / 'masks'} have no image, the first is x.png." in found
+
+
+def test_masks_of_other_splits_are_not_noted(voc, tmp_path):
+    found = checking.check(open_tree("pascal_voc", voc))
+    assert not [text for text in texts(found.notes) if " no image, the first" in text]
+    for kind, ending in {"701_StillsRaw_full": "", "LabeledApproved_full": "_L"}.items():
+        (tmp_path / "original" / kind).mkdir(parents=True)
+        for frame in ("0016E5_07959", "0001TP_006690", "Seq05VD_f00000"):
+            picture = Image.new("RGB", (4, 4), (128, 128, 128 * (ending == "_L")))
+            picture.save(tmp_path / "original" / kind / f"{frame}{ending}.png")
+    found = checking.check(open_tree("camvid/original", tmp_path / "original"))
+    assert not [text for text in texts(found.notes) if " no image, the first" in text]
+
+
+def test_what_becomes_of_turned_pictures_is_told(tmp_path):
+    """1 turned, 1 as stored because only so its mask fits, and those of half a turn and of a square are ambiguous."""
+    tall, wide, square = (np.arange(np.prod(size)).reshape(size) % 2 for size in ((12, 8), (8, 12), (8, 8)))
+    root = described(tmp_path, "a", [tall, wide, wide, square, wide])
+    for number, orientation in {0: 6, 1: 6, 2: 3, 3: 8}.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        stored = np.zeros((*(wide.shape if number == 0 else (wide, wide, wide, square)[number].shape), 3), np.uint8)
+        Image.fromarray(stored + number).save(root / "images" / f"a{number}.png", exif=exif)
+    look = f"Look: segbench data show folder --root {root}"
+    assert [text for text in notes(root) if "EXIF" in text] == [
+        "a0.png: 1 picture with an EXIF orientation, turned as it says.",
+        "a1.png: 1 picture with an EXIF orientation, used as stored, because only so the mask fits.",
+        "a2.png, a3.png: 2 pictures with an EXIF orientation, turned as it says, but the mask fits both ways. " + look,
+    ]
+    Image.fromarray(wide.astype(np.uint8)).save(root / "masks" / "a0.png")
+    (root / "dataset.yaml").write_text("classes: [sky, road]\nturned: false\n")
+    assert [text for text in notes(root) if "EXIF" in text] == [
+        "a0.png, a1.png, a2.png and 1 more: 4 pictures with an EXIF orientation, which is not applied: used as stored."
+    ]
 
 
 def test_readers_that_raise_anything_become_problems(camvid, monkeypatch):

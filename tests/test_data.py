@@ -162,7 +162,7 @@ def test_broken_trees_are_named(camvid, breakage, texts):
     elif breakage == "not utf-8":
         image.rename(os.fsdecode(os.fsencode(image.with_suffix("")) + b"\xff.png"))
     elif breakage == "colour mask":
-        Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(mask)
+        Image.new("RGB", (16, 12), (128, 0, 0)).save(mask)
     elif breakage == "missing mask":
         mask.unlink()
     elif breakage == "no images":

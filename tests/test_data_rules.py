@@ -101,6 +101,14 @@ def test_numbers_are_mapped_as_a_dictionary_does(values, data, kind):
         assert LabelMap(values).apply(np.array(mask, kind), "here").tolist() == expected
 
 
+def test_the_mend_of_a_number_without_meaning_is_the_maps_own():
+    for mask in (np.array([[9]], np.uint8), np.array([[9]], np.int32)):
+        with pytest.raises(DataError, match=r"label 9; allowed are 1\. Correct the mask or the class list\.$"):
+            LabelMap({1: 1}).apply(mask, "here")
+        with pytest.raises(DataError, match=r"label 9; allowed are 1\. Ask the town\.$"):
+            LabelMap({1: 1}, mend="Ask the town.").apply(mask, "here")
+
+
 colours = st.tuples(*[st.integers(0, 255)] * 3)
 
 

@@ -125,6 +125,8 @@ def test_colours(root):
     image.putpalette(keys.tobytes())
     image.save(root / "masks" / "a.png")
     assert (load(root)[0].label.numpy() == expected).all()
+    described = {"classes": CLASSES, "colours": {key.upper(): value for key, value in colours.items()}}
+    assert (load(root, described)[0].label.numpy() == expected).all()
     del colours["#804080"]
     with pytest.raises(DataError, match=r"masks/a\.png: the mask has the colour #804080, which belongs to no class"):
         load(root, {"classes": CLASSES, "colours": colours})[0]
@@ -133,8 +135,19 @@ def test_colours(root):
 def test_labels_not_named_are_refused_and_ignore_may_be_emptied(root):
     with pytest.raises(DataError, match=r"folder: .*masks/a\.png: the mask has the label 255; allowed are 0\.\.2\. "):
         load(root, {"classes": CLASSES, "ignore": []})[0]
-    with pytest.raises(DataError, match=r"the mask has the label 2; allowed are 0\.\.1 and 3 \(ignored\)\. "):
+    with pytest.raises(
+        DataError, match=r"the mask has the label 2; allowed are 0\.\.1 and 3 \(ignored\)\. .*label_map in "
+    ):
         load(root, {"classes": CLASSES, "label_map": {0: 0, 1: 1, 3: "ignore"}, "ignore": []})[0]
+
+
+def test_pictures_may_be_used_as_stored(root):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(PHOTOGRAPH).save(root / "images" / "a.png", exif=exif)
+    for turned, expected in {True: PHOTOGRAPH[::-1, ::-1], False: PHOTOGRAPH}.items():
+        found = load(root, {"classes": CLASSES, "turned": turned})[0].image.numpy() * 255
+        assert (found.round().transpose(1, 2, 0) == expected).all()
 
 
 def test_a_class_may_be_called_ignore(root):
@@ -187,7 +200,9 @@ WINDOW = {"size": [16, 16], "stride": [16, 16]}
         ({"classes": ["sky", 3]}, "classes.1: '3' is not a class name"),
         ({"classes": ["sky", ""]}, "classes.1: '' is not a class name"),
         ({"classes": ["sky", "x" * 101]}, "classes.1: .* is not a class name"),
-        ({"nmae": "x"}, "'nmae' was unexpected"),
+        ({"nmae": "x"}, "Unknown field 'nmae'. Did you mean 'name'"),
+        ({"labelmap": {0: "sky"}}, "Unknown field 'labelmap'. Did you mean 'label_map'"),
+        ({"turned": "no"}, "turned: 'no' is not true or false"),
         ({"name": "My Town"}, "name: 'My Town' is not a name: 1 to 40"),
         ({"name": "a/b"}, "name: 'a/b' is not a name"),
         ({"name": "x" * 41}, "is not a name"),
@@ -204,7 +219,7 @@ WINDOW = {"size": [16, 16], "stride": [16, 16]}
         ({"ignore": [1]}, "ignore has the number 1, which is the class 'road'. .*label_map with 1: ignore"),
         ({"ignore": [-1]}, "ignore.0: -1 is less than the minimum"),
         ({"ignore": 255}, "ignore: 255 is not of type 'array'"),
-        ({"colours": {"#FF0000": "sky"}}, "'#FF0000' is not a colour .* lower case"),
+        ({"colours": {"#FF0000": "sky", "#ff0000": "road"}}, "colours has a colour twice, in upper and in lower case"),
         ({"colours": {"red": "sky"}}, "'red' is not a colour"),
         ({"colours": {"#ff0000": "sky"}, "label_map": {1: "sky"}}, "both label_map and colours.*Remove one"),
         (
@@ -225,7 +240,15 @@ WINDOW = {"size": [16, 16], "stride": [16, 16]}
         ({"val": {"images": "", "masks": "m"}}, "val.images: "),
         ({"val": {"images": "nowhere", "masks": "masks"}}, "of 'folder' has no .*nowhere"),
         ({"val": {"images": "a\0b", "masks": "masks"}}, "of 'folder' has no "),
-        ({"test": {}}, "'test' was unexpected"),
+        (
+            {"train": {"images": "tarin", "masks": "masks"}},
+            r"of 'folder' has no .*tarin, which dataset\.\w+ names as train",
+        ),
+        (
+            {"train": {"images": "masks/../images", "masks": "masks"}},
+            "val and train are the same folder .* leave train out",
+        ),
+        ({"test": {}}, "Unknown field 'test'"),
     ],
 )
 @pytest.mark.parametrize("name", ["dataset.yaml", "dataset.json"])
@@ -248,6 +271,8 @@ def test_mistakes_name_the_file_and_the_field(root, changes, said, name):
         ("classes: &c [sky, road]\npalette: *c", r"aliases \(\*name\) are not allowed"),
         ("classes: [sky, road]\nclasses: [sky, car]", "the key 'classes' occurs twice"),
         ("classes: [sky, road]\nlabel_map: {1: sky, '1': road}", "the key '1' occurs twice"),
+        ("classes: [sky, road]\nlabel_map: {010: sky}", "010 has a leading zero.* Write 10, or quote it"),
+        ("classes: [sky, road]\nignore: [00]", "00 has a leading zero.* Write 0, or quote it"),
         ("classes: [sky, road]\nignore: [.nan]", "ignore.0: nan is not of type 'integer'"),
         ("classes: [sky, road]\nignore: [.inf]", "ignore.0: inf is not of type 'integer'"),
         ("classes: [sky, road]\ncolours: {#ff0000: sky}", "Cannot read the description"),

@@ -164,6 +164,37 @@ def test_roots_that_cannot_be_are_said_with_the_layout(tmp_path, dataset_id, nam
         segbench.load_dataset(dataset_id, tmp_path / name)
 
 
+def test_pictures_in_sub_folders_are_answered_with_the_fields_of_the_description(tmp_path):
+    root = folder(tmp_path, [])
+    for where in ("images", "masks"):
+        photograph(root / where / "val" / "a.png")
+    with pytest.raises(DataError, match=r"sub-folders \(val\) are not searched") as caught:
+        segbench.load_dataset("folder", root)
+    assert "\n  val: {images: images/val, masks: masks/val}\n  train: {" in str(caught.value)
+    assert str(caught.value).count("folder: ") == 1
+
+
+@pytest.mark.parametrize("name", ["a_mask.png", "mask-a.png", "a.seg.png"])
+def test_a_mask_of_nearly_the_name_is_named(tmp_path, name):
+    """But not one that belongs to another image."""
+    root = folder(tmp_path, [("a.jpg", name), ("b.jpg", "b_2.png"), ("b_2.jpg", "b_2.png")])
+    first, second = problems(root)
+    assert first.endswith(f"There is {name}: masks must be named like their images. Rename it.")
+    assert second.endswith("Restore the mask, or remove the image.")
+
+
+def test_masks_of_three_equal_channels_hold_numbers(tmp_path):
+    root = folder(tmp_path, [("a.png", "a.png")])
+    labels = RNG.integers(0, 2, SIDES).astype(np.uint8)
+    colours = labels[..., None].repeat(3, axis=2)
+    Image.fromarray(colours).save(root / "masks" / "a.png")
+    assert (segbench.load_dataset("folder", root)[0].label.numpy() == labels).all()
+    colours[0, 0] = (0, 0, 1)
+    Image.fromarray(colours).save(root / "masks" / "a.png")
+    with pytest.raises(DataError, match=r"masks/a\.png is not a one-channel image of whole numbers"):
+        segbench.load_dataset("folder", root)[0]
+
+
 # Turned pictures
 
 
@@ -371,6 +402,34 @@ def test_without_sbd_its_layout_is_drawn(tmp_path):
         assert "SegmentationClassAug/" in str(caught.value)
 
 
+def test_training_lists_without_the_validation_list_are_refused(tmp_path):
+    """Images of val could not be left out; VOC's own training list shares none."""
+    base = voc(tmp_path, val=["v"], train=["t"], trainval=["v", "t"])
+    sbd(base, ["v"], ["t"])
+    (base / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    for split in ("trainval", "sbd", "train_aug"):
+        with pytest.raises(DataError, match=r"val\.txt is missing: .* cannot be left out of training\. Restore it\."):
+            segbench.load_dataset("pascal_voc", base, split=split)
+    assert ids(base, "pascal_voc", split="train") == ("t",)
+
+
+def test_a_part_of_sbd_is_partial(tmp_path):
+    base = voc(tmp_path, val=["v"], train=["t"])
+    sbd(base, ["t"])
+    data = segbench.load_dataset("pascal_voc", base, split="sbd")
+    assert (data.complete, data.is_partial) == (8498, True)
+
+
+def test_voc_of_another_year_is_refused_and_never_recommended(tmp_path):
+    base = voc(tmp_path / "VOCdevkit", val=["a"])
+    other = base.rename(base.with_name("VOC2007"))
+    with pytest.raises(DataError, match=r"is VOC2007, another data set\. Give the folder VOC2012\."):
+        segbench.load_dataset("pascal_voc", other)
+    for root in (tmp_path, tmp_path / "VOCdevkit", other / "JPEGImages"):
+        with pytest.raises(DataError, match="has no ImageSets/Segmentation"):
+            segbench.load_dataset("pascal_voc", root)
+
+
 def test_training_lists_of_validation_images_only_are_refused(tmp_path):
     base = voc(tmp_path, val=["v"])
     sbd(base, ["v"])
@@ -414,6 +473,15 @@ def test_ade_labels_beyond_150_are_refused(tmp_path):
     for name in ("ade20k", "ade20k/150", "ade20k/original"):
         with pytest.raises(DataError, match=r"ADE_val_00000001\.png: the mask has the label 151; allowed are"):
             segbench.load_dataset(name, root)[0]
+
+
+@pytest.mark.parametrize("name", ["ade20k", "ade20k/150", "ade20k/original"])
+def test_ade_masks_reduced_by_one_are_refused(tmp_path, name):
+    """Their 0..149 would be read as the classes before."""
+    labels = np.full((30, 40), 5)
+    labels[0, 0] = 255
+    with pytest.raises(DataError, match=r"label 255; allowed are .*\. Masks of 0\.\.149 and 255 were reduced by one"):
+        segbench.load_dataset(name, ade_tree(tmp_path, labels))[0]
 
 
 # Cityscapes
@@ -462,6 +530,29 @@ def test_cityscapes_cities_and_splits(tmp_path):
     shutil.copytree(root / "gtFine" / "val" / "lindau", root / "gtFine" / "val" / "lindau (copy)")
     with pytest.raises(DataError, match=r"lindau/.*labelIds.png and .*lindau \(copy\)/.* have the same name"):
         segbench.load_dataset("cityscapes", root)
+
+
+def test_cityscapes_without_label_ids_is_one_problem(tmp_path):
+    root = cityscapes_tree(tmp_path, ("munster_000000_000019", "munster_000001_000019"))
+    for path in root.glob("gtFine/val/munster/*_labelIds.png"):
+        path.unlink()
+    (found,) = problems(root, "cityscapes")
+    assert "no masks *_gtFine_labelIds.png in the folders of" in found
+    assert "which hold *_gtFine_instanceIds.png, *_gtFine_labelTrainIds.png. Unpack" in found
+
+
+def test_cityscapes_with_each_archive_in_its_own_folder(tmp_path):
+    root = cityscapes_tree(tmp_path)
+    for kind in ("leftImg8bit", "gtFine"):
+        (root / f"{kind}_trainvaltest").mkdir()
+        (root / kind).rename(root / f"{kind}_trainvaltest" / kind)
+    assert ids(root, "cityscapes") == ("frankfurt_000000_000294",)
+    assert open_tree("cityscapes", root).splits == ("val",)
+
+
+def test_training_ids_among_label_ids_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"label 255; .* Are these training ids in a file of label ids\?"):
+        segbench.load_dataset("cityscapes", cityscapes_tree(tmp_path, labels=255))[0]
 
 
 @pytest.mark.parametrize("label", [34, 200])
@@ -573,3 +664,26 @@ def test_half_of_an_original_camvid_is_said(tmp_path):
     shutil.rmtree(root / "LabeledApproved_full")
     with pytest.raises(DataError, match="has no LabeledApproved_full"):
         segbench.load_dataset("camvid", root)
+
+
+# Other distributions
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "marker", "said"),
+    [
+        ("ade20k", "index_ade20k.pkl", "the full release of ADE20K: use ADEChallengeData2016"),
+        ("ade20k", "images/ADE", "the full release of ADE20K: use ADEChallengeData2016"),
+        ("ade20k/150", "annotations_detectron2", "made for Detectron2, its masks reduced by one: use annotations"),
+        ("camvid", "codes.txt", "CamVid as fastai has it"),
+        ("camvid", "val_labels", "CamVid as Kaggle has it"),
+        ("camvid", "class_dict.csv", "CamVid as Kaggle has it"),
+    ],
+)
+def test_other_distributions_are_recognised(tmp_path, dataset_id, marker, said):
+    (tmp_path / marker).mkdir(parents=True)
+    with pytest.raises(DataError) as caught:
+        segbench.load_dataset(dataset_id, tmp_path)
+    (line,) = [line for line in str(caught.value).splitlines() if "looks like" in line]
+    assert said in line
+    assert line.endswith(", or describe it as a folder (docs/data.md).")

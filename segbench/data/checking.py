@@ -15,14 +15,22 @@ from PIL import Image
 from segbench.data import reading
 from segbench.data.dataset import Labels
 from segbench.data.parallel import in_order
-from segbench.data.protocols import IGNORE_INDEX
+from segbench.data.protocols import IGNORE_INDEX, as_stored
 from segbench.data.sets import shapes
-from segbench.data.trees import Listing, Pair, PairedFiles, Tree
+from segbench.data.trees import Listing, Pair, PairedFiles, Tree, few
 from segbench.errors import DataError
 from segbench.files import sha256_file
 
 VAL, TRAIN, TEST = "val", "train", "test"
-FEW = 3  # files that a note names; all of them are in `Finding.files`
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+TURNED, STORED, FITS_STORED, EITHER = "turned", "stored", "fits stored", "either"
+TURNS = {
+    TURNED: "turned as it says",
+    FITS_STORED: "used as stored, because only so the mask fits",
+    EITHER: "turned as it says, but the mask fits both ways",
+    STORED: "which is not applied: used as stored",
+}
+MUCH = 0.2  # share of ignored pixels that is worth a word
 
 Report = Callable[[str, int, int], None]
 
@@ -68,8 +76,8 @@ class _Look(NamedTuple):
     """What was seen of one pair; small, because many of them wait."""
 
     problems: tuple[tuple[Path, str], ...]
-    pixels: npt.NDArray[np.int64] | None = None  # (K,); None if the pair cannot be read
-    turned: bool = False
+    pixels: npt.NDArray[np.int64] | None = None  # (K+1,), the last of ignored ones; None if the pair cannot be read
+    turn: str = ""
 
 
 def check(tree: Tree, report: Report = lambda what, done, total: None) -> Findings:
@@ -90,6 +98,8 @@ def check(tree: Tree, report: Report = lambda what, done, total: None) -> Findin
             problems = listing.problems
             found.splits[split] = SplitSize(len(listing.pairs), listing.images, len(listing.leaks))
             found.notes += _about_number(split, listing)
+            found.notes += [Finding(split, text) for text in listing.notes if text not in told]
+            told |= set(listing.notes)
         found.problems += [Finding(split, text) for text in problems if text not in told]
         told |= set(problems)
     if TRAIN not in tree.splits and tree.protocol.class_weights is None:
@@ -120,33 +130,30 @@ def _about_number(split: str, listing: Listing) -> Iterator[Finding]:
     if listing.leaks:
         yield Finding(
             split,
-            f"{_few(listing.leaks)}: also in val, so left out when the split is loaded.",
+            f"{few(listing.leaks)}: also in val, so left out when the split is loaded.",
             tuple(listing.pairs[image_id].image for image_id in listing.leaks),
         )
 
 
 def _check_pairs(found: Findings, tree: Tree, listings: Mapping[str, Listing], report: Report) -> None:
     """Opens every pair once, in the first split that has it."""
-    seen, told = set[Pair](), set[str]()
+    seen, told = dict[Pair, npt.NDArray[np.int64] | None](), set[str]()  # pair to its pixels, which later splits share
     for split, listing in listings.items():
         files = PairedFiles(tree.protocol, listing.pairs)
         ids = [image_id for image_id, pair in sorted(listing.pairs.items()) if pair not in seen]
-        seen |= {listing.pairs[image_id] for image_id in ids}
-        pixels = np.zeros(len(tree.protocol.class_names), np.int64)
-        turned, ignored = list[Path](), list[Path]()
+        turns, ignored = defaultdict[str, list[Path]](list), list[Path]()
         report(f"reading {split}", 0, len(ids))
         for done, (image_id, look) in enumerate(zip(ids, in_order(_looker(files), ids), strict=True), 1):
             pair = listing.pairs[image_id]
             found.problems += [Finding(split, text, (path,)) for path, text in look.problems if text not in told]
             told |= {text for _, text in look.problems}
-            if look.pixels is not None:
-                pixels += look.pixels
-                ignored += [] if look.pixels.any() else [pair.mask]
-            turned += [pair.image] if look.turned else []
+            seen[pair] = look.pixels
+            ignored += [pair.mask] if look.pixels is not None and not look.pixels[:-1].any() else []
+            turns[look.turn].append(pair.image)
             report(f"reading {split}", done, len(ids))
-        found.notes += _about_pairs(split, tree, turned, ignored)
-        if split == TRAIN and pixels.any() and not pixels.all():
-            found.notes.append(_without_pixel(tree, pixels))
+        found.notes += _about_pairs(split, tree, turns, ignored)
+        used = [seen[listing.pairs[image_id]] for image_id in set(listing.pairs) - set(listing.leaks)]
+        found.notes += _without_pixel(split, tree, [pixels for pixels in used if pixels is not None])
 
 
 def _looker(files: PairedFiles) -> Callable[[str], _Look]:
@@ -159,7 +166,7 @@ def _looker(files: PairedFiles) -> Callable[[str], _Look]:
             labels = files.read(image_id)[1]
         except Exception as error:  # noqa: BLE001 - whatever a damaged file does to a reader is to be told
             return _Look(tuple(_causes(files, image_id, error)))
-        return _Look((), _pixels(labels, number), _turned(pair.image))
+        return _Look((), _pixels(labels, number), _turn(pair, files.protocol.turned))
 
     return look
 
@@ -185,33 +192,58 @@ def _text(error: Exception, path: Path) -> str:
 
 
 def _pixels(labels: Labels, number: int) -> npt.NDArray[np.int64]:
-    return np.bincount(labels[labels != IGNORE_INDEX], minlength=number)
+    pixels = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
+    return np.append(pixels[:number], pixels[IGNORE_INDEX])
 
 
-def _turned(path: Path) -> bool:
+def _turn(pair: Pair, turned: bool) -> str:
+    """What becomes of a picture with an EXIF orientation: a key of `TURNS`; empty if it has none."""
     try:
-        with Image.open(path) as image:
-            return reading.is_turned(image)
+        with Image.open(pair.image) as image:
+            if not reading.is_turned(image):
+                return ""
+            if not turned:
+                return STORED
+            if image.width == image.height or image.getexif()[reading.ORIENTATION] not in SIDEWAYS:
+                return EITHER
+            with Image.open(pair.mask) as mask:
+                return FITS_STORED if image.size == mask.size else TURNED
     except Exception:  # noqa: BLE001 - the picture itself was read; damaged EXIF says nothing
-        return False
+        return ""
 
 
-def _about_pairs(split: str, tree: Tree, turned: list[Path], ignored: list[Path]) -> Iterator[Finding]:
-    if turned:
-        how = "turned as it says" if tree.protocol.turned else "which is not applied: they are used as stored"
-        yield Finding(
-            split, f"{_few(path.name for path in turned)}: the EXIF orientation is set, {how}.", tuple(turned)
-        )
+def _about_pairs(split: str, tree: Tree, turns: Mapping[str, list[Path]], ignored: list[Path]) -> Iterator[Finding]:
+    for turn, meaning in TURNS.items():
+        if paths := turns.get(turn):
+            number = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+            look = f" Look: segbench data show {tree.protocol.id} --root {tree.base}" if turn == EITHER else ""
+            text = f"{few(path.name for path in paths)}: {number} with an EXIF orientation, {meaning}.{look}"
+            yield Finding(split, text, tuple(paths))
     if ignored:
         yield Finding(
-            split, f"{_few(path.name for path in ignored)}: every pixel of the mask is ignored.", tuple(ignored)
+            split, f"{few(path.name for path in ignored)}: every pixel of the mask is ignored.", tuple(ignored)
         )
 
 
-def _without_pixel(tree: Tree, pixels: npt.NDArray[np.int64]) -> Finding:
-    names = [name for name, number in zip(tree.protocol.class_names, pixels, strict=True) if not number]
-    meaning = "the published class weights are used" if tree.protocol.class_weights else "its weight in mce_bal is 0"
-    return Finding(TRAIN, f"no pixel of {', '.join(names)}: {meaning}.")
+def _without_pixel(split: str, tree: Tree, looks: list[npt.NDArray[np.int64]]) -> Iterator[Finding]:
+    """Classes that no mask of a split shows, and how much is ignored: both may come from masks misunderstood."""
+    if not looks:
+        return
+    protocol = tree.protocol
+    *pixels, ignored = np.sum(looks, axis=0).tolist()
+    names = [name for name, number in zip(protocol.class_names, pixels, strict=True) if not number]
+    if not names:
+        return
+    text = f"no pixel of {few(names)}"
+    if split == TRAIN:
+        text += ": the published class weights are used" if protocol.class_weights else ": its weight in mce_bal is 0"
+    if (share := ignored / (sum(pixels) + ignored)) > MUCH:
+        text += f"; {share:.0%} of the pixels are ignored"
+    plain = not protocol.about_labels and protocol.labels == as_stored(len(protocol.class_names))
+    if ignored and len(names) == 1 and plain:  # as home-made masks of 0 and 255 are, if nothing describes them
+        kept = ", ".join(f"{label}: {name}" for label, name in enumerate(protocol.class_names) if name not in names)
+        text += f". Did you mean label_map: {{{kept}, {IGNORE_INDEX}: {names[0]}}}?"
+    yield Finding(split, text if text.endswith("?") else f"{text}.")
 
 
 def _check_twins(found: Findings, listings: Mapping[str, Listing], report: Report) -> None:
@@ -234,7 +266,7 @@ def _check_twins(found: Findings, listings: Mapping[str, Listing], report: Repor
             for path in others
         ]
         if len(val) > 1:
-            found.notes.append(Finding(VAL, f"{_few(path.name for path in val)}: the same picture.", tuple(val)))
+            found.notes.append(Finding(VAL, f"{few(path.name for path in val)}: the same picture.", tuple(val)))
     found.notes += _same_names(listings, leaks)
 
 
@@ -274,11 +306,5 @@ def _same_names(listings: Mapping[str, Listing], leaks: set[Path]) -> Iterator[F
     shared = sorted(set(train.pairs) & set(listings[VAL].pairs) - set(train.leaks))
     images = tuple(train.pairs[image_id].image for image_id in shared)
     if images := tuple(image for image in images if image not in leaks):
-        text = f"{_few(path.name for path in images)}: an image of val has the same id. If it is the same picture, "
+        text = f"{few(path.name for path in images)}: an image of val has the same id. If it is the same picture, "
         yield Finding(TRAIN, text + "remove it from training.", images)
-
-
-def _few(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - FEW} more" if len(every) > FEW else ""
-    return ", ".join(every[:FEW]) + more

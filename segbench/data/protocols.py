@@ -43,10 +43,12 @@ class LabelMap:
     Attributes:
         values: number in a one-channel mask to label; empty if masks are colours.
         colours: colour to label, for masks in RGB; empty if there are none.
+        mend: what to do about a number without meaning; it changes no label.
     """
 
     values: Mapping[int, int] = field(default_factory=dict)
     colours: Mapping[Colour, int] = field(default_factory=dict)
+    mend: str = field(default="Correct the mask or the class list.", repr=False, compare=False)
 
     def apply(self, mask: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
         """(H,W) whole numbers, or (H,W,3) colours, to labels (H,W).
@@ -65,11 +67,11 @@ class LabelMap:
         else:
             wrong = mask[(mask < 0) | (mask >= len(known))]
             if wrong.size:
-                raise DataError(f"{where}: the mask has the label {int(wrong[0])}; {self._mend()}")
+                raise DataError(f"{where}: the mask has the label {int(wrong[0])}; {self._allowed()}")
             mask = mask.astype(np.uint16)
         if not known[mask].all():
             wrong = mask[~known[mask]]
-            raise DataError(f"{where}: the mask has the label {int(wrong[0])}; {self._mend()}")
+            raise DataError(f"{where}: the mask has the label {int(wrong[0])}; {self._allowed()}")
         labels: npt.NDArray[np.uint8] = table[mask]
         return labels
 
@@ -104,11 +106,11 @@ class LabelMap:
         pairs = sorted((red << 16 | green << 8 | blue, label) for (red, green, blue), label in self.colours.items())
         return np.array([key for key, _ in pairs], np.int32), np.array([label for _, label in pairs], np.uint8)
 
-    def _mend(self) -> str:
+    def _allowed(self) -> str:
         kept = [value for value, label in self.values.items() if label != IGNORE_INDEX]
         ignored = [value for value, label in self.values.items() if label == IGNORE_INDEX]
         texts = [spans(kept)] + ([f"{spans(ignored)} (ignored)"] if ignored else [])
-        return f"allowed are {' and '.join(texts)}. Correct the mask or the class list."
+        return f"allowed are {' and '.join(texts)}. {self.mend}"
 
 
 def as_stored(num_classes: int) -> LabelMap:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from segbench.errors import DataError
 
 DEEP = 3  # levels above and below a wrong root that are searched for the right one
 MOST_FOLDERS = 200  # that are searched on a level
+FEW = 3  # names that a message gives; there may be thousands
+LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
 
 
 class Pair(NamedTuple):
@@ -35,12 +38,14 @@ class Listing:
         problems: what is wrong with the folders, each naming a file; a split with problems is not loaded.
         leaks: ids in ``pairs`` of training images that are also in the validation split.
         images: number of images of the complete split, where it is known.
+        notes: files that are not used, in words.
     """
 
     pairs: Mapping[str, Pair]
     problems: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
     images: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class PairedFiles:
     def _stored_labels(self, image_id: str) -> Labels:
         mask, labels = self.pairs[image_id].mask, self.protocol.labels
         raw = reading.read_mask(mask) if labels.values else reading.read_colour_mask(mask)
+        if raw.ndim == 3 and not labels.colours and (raw == raw[..., :1]).all():
+            raw = raw[..., 0]  # numbers, written three times
         if raw.ndim == 3 and not labels.colours:
             raise DataError(
                 f"The mask {mask} is not a one-channel image of whole numbers (it holds colours). "
@@ -139,8 +146,9 @@ class PairedFiles:
 
 
 def find_base(
-    dataset_id: str, root: Path | None, needed: Sequence[str], layout: str, inside: Sequence[str] = ()
-) -> Path:
+    dataset_id: str, root: Path | None, needed: Sequence[str], layout: str, inside: Sequence[str] = (),
+    others: Mapping[str, str] = {}, accept: Callable[[Path], bool] = lambda folder: True,
+) -> Path:  # fmt: skip
     """The folder that holds all of ``needed``.
 
     Args:
@@ -149,6 +157,8 @@ def find_base(
         needed: names of files or folders.
         layout: a drawing of what is expected.
         inside: folders below the root where people usually have it, e.g. ``VOCdevkit/VOC2012``.
+        others: names by which other distributions are known, and what these are and what to use instead.
+        accept: refuses folders that have what is needed and are another data set.
 
     Raises:
         DataError: it is not there; says whether the root lies too high or too deep, and where it is.
@@ -161,7 +171,7 @@ def find_base(
 
     def base(folder: Path) -> Path | None:
         places = (folder / place for place in ("", *inside))
-        return next((place for place in places if all(os.path.exists(place / name) for name in needed)), None)
+        return next((at for at in places if all(os.path.exists(at / name) for name in needed) and accept(at)), None)
 
     if found := base(root):
         return found
@@ -172,7 +182,9 @@ def find_base(
         if found := base(below):
             raise DataError(f"The data root {root} of {dataset_id!r} lies too high: give {found}.")
     missing = [name for name in needed if not os.path.exists(root / name)]
-    raise DataError(f"The data root {root} of {dataset_id!r} has no {', no '.join(missing)}.\n{expected}")
+    known = next((text for name, text in others.items() if os.path.exists(root / name)), "")
+    hint = f"\nThis looks like {known}, or describe it as a folder (docs/data.md)." if known else ""
+    raise DataError(f"The data root {root} of {dataset_id!r} has no {', no '.join(missing)}.{hint}\n{expected}")
 
 
 def _folders_below(root: Path, levels: int) -> list[Path]:
@@ -201,13 +213,47 @@ def known_split(dataset_id: str, split: str, known: Iterable[str]) -> None:
         raise DataError(f"{dataset_id!r} has the splits {listed}, not {split!r}.")
 
 
-def paired(dataset_id: str, images: Path, masks: Path, complete: int | None = None) -> Listing:
-    """All images of a folder with the masks of the same name in another one."""
+def paired(images: Path, masks: Path, complete: int | None = None, nested: str = "") -> Listing:
+    """All images of a folder with the masks of the same name in another one.
+
+    Args:
+        images: the folder.
+        masks: the other one.
+        complete: number of images of the complete split, where it is known.
+        nested: what to do if the pictures lie in sub-folders.
+    """
     problems: list[str] = []
     found, labels = by_stem(images, problems), by_stem(masks, problems)
     if not found and not problems:
-        problems.append(f"{dataset_id}: no images in {images} (looked for {', '.join(reading.SUFFIXES)}).")
-    return join(found, labels, masks, problems, complete)
+        below = few(path.name for path in _folders_in(images))
+        hint = f" Its sub-folders ({below}) are not searched. {nested}".rstrip() if below else ""
+        problems.append(f"no images in {images} (looked for {', '.join(reading.SUFFIXES)}).{hint}")
+    listing = join(found, labels, masks, problems, complete)
+    return replace(listing, notes=(*_about_unread(images), *_about_unread(masks), *listing.notes))
+
+
+def _about_unread(folder: Path) -> Iterator[str]:
+    try:
+        names = [path.name for path in folder.iterdir() if path.suffix.lower() not in reading.SUFFIXES]
+        unread = [name for name in names if os.path.isfile(folder / name) and not name.startswith(".")]
+    except OSError:  # told as a problem
+        return
+    if unread := [name for name in unread if name.lower() not in LEFT_BY_SYSTEMS]:
+        suffixes = few(sorted({PurePosixPath(name).suffix or "no suffix" for name in unread}))
+        known = ", ".join(reading.SUFFIXES)
+        noun, verb = ("file", "is") if len(unread) == 1 else ("files", "are")
+        yield f"{len(unread)} {noun} in {folder} {verb} not read ({suffixes}): suffixes are {known}."
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names, and how many more there are.
+
+    >>> few("abcde")
+    'a, b, c and 2 more'
+    """
+    every = list(names)
+    more = f" and {len(every) - FEW} more" if len(every) > FEW else ""
+    return ", ".join(every[:FEW]) + more
 
 
 def join(
@@ -215,15 +261,40 @@ def join(
 ) -> Listing:
     """Image with mask by name; names that differ in case only belong together if each has no other."""
     single_images, single_masks = _alone(images, masks), _alone(masks, images)
-    pairs = {}
+    pairs, alone = dict[str, Pair](), list[str]()
     for image_id, image in images.items():
         folded = image_id.casefold()
         near = single_masks.get(folded) if single_images.get(folded) == image_id else None
         if image_id in masks or near:
             pairs[image_id] = Pair(image, masks[near or image_id])
         else:
-            problems.append(f"The image {image} has no mask in {folder}. Restore the mask, or remove the image.")
-    return Listing(pairs, tuple(problems), images=complete)
+            alone.append(image_id)
+    used = {pair.mask for pair in pairs.values()}
+    left = [path for path in masks.values() if path not in used]
+    longer = _by_part(left) if alone else {}
+    for image_id in alone:
+        mend = "Restore the mask, or remove the image."
+        if image_id in longer:
+            mend = f"There is {longer[image_id].name}: masks must be named like their images. Rename it."
+        problems.append(f"The image {images[image_id]} has no mask in {folder}. {mend}")
+    return Listing(pairs, tuple(problems), images=complete, notes=tuple(_about_unused(left, folder)))
+
+
+def _about_unused(masks: Sequence[Path], folder: Path) -> Iterator[str]:
+    if masks:
+        noun, verb = ("mask", "has") if len(masks) == 1 else ("masks", "have")
+        yield f"{len(masks)} {noun} in {folder} {verb} no image, the first is {masks[0].name}."
+
+
+def _by_part(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by what is left of their names without what comes before or after a sign: ``a`` of ``a_mask.png``."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        stem = unicodedata.normalize("NFC", path.stem)
+        for sign in re.finditer(r"[-_. ]", stem):
+            found.setdefault(stem[: sign.start()], path)
+            found.setdefault(stem[sign.end() :], path)
+    return found
 
 
 def _alone(names: Iterable[str], others: Mapping[str, Path]) -> dict[str, str]:

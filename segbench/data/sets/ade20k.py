@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, Window, as_stored, published, voc_colours
+from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, Window, published, voc_colours
 from segbench.data.resizing import ShortSideCrop, Whole
 from segbench.data.trees import Listing, Tree, find_base, known_split, paired
 
@@ -16,6 +16,12 @@ LAYOUT = """\
   images/validation/       ADE_val_00000001.jpg ...
   annotations/validation/  ADE_val_00000001.png ...    one channel, 0 = background, 1..150"""
 VARIANTS = ("", "150", "original")
+MEND = "Masks of 0..149 and 255 were reduced by one: take those of the challenge, which hold 0..150."
+OTHERS = {
+    "index_ade20k.pkl": "the full release of ADE20K: use ADEChallengeData2016",
+    "images/ADE": "the full release of ADE20K: use ADEChallengeData2016",
+    "annotations_detectron2": "a copy made for Detectron2, its masks reduced by one: use annotations",
+}
 
 
 @lru_cache(maxsize=3)
@@ -25,12 +31,13 @@ def protocol(variant: str) -> DataProtocol:
     names, weights = tuple(facts["class_names"]), tuple(facts["class_weights"])
     images = {"val": 2000, "train": 20210}
     palette = voc_colours(len(names))
+    # 255 is none of them: it would hide masks that were reduced by one, and with them shifted classes
     if variant == "150":
         total = sum(weights[1:])
         return DataProtocol(
             id="ade20k/150",
             class_names=names[1:],
-            labels=LabelMap({0: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX} | {label + 1: label for label in range(150)}),
+            labels=LabelMap({0: IGNORE_INDEX} | {label + 1: label for label in range(150)}, mend=MEND),
             about_labels="background is ignored",
             resize=ShortSideCrop(512),
             images=images,
@@ -41,7 +48,7 @@ def protocol(variant: str) -> DataProtocol:
     return DataProtocol(
         id="ade20k/original" if original else "ade20k",
         class_names=names,
-        labels=as_stored(len(names)),
+        labels=LabelMap({label: label for label in range(len(names))}, mend=MEND),
         about_labels="background is a class",
         resize=Whole() if original else ShortSideCrop(512),
         window=Window((512, 512), (341, 341)) if original else None,
@@ -53,13 +60,13 @@ def protocol(variant: str) -> DataProtocol:
 
 def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``, which may be ``ADEChallengeData2016`` or the folder above it."""
-    base = find_base("ade20k", root, KINDS, LAYOUT, ("ADEChallengeData2016",))
+    base = find_base("ade20k", root, KINDS, LAYOUT, ("ADEChallengeData2016",), OTHERS)
     there = [split for split in FOLDERS if all((base / kind / FOLDERS[split]).is_dir() for kind in KINDS)]
 
     def listing(split: str) -> Listing:
         known_split("ade20k", split, FOLDERS)
         folder = FOLDERS[split]
         complete = protocol(variant).images[split]
-        return paired("ade20k", base / "images" / folder, base / "annotations" / folder, complete)
+        return paired(base / "images" / folder, base / "annotations" / folder, complete)
 
     return Tree(protocol(variant), base, tuple(there), listing)

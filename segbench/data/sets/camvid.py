@@ -24,6 +24,11 @@ STILLS, COLOURS = "701_StillsRaw_full", "LabeledApproved_full"
 IMAGES = {"val": 101, "train": 367, "test": 233}
 VOID = 11
 VARIANTS = ("", "original")
+OTHERS = {
+    "codes.txt": "CamVid as fastai has it, with 32 classes: use the layout of SegNet",
+    "val_labels": "CamVid as Kaggle has it, in other splits: use the layout of SegNet",
+    "class_dict.csv": "CamVid as Kaggle has it, in other splits: use the layout of SegNet",
+}
 
 # The 32 classes of the original masks, by their colour, in the 11 that are used (the grouping usual since SegNet).
 GROUPS = {
@@ -70,14 +75,14 @@ def find(root: Path | None, variant: str) -> Tree:
         if not variant:
             logging.getLogger("segbench").warning("%s has the layout of camvid/original, which is used.", base)
         return Tree(protocol("original"), base, ("val", "train", "test"), lambda split: _original(base, split))
-    base = find_base("camvid", root, ("val", "valannot"), LAYOUT)
+    base = find_base("camvid", root, ("val", "valannot"), LAYOUT, others=OTHERS)
     there = [split for split in IMAGES if (base / split).is_dir() and (base / f"{split}annot").is_dir()]
 
     def listing(split: str) -> Listing:
         known_split("camvid", split, IMAGES)
         if split not in there:
             raise DataError(f"camvid: {base} has no {split} and {split}annot.\nExpected layout:\n{LAYOUT}")
-        return paired("camvid", base / split, base / f"{split}annot", IMAGES[split])
+        return paired(base / split, base / f"{split}annot", IMAGES[split])
 
     return Tree(protocol(""), base, tuple(there), listing)
 
@@ -87,8 +92,9 @@ def _original(base: Path, split: str) -> Listing:
     problems: list[str] = []
     images = {stem: path for stem, path in by_stem(base / STILLS, problems).items() if split_of(stem) == split}
     masks = {stem.removesuffix("_L"): path for stem, path in by_stem(base / COLOURS, problems).items()}
+    masks = {image_id: path for image_id, path in masks.items() if split_of(image_id) == split}
     if not images and not problems:
-        problems.append(f"camvid/original: no image of the split {split!r} in {base / STILLS}.")
+        problems.append(f"no image of the split {split!r} in {base / STILLS}.")
     return join(images, masks, base / COLOURS, problems, IMAGES[split])
 
 

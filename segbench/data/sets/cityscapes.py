@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from segbench.data.trees import Listing, Tree, by_stem, find_base, join, known_s
 from segbench.errors import DataError
 
 SPLITS, KINDS = ("val", "train"), ("leftImg8bit", "gtFine")
+UNPACKED = tuple(f"{kind}_trainvaltest/{kind}" for kind in KINDS)  # each archive in a folder of its name
 IMAGE, MASK = "_leftImg8bit", "_gtFine_labelIds"
 LAYOUT = """\
 <data root>/                        the folder into which both archives were unpacked
@@ -18,6 +20,7 @@ LAYOUT = """\
   gtFine/val/frankfurt/       frankfurt_000000_000294_gtFine_labelIds.png ...
   leftImg8bit/train/  gtFine/train/    the same for training (class weights)"""
 VARIANTS = ("", "512x1024")
+MEND = f"Are these training ids in a file of label ids? Take *{MASK}.png as distributed, which hold 0..33."
 
 # Ids of the 19 classes in ``labelIds``; the others (0..33) are ignored.
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -27,11 +30,11 @@ IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 def protocol(variant: str) -> DataProtocol:
     """``""``: full resolution in windows; ``512x1024``: the whole picture at half resolution."""
     facts, small = published("cityscapes"), variant == "512x1024"
-    values = dict.fromkeys((*range(34), IGNORE_INDEX), IGNORE_INDEX)
+    values = dict.fromkeys(range(34), IGNORE_INDEX)
     return DataProtocol(
         id="cityscapes/512x1024" if small else "cityscapes",
         class_names=tuple(facts["class_names"]),
-        labels=LabelMap(values | {value: label for label, value in enumerate(IDS)}),
+        labels=LabelMap(values | {value: label for label, value in enumerate(IDS)}, mend=MEND),
         about_labels="34 ids to 19 classes, the others are ignored",
         resize=Resized(512, 1024) if small else Whole(),
         window=None if small else Window((1024, 1024), (768, 768)),
@@ -41,20 +44,33 @@ def protocol(variant: str) -> DataProtocol:
 
 
 def find(root: Path | None, variant: str) -> Tree:
-    """The tree at ``root``: the folder that holds ``leftImg8bit`` and ``gtFine``."""
-    base = find_base("cityscapes", root, KINDS, LAYOUT, ("cityscapes",))
-    there = [split for split in SPLITS if all((base / kind / split).is_dir() for kind in KINDS)]
-    return Tree(protocol(variant), base, tuple(there), lambda split: _listing(base, split))
+    """The tree at ``root``: the folder that holds ``leftImg8bit`` and ``gtFine``, or those of their archives."""
+    unpacked = root is not None and all(os.path.isdir(root / place) for place in UNPACKED)
+    base = root if root and unpacked else find_base("cityscapes", root, KINDS, LAYOUT, ("cityscapes",))
+    images, masks = (base / place for place in (UNPACKED if unpacked else KINDS))
+    there = [split for split in SPLITS if (images / split).is_dir() and (masks / split).is_dir()]
+    return Tree(protocol(variant), base, tuple(there), lambda split: _listing(images, masks, split))
 
 
-def _listing(base: Path, split: str) -> Listing:
+def _listing(images: Path, masks: Path, split: str) -> Listing:
     known_split("cityscapes", split, SPLITS)
     problems: list[str] = []
-    images = _by_id(base / "leftImg8bit" / split, IMAGE, problems)
-    masks = _by_id(base / "gtFine" / split, MASK, problems)
-    if not images and not problems:
-        problems.append(f"cityscapes: no images *{IMAGE}.png in the folders of {base / 'leftImg8bit' / split}.")
-    return join(images, masks, base / "gtFine" / split, problems, protocol("").images[split])
+    found = _by_id(images / split, IMAGE, problems)
+    labels = _by_id(masks / split, MASK, problems)
+    if not found and not problems:
+        problems.append(f"no images *{IMAGE}.png in the folders of {images / split}.")
+    if found and not labels and not problems:
+        return Listing({}, (_without_labels(masks / split),))
+    return join(found, labels, masks / split, problems, protocol("").images[split])
+
+
+def _without_labels(folder: Path) -> str:
+    names = (path.name.partition("_gtFine_")[2] for path in folder.glob("*/*_gtFine_*"))
+    there = ", ".join(f"*_gtFine_{ending}" for ending in sorted(set(names))) or "none of gtFine"
+    return (
+        f"no masks *{MASK}.png in the folders of {folder}, which hold {there}. "
+        "Unpack them from gtFine_trainvaltest.zip."
+    )
 
 
 def _by_id(folder: Path, ending: str, problems: list[str]) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from segbench import schemas
 from segbench.data.protocols import IGNORE_INDEX, Colour, DataProtocol, LabelMap, Window, voc_colours
 from segbench.data.resizing import Resize, Resized, ShortSide, ShortSideCrop, Whole
 from segbench.data.trees import Listing, Tree, find_base, known_split, paired
-from segbench.errors import DataError, SegbenchError
+from segbench.errors import DataError, SegbenchError, unknown_name
 
 DESCRIPTIONS = ("dataset.yaml", "dataset.yml", "dataset.json")
 CLASS_LIST = "classes.txt"
@@ -31,6 +32,10 @@ LAYOUT = """\
   images/  a.jpg  b.png ...       photographs
   masks/   a.png  b.png ...       one channel, 0..K-1, 255 = ignored
   train/images/  train/masks/     optional: the split on which class weights are counted"""
+NESTED = """\
+Name the folders of each split in dataset.yaml:
+  val: {images: images/val, masks: masks/val}
+  train: {images: images/train, masks: masks/train}"""
 VARIANTS = ("", "<name>")
 
 
@@ -44,23 +49,38 @@ def find(root: Path | None, variant: str) -> Tree:
     name: str = document.get("name", "")
     if variant not in ("", name):
         raise DataError(f"{file} describes {'folder/' + name if name else 'folder'}, not folder/{variant}.")
-    folders = {
-        split: tuple(base / document.get(split, usual)[kind] for kind in ("images", "masks"))
-        for split, usual in USUAL_FOLDERS.items()
-    }
     protocol = _protocol(document, file)
+    folders = _folders(document, base, file, protocol.id)
     there = [split for split, paths in folders.items() if all(path.is_dir() for path in paths)]
-    if "val" not in there:
-        missing = [str(path) for path in folders["val"] if not path.is_dir()]
-        raise DataError(
-            f"The data root {base} of {protocol.id!r} has no {', no '.join(missing)}.\nExpected layout:\n{LAYOUT}"
-        )
 
     def listing(split: str) -> Listing:
         known_split(protocol.id, split, folders)
-        return paired(protocol.id, *folders[split])
+        images, masks = folders[split]
+        return paired(images, masks, nested=NESTED)
 
     return Tree(protocol, base, tuple(there), listing)
+
+
+def _folders(document: Mapping[str, Any], base: Path, file: Path, dataset_id: str) -> dict[str, tuple[Path, Path]]:
+    """Images and masks of each split; those of val and those that the description names are there."""
+    found: dict[str, tuple[Path, Path]] = {}
+    for split, usual in USUAL_FOLDERS.items():
+        named = document.get(split, usual)
+        images, masks = found[split] = base / named["images"], base / named["masks"]
+        missing = [str(path) for path in (images, masks) if not path.is_dir()]
+        if missing and (split == "val" or split in document):
+            source = f", which {file.name} names as {split}" if split in document else ""
+            raise DataError(
+                f"The data root {base} of {dataset_id!r} has no {', no '.join(missing)}{source}.\n"
+                f"Expected layout:\n{LAYOUT}"
+            )
+    (val, _), (train, _) = found["val"], found["train"]
+    if train.is_dir() and train.resolve() == val.resolve():
+        raise DataError(
+            f"{file}: val and train are the same folder {val}. Give training pictures a folder of their own, or leave "
+            "train out."
+        )
+    return found
 
 
 def _base(root: Path | None) -> tuple[Path, Path]:
@@ -102,6 +122,14 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
 
+    def plain_int(self, node: Any) -> int:
+        """A whole number; not one like 010, which is 8 in YAML 1.1."""
+        text = self.construct_scalar(node)
+        if re.fullmatch(r"[-+]?0[0-9_]+", text):
+            plain = text.lstrip("+-0_") or "0"
+            raise yaml.YAMLError(f"{text} has a leading zero, so YAML takes it as octal. Write {plain}, or quote it.")
+        return int(self.construct_yaml_int(node))
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
             raise yaml.YAMLError("what is tagged as a mapping is none")
@@ -109,6 +137,9 @@ class _Loader(yaml.SafeLoader):
         if twice := [key for key, times in keys.items() if times > 1]:
             raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.plain_int)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -130,6 +161,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     document = _with_text_keys(document)
     if not isinstance(document, dict):
         raise DataError(f"The description {path} has no fields. It must at least say: classes: [sky, road, ...]")
+    fields = schemas.validator("dataset").schema["properties"]  # type: ignore[index]
+    if unknown := [key for key in document if key not in fields]:
+        raise DataError(f"The description {path} is not valid:\n  {unknown_name('field', unknown[0], fields)}")
     if wrong := schemas.problems("dataset", document):
         raise DataError(f"The description {path} is not valid:\n  " + "\n  ".join(wrong[:10]))
     return document
@@ -155,7 +189,7 @@ def _protocol(document: Mapping[str, Any], path: Path) -> DataProtocol:
         resize=_resize(document.get("resize")),
         window=_window(document.get("window"), path),
         palette=palette,
-        turned=True,
+        turned=document.get("turned", True),
     )
 
 
@@ -166,9 +200,10 @@ def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> 
         raise DataError(f"{path} has both ignore and colours: give the colours the value {IGNORE} instead.")
     ignored = dict.fromkeys(document.get("ignore", (IGNORE_INDEX,)), IGNORE_INDEX)
     if "colours" in document:
-        return LabelMap(
-            colours={_colour(key): _target(value, names, path) for key, value in document["colours"].items()}
-        )
+        colours = {_colour(key): _target(value, names, path) for key, value in document["colours"].items()}
+        if len(colours) < len(document["colours"]):
+            raise DataError(f"{path}: colours has a colour twice, in upper and in lower case. Remove one.")
+        return LabelMap(colours=colours)
     if "label_map" in document:
         mapped = {int(key): _target(value, names, path) for key, value in document["label_map"].items()}
         if too_large := [value for value in mapped if value > 65535]:
@@ -180,6 +215,8 @@ def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> 
             f"{path}: ignore has the number {clash[0]}, which is the class {names[mapped[clash[0]]]!r}. "
             f"Remove it from ignore, or write a label_map with {clash[0]}: {IGNORE}."
         )
+    if "label_map" in document:
+        return LabelMap({**ignored, **mapped}, mend=f"Correct the mask or label_map in {path.name}.")
     return LabelMap({**ignored, **mapped})
 
 

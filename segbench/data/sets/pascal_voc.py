@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +31,7 @@ or, as many people keep it, in VOC2012:
   ImageSets/Segmentation/trainaug.txt           ids, one a line"""
 
 SBD_PLACES = ("benchmark_RELEASE/dataset", "SBD/benchmark_RELEASE/dataset", "SBD/dataset", "SBD", "sbd")
+SBD_IMAGES = 8498  # of its training list
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
 VARIANTS = ("", "void-ignored")
 
@@ -54,12 +58,21 @@ def protocol(variant: str) -> DataProtocol:
 
 def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``, which may be ``VOC2012`` or one or two folders above it."""
-    base = find_base("pascal_voc", root, (LISTS,), LAYOUT, ("VOC2012", "VOCdevkit/VOC2012"))
+    if root is not None and os.path.isdir(root) and (year := _other_year(root)):
+        raise DataError(f"The data root {root} of 'pascal_voc' is {year}, another data set. Give the folder VOC2012.")
+    inside = ("VOC2012", "VOCdevkit/VOC2012")
+    base = find_base("pascal_voc", root, (LISTS,), LAYOUT, inside, accept=lambda folder: not _other_year(folder))
     sbd = _sbd(base, root or base)
     there = [split for split in ("val", "train", "trainval") if (base / LISTS / f"{split}.txt").exists()]
     there += ["sbd"] if sbd else []
     there += ["train_aug"] if sbd or _augmented_list(base) else []
     return Tree(protocol(variant), base, tuple(there), lambda split: _listing(base, sbd, split))
+
+
+def _other_year(folder: Path) -> str:
+    """The name of a folder of the challenge of another year: it has the same layout."""
+    name = os.path.basename(os.path.realpath(folder))
+    return name if re.fullmatch(r"VOC20\d\d", name) and name != "VOC2012" else ""
 
 
 def _listing(base: Path, sbd: Path | None, split: str) -> Listing:
@@ -72,7 +85,7 @@ def _listing(base: Path, sbd: Path | None, split: str) -> Listing:
         ids = read_ids(source, LAYOUT)
         images, masks = (by_stem(folder, problems) for folder in folders)
         found = listed(ids, source, images, masks, folders, problems, protocol("").images[split])
-    return found if split == "val" else _without_val(found, base)
+    return found if split == "val" else _without_val(found, base, split)
 
 
 def _sbd_listing(base: Path, sbd: Path | None, split: str) -> Listing:
@@ -98,17 +111,21 @@ def _sbd_listing(base: Path, sbd: Path | None, split: str) -> Listing:
     for folder in folders:
         masks = by_stem(folder, problems, (".png", ".mat")) | masks
     shown = (base / "JPEGImages", folders[-1] if folders else base / "SegmentationClassAug")
-    return listed(ids, source, images, masks, shown, problems)
+    return listed(ids, source, images, masks, shown, problems, SBD_IMAGES if split == "sbd" else None)
 
 
-def _without_val(found: Listing, base: Path) -> Listing:
+def _without_val(found: Listing, base: Path, split: str) -> Listing:
     """Training ids that are in VOC's validation list are left out: SBD and trainval share images with it."""
+    path = base / LISTS / "val.txt"
+    if not path.exists() and split == "train":  # VOC's own, which shares none
+        return found
     try:
-        val = set(read_ids(base / LISTS / "val.txt", LAYOUT)) if (base / LISTS / "val.txt").exists() else set()
+        if not path.exists():
+            raise DataError(f"{path} is missing: without it images of val cannot be left out of training. Restore it.")
+        val = set(read_ids(path, LAYOUT))
     except DataError as error:  # told with whatever else is wrong
-        return Listing(found.pairs, (*found.problems, str(error)), images=found.images)
-    leaks = tuple(sorted(image_id for image_id in found.pairs if image_id in val))
-    return Listing(found.pairs, found.problems, leaks, found.images)
+        return replace(found, problems=(*found.problems, str(error)))
+    return replace(found, leaks=tuple(sorted(image_id for image_id in found.pairs if image_id in val)))
 
 
 def _sbd(base: Path, root: Path) -> Path | None:
