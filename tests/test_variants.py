@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from torch import nn
 
+import segbench
 from segbench import content, entries
 from segbench.files import sha256_file
 from tests import samples
@@ -94,3 +97,20 @@ def test_an_entry_at_another_depth_is_told_where_it_belongs(root, cli):
     for place in ((), (str(root / "entries"),)):
         code, out, err = cli("validate", *place)
         assert (code, f"belongs at entries/sea-v1/shapes-edges-ignored/{MODEL}.json" in out + err) == (1, True)
+
+
+def test_a_reduced_copy_is_said_and_unofficial(tmp_path, caplog):
+    """Cityscapes at half its size has all its images, but gives other numbers."""
+    for folder, name in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        path = tmp_path / "data" / folder / "val" / "ulm"
+        path.mkdir(parents=True)
+        for number in range(2):
+            mode = "RGB" if folder == "leftImg8bit" else "L"
+            Image.new(mode, (32, 16), 7 if mode == "L" else (1, 2, 3)).save(path / f"ulm_{number}_0_{name}.png")
+    data = segbench.load_dataset("cityscapes", tmp_path / "data")
+    assert "pictures of 32x16 instead of 2048x1024 pixels. An entry measured on them is unofficial" in caplog.text
+    entry = segbench.evaluate(
+        nn.Conv2d(3, 19, 1), data, eps=[4, 8, 12], iterations=1, out=tmp_path / "run", progress=False
+    ).entry()
+    assert "pictures of 32x16 instead of 2048x1024 pixels" in entry["protocol"]["deviations"]
+    assert "2 of 500 images" in entry["protocol"]["deviations"]

@@ -60,6 +60,7 @@ class SegmentationDataset:
         window: how models are applied to large pictures; None for the whole picture at once.
         palette: class colours for pictures; index = label.
         files: where the images come from files.
+        other_size: how the stored pictures differ in size from those that the id means, in words; empty if they do not.
         left_out: ids of training images that are also in the validation split; they are not in ``image_ids``.
     """
 
@@ -75,6 +76,7 @@ class SegmentationDataset:
     window: Window | None = None
     palette: tuple[Colour, ...] = ()
     files: Files | None = None
+    other_size: str = ""
     left_out: tuple[str, ...] = ()
 
     @property

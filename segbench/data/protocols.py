@@ -147,6 +147,7 @@ class DataProtocol:
         images: split to the number of images it has when it is complete, where that is known.
         class_weights: published weights of `mce_bal`; None to count them on the training split.
         palette: class colours for pictures; index = label.
+        stored: height and width of every stored picture in pixels, where all have one; another size is a reduced copy.
         turned: pictures are turned as their EXIF orientation says (as viewers and labelling tools do).
     """
 
@@ -159,6 +160,7 @@ class DataProtocol:
     images: Mapping[str, int] = field(default_factory=dict)
     class_weights: tuple[float, ...] | None = None
     palette: tuple[Colour, ...] = ()
+    stored: tuple[int, int] | None = None
     turned: bool = False
 
     @property

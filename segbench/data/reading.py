@@ -45,6 +45,16 @@ def read_turned_image(path: Path) -> Image.Image:
         return _rgb(ImageOps.exif_transpose(image) if is_turned(image) else image, path)
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, without unpacking it.
+
+    Raises:
+        DataError: not an image, damaged, or too large.
+    """
+    with _opened(path, "image") as image:
+        return image.height, image.width
+
+
 def is_turned(image: Image.Image) -> bool:
     """Whether a picture carries an EXIF orientation that turns or mirrors it."""
     return image.getexif().get(ORIENTATION, 1) not in (0, 1)

@@ -55,6 +55,7 @@ def describe(
             "split": used.split,
             "images": len(used),
             "available": data.complete or len(data),  # a partial copy is not official, nor is one with other images
+            "other_size": used.other_size,
             "num_classes": used.num_classes,
             "fingerprint": identity["fingerprint"],
             "class_weights_from": source,

@@ -121,6 +121,8 @@ def deviations(
         found.append(f"{protocol['iterations']} iterations instead of {official.iterations}")
     if dataset["images"] != dataset["available"]:
         found.append(f"{dataset['images']} of {dataset['available']} images")
+    if other_size := dataset.get("other_size"):
+        found.append(f"pictures of {other_size} pixels")
     if dataset["split"] != "val":
         found.append(f"the {dataset['split']} split")
     if dataset["class_weights_from"] not in ("training split", "published values"):

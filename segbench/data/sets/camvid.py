@@ -63,6 +63,7 @@ def protocol(variant: str) -> DataProtocol:
         labels=labels,
         about_labels=about,
         images=IMAGES,
+        stored=(720, 960) if variant else (360, 480),
         palette=tuple(GROUPS[name][0] for name in names),
     )
 

@@ -39,6 +39,7 @@ def protocol(variant: str) -> DataProtocol:
         resize=Resized(512, 1024) if small else Whole(),
         window=None if small else Window((1024, 1024), (768, 768)),
         images={"val": 500, "train": 2975},
+        stored=(1024, 2048),
         palette=tuple((red, green, blue) for red, green, blue in facts["palette"]),
     )
 
