@@ -70,7 +70,7 @@ def test_a_good_tree_has_no_problems(cli, camvid):
     assert "partial: 8 of 101 images; an entry measured on it is unofficial" in out
     assert "partial: 3 of 367 images." in out
     assert "problem," not in out
-    assert err == "No problems, 2 notes. Images with masks: 8 of val, 3 of train.\n"
+    assert err == "No problems, 4 notes. Images with masks: 8 of val, 3 of train.\n"
 
 
 def test_all_problems_are_told_in_one_run(cli, camvid):
@@ -124,7 +124,8 @@ def test_problems_as_json_name_file_and_split(cli, camvid):
     assert found["splits"]["val"] == {"images": 8, "complete": 101, "left_out": 0}
     assert found["splits"]["train"]["images"] == 2
     assert [each["text"] for each in found["notes"] if each["split"] == "val"] == [
-        "partial: 8 of 101 images; an entry measured on it is unofficial."
+        "partial: 8 of 101 images; an entry measured on it is unofficial.",
+        "pictures of 16x12 instead of 480x360 pixels: a reduced copy; an entry measured on it is unofficial.",
     ]
 
 

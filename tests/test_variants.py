@@ -11,6 +11,8 @@ from torch import nn
 
 import segbench
 from segbench import content, entries
+from segbench.data import checking
+from segbench.data.catalogue import open_tree
 from segbench.files import sha256_file
 from tests import samples
 
@@ -109,6 +111,8 @@ def test_a_reduced_copy_is_said_and_unofficial(tmp_path, caplog):
             Image.new(mode, (32, 16), 7 if mode == "L" else (1, 2, 3)).save(path / f"ulm_{number}_0_{name}.png")
     data = segbench.load_dataset("cityscapes", tmp_path / "data")
     assert "pictures of 32x16 instead of 2048x1024 pixels. An entry measured on them is unofficial" in caplog.text
+    notes = [note.text for note in checking.check(open_tree("cityscapes", tmp_path / "data")).notes]
+    assert any("pictures of 32x16 instead of 2048x1024 pixels: a reduced copy" in note for note in notes)
     entry = segbench.evaluate(
         nn.Conv2d(3, 19, 1), data, eps=[4, 8, 12], iterations=1, out=tmp_path / "run", progress=False
     ).entry()

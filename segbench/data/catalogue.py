@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segbench.data import reading, weights
+from segbench.data import weights
 from segbench.data.dataset import SegmentationDataset
 from segbench.data.protocols import DataProtocol
 from segbench.data.sets import ade20k, camvid, cityscapes, folder, pascal_voc, shapes
-from segbench.data.trees import Pair, PairedFiles, Tree
+from segbench.data.trees import PairedFiles, Tree, other_size
 from segbench.errors import DataError, UnknownNameError, unknown_name
 
 Report = Callable[[], None]  # called after each image
@@ -181,7 +181,7 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
         window=protocol.window,
         palette=protocol.palette,
         files=files,
-        other_size=_other_size(protocol, used),
+        other_size=other_size(protocol, used),
         left_out=left_out,
     )
     log = logging.getLogger("segbench")
@@ -198,20 +198,6 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
             protocol.id, len(left_out), len(listing.pairs), split, left_out[0],
         )  # fmt: skip
     return data
-
-
-def _other_size(protocol: DataProtocol, pairs: Mapping[str, Pair]) -> str:
-    """How the first or the last picture differs from the stored size of the id: copies are reduced as a whole."""
-    if protocol.stored is None:
-        return ""
-    for image_id in (min(pairs), max(pairs)):
-        try:
-            found = reading.read_size(pairs[image_id].image)
-        except DataError:  # told when it is read
-            continue
-        if found != protocol.stored:
-            return " instead of ".join(f"{width}x{height}" for height, width in (found, protocol.stored))
-    return ""
 
 
 def class_weights(

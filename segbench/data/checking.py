@@ -17,7 +17,7 @@ from segbench.data.dataset import Labels
 from segbench.data.parallel import in_order
 from segbench.data.protocols import IGNORE_INDEX, as_stored
 from segbench.data.sets import shapes
-from segbench.data.trees import Listing, Pair, PairedFiles, Tree, few
+from segbench.data.trees import Listing, Pair, PairedFiles, Tree, few, other_size
 from segbench.errors import DataError
 from segbench.files import sha256_file
 
@@ -98,6 +98,9 @@ def check(tree: Tree, report: Report = lambda what, done, total: None) -> Findin
             problems = listing.problems
             found.splits[split] = SplitSize(len(listing.pairs), listing.images, len(listing.leaks))
             found.notes += _about_number(split, listing)
+            if listing.pairs and (size := other_size(tree.protocol, listing.pairs)):
+                text = f"pictures of {size} pixels: a reduced copy; an entry measured on it is unofficial."
+                found.notes.append(Finding(split, text))
             found.notes += [Finding(split, text) for text in listing.notes if text not in told]
             told |= set(listing.notes)
         found.problems += [Finding(split, text) for text in problems if text not in told]

@@ -145,6 +145,20 @@ class PairedFiles:
             raise DataError(f"{self.where(image_id)}: {error}") from error
 
 
+def other_size(protocol: DataProtocol, pairs: Mapping[str, Pair]) -> str:
+    """How the first or the last picture differs from the stored size of the id: copies are reduced as a whole."""
+    if protocol.stored is None:
+        return ""
+    for image_id in (min(pairs), max(pairs)):
+        try:
+            found = reading.read_size(pairs[image_id].image)
+        except DataError:  # told when it is read
+            continue
+        if found != protocol.stored:
+            return " instead of ".join(f"{width}x{height}" for height, width in (found, protocol.stored))
+    return ""
+
+
 def find_base(
     dataset_id: str, root: Path | None, needed: Sequence[str], layout: str, inside: Sequence[str] = (),
     others: Mapping[str, str] = {}, accept: Callable[[Path], bool] = lambda folder: True,
