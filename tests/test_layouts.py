@@ -14,9 +14,10 @@ from PIL import Image
 
 import segbench
 from segbench.data.catalogue import FAMILIES, open_tree
+from segbench.data.folders import join, read_ids
 from segbench.data.reading import ORIENTATION
 from segbench.data.sets import ade20k, camvid, cityscapes, pascal_voc
-from segbench.data.trees import Pair, join, read_ids
+from segbench.data.trees import Pair
 from segbench.errors import DataError
 
 RNG = np.random.default_rng(0)

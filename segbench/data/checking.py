@@ -14,10 +14,11 @@ from PIL import Image
 
 from segbench.data import reading
 from segbench.data.dataset import Labels
+from segbench.data.folders import few
 from segbench.data.parallel import in_order
 from segbench.data.protocols import IGNORE_INDEX, as_stored
 from segbench.data.sets import shapes
-from segbench.data.trees import Listing, Pair, PairedFiles, Tree, few, other_size
+from segbench.data.trees import Listing, Pair, PairedFiles, Tree, other_size
 from segbench.errors import DataError
 from segbench.files import sha256_file
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from segbench.data.folders import find_base, known_split, paired
 from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, Window, published, voc_colours
 from segbench.data.resizing import ShortSideCrop, Whole
-from segbench.data.trees import Listing, Tree, find_base, known_split, paired
+from segbench.data.trees import Listing, Tree
 
 KINDS = ("images", "annotations")
 FOLDERS = {"val": "validation", "train": "training"}

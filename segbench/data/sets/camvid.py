@@ -8,8 +8,9 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from segbench.data.folders import by_stem, find_base, join, known_split, paired
 from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, published
-from segbench.data.trees import Listing, Tree, by_stem, find_base, join, known_split, paired
+from segbench.data.trees import Listing, Tree
 from segbench.errors import DataError
 
 LAYOUT = """\

@@ -6,9 +6,10 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from segbench.data.folders import by_stem, find_base, join, known_split
 from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, Window, published
 from segbench.data.resizing import Resized, Whole
-from segbench.data.trees import Listing, Tree, by_stem, find_base, join, known_split
+from segbench.data.trees import Listing, Tree
 from segbench.errors import DataError
 
 SPLITS, KINDS = ("val", "train"), ("leftImg8bit", "gtFine")

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from segbench import schemas
+from segbench.data.folders import find_base, known_split, paired
 from segbench.data.protocols import IGNORE_INDEX, Colour, DataProtocol, LabelMap, Window, voc_colours
 from segbench.data.resizing import Resize, Resized, ShortSide, ShortSideCrop, Whole
-from segbench.data.trees import Listing, Tree, find_base, known_split, paired
+from segbench.data.trees import Listing, Tree
 from segbench.errors import DataError, SegbenchError, unknown_name
 
 DESCRIPTIONS = ("dataset.yaml", "dataset.yml", "dataset.json")

@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from segbench.data.folders import by_stem, find_base, known_split, listed, read_ids
 from segbench.data.protocols import IGNORE_INDEX, DataProtocol, LabelMap, published, voc_colours
 from segbench.data.resizing import ShortSideCrop
-from segbench.data.trees import Listing, Tree, by_stem, find_base, known_split, listed, read_ids
+from segbench.data.trees import Listing, Tree
 from segbench.errors import DataError
 
 LISTS = "ImageSets/Segmentation"
