@@ -21,6 +21,7 @@ class ModelCard:
     Attributes:
         id: ``<method>_<backbone>_<dataset>``.
         architecture: ``{"name", "arguments"}`` for `segbench.models.architectures.build`.
+        backbone: in the words of its paper; None if it has none, or nobody said.
         sources: where the weights are, tried in order: ``package`` {file} beside the card, ``hub`` {repo, revision,
             file}, ``url`` {url}; none if the weights are not published.
         sha256: of the weights file; None while nobody has pinned it.
@@ -33,6 +34,7 @@ class ModelCard:
     id: str
     title: str
     architecture: dict[str, Any]
+    backbone: str | None
     dataset: str
     num_classes: int
     parameters: int | None

@@ -184,27 +184,53 @@ def _smallest_ratio(intersection: IntArray, union: IntArray) -> npt.NDArray[np.f
         p, q = np.where(lower, new_p, p), np.where(lower, new_q, q)
 
 
-def bootstrap_intervals(
-    aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
-) -> Intervals:
-    """Percentile intervals over resampled images, the choice of candidates held fixed.
+class Replicates(NamedTuple):
+    """Scores of bootstrap samples of the images, each (R,) in [0,1].
+
+    Two models that were measured on the same images in the same order, with the same seed, see the same samples: their
+    replicates may be subtracted one by one (a paired bootstrap).
+    """
+
+    aacc: npt.NDArray[np.float64]
+    miou: npt.NDArray[np.float64]
+
+
+def bootstrap(aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamples: int = 1000) -> Replicates:
+    """Scores over resampled images, the choice of candidates held fixed.
 
     Args:
         aacc_counts: counts for aAcc.
         miou_counts: counts for mIoU.
         seed: of the resampling.
-        resamples: number of bootstrap samples.
-        level: coverage in (0,1).
+        resamples: R, number of bootstrap samples.
     """
     n = aacc_counts.num_images
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
     correct, valid = draws @ aacc_counts.correct, draws @ aacc_counts.target.sum(axis=1)
-    accuracies = correct / np.maximum(valid, 1)
     mious = _mious((draws @ miou_counts.intersection).astype(np.int64), (draws @ miou_counts.union).astype(np.int64))
+    return Replicates(correct / np.maximum(valid, 1), mious)
+
+
+def bootstrap_intervals(
+    aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> Intervals:
+    """Percentile intervals of `bootstrap`; ``level`` is the coverage in (0,1)."""
+    found = bootstrap(aacc_counts, miou_counts, seed=seed, resamples=resamples)
+    return Intervals(interval(found.aacc, level), interval(found.miou, level))
+
+
+def interval(values: npt.NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of replicates."""
     tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
-    def ends(values: npt.NDArray[Any]) -> tuple[float, float]:
-        low, high = np.quantile(values, [tail, 1 - tail])
-        return float(low), float(high)
 
-    return Intervals(ends(accuracies), ends(mious))
+def better(one: npt.NDArray[np.floating[Any]], others: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Which of ``others`` (M,R) are above ``one`` (R,) beyond doubt: in 97.5% of the paired bootstrap samples.
+
+    >>> better(np.array([0.5, 0.6]), np.array([[0.6, 0.7], [0.5, 0.9], [0.4, 0.5]])).tolist()
+    [True, False, False]
+    """
+    above: npt.NDArray[np.bool_] = (others > one).mean(axis=1) >= 0.975
+    return above

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.cli import main
+from segbench.entries import placement
 
 torch.set_num_threads(1)
 
@@ -25,6 +26,12 @@ GOLDEN = Path(__file__).parent / "golden"
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests download or count is not remembered on the machine."""
     os.environ["SEGBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests make entries of data sets of their own, which are held to each other instead of the known labels."""
+    monkeypatch.setattr(placement, "LABELS", {})
 
 
 @pytest.fixture(scope="session")

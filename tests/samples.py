@@ -36,6 +36,7 @@ def card(model_id: str, dataset: str = "shapes", **changes: Any) -> dict[str, An
         "id": model_id,
         "title": f"Model {model_id}",
         "architecture": {"name": "upernet_convnext", "arguments": {}},
+        "backbone": "ConvNeXt-mini",
         "dataset": dataset,
         "num_classes": NUM_CLASSES,
         "parameters": 104744,

@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from segbench import cards, content, entries, evidence, schemas
 from segbench.cli.zoo import print_scores
 from segbench.counts import Counts
+from segbench.data import load_dataset
+from segbench.entries import placement
+from segbench.entries.placement import LABELS
 from segbench.errors import ContentError, UnknownNameError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
 from segbench.files import sha256_bytes
@@ -142,10 +145,24 @@ FORGERIES: dict[str, tuple[Edit, str]] = {
     "path in the evidence": (put("evidence", "file", value="../x.parquet"), r"evidence\.file: .* does not match"),
     "http": (
         put("paper", value=paper("http://x.org")),
-        r"paper\.url: .* does not match",
+        r"paper\.url: .* is not an https:// link",
     ),
     "date": (put("claim", "date", value="31.1.2026"), r"claim\.date: .* does not match"),
     "tier": (put("claim", "tier", value="official"), r"claim\.tier: 'official' is not one of"),
+    "tier that a record gives": (put("claim", "tier", value="reproduced"), r"claim\.tier: 'reproduced' is not one of"),
+    "source": (put("claim", "source", value="A paper"), r"claim\.source is for reported numbers: set it to null"),
+    "reported with evidence": (
+        lambda entry: entry["claim"].update(tier="reported", source="A paper"),
+        r"claim\.tier is 'reported', but evidence, run or protocol\.official is that of a run: say 'checked'",
+    ),
+    "seed left out": (put("protocol", "seed", value=None), r"protocol\.seed is null: only reported entries"),
+    "weights left out": (put("model", "weights_sha256", value=None), r"model\.weights_sha256 is null: only reported"),
+    "history": (put("history", value=[{"date": "2026-02-31", "text": "A day that is none."}]), r"history\.0\.date"),
+    "huge number": (put("run", "seconds", value=1e308), r"run\.seconds: 1e\+308 is greater than the maximum"),
+    "title of 100 kB": (put("model", "title", value="x" * 100_000), r"model\.title: .*is too long"),
+    "link with a user name": (put("paper", value=paper("https://good.org@evil.org/")), r"paper\.url: .* is not an"),
+    "link that ends an attribute": (put("paper", value=paper("https://x.org/\"onclick=1")), r"paper\.url: .* is not"),
+    "script for a link": (put("paper", value=paper("javascript:alert(1)")), r"paper\.url: .* is not an https:// link"),
     "other version": (put("schema_version", value=2), r"schema_version: 1 was expected"),
 }  # fmt: skip
 
@@ -233,11 +250,44 @@ def test_a_run_directory_has_no_path_card_or_fingerprint_to_agree_with(tmp_path:
     assert entries.validate_entry(tmp_path / f"{MODEL}.json", published=False) == []
 
 
-def test_a_data_set_without_known_fingerprint_is_named(tmp_path: Path) -> None:
-    path = samples.publish(samples.checkout(tmp_path), MODEL, dataset="camvid")
-    (found,) = problems(path)
-    assert "fingerprint of camvid is not known" in found
-    assert "add it to FINGERPRINTS" in found
+def test_the_first_entry_of_a_data_set_is_what_later_ones_are_held_to(tmp_path: Path) -> None:
+    """Nobody has pinned the fingerprint of CamVid."""
+    root = samples.checkout(tmp_path)
+    first = samples.publish(root, MODEL, dataset="camvid")
+    assert problems(first) == []
+    later = samples.publish(root, OTHER, dataset="camvid")
+    assert problems(later) == []
+    entry = json.loads(later.read_text()) | {"claim": json.loads(later.read_text())["claim"] | {"date": "2026-02-01"}}
+    entry["dataset"]["fingerprint"] = "e" * 64
+    samples.write_json(later, entry)
+    assert any(f"known {MODEL}.json has ffff" in text or f"{MODEL}.json has ffff" in text for text in problems(later))
+
+
+def test_other_images_or_labels_than_the_known_ones_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = samples.publish(samples.checkout(tmp_path), MODEL)
+    found = evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="f")
+    monkeypatch.setattr(placement, "LABELS", {"shapes": placement.labels_digest(found)})
+    assert problems(path) == []
+
+    def fewer(found: Evidence) -> Evidence:
+        rows = np.arange(5)
+        groups = {
+            key: Group(group.image_ids[:5], group.counts.take(rows[: len(group.image_ids)]))
+            for key, group in found.groups.items()
+        }
+        return Evidence(groups, {**found.metadata, "dataset": {**found.metadata["dataset"], "available": 5}})
+
+    entry = json.loads(path.read_text())
+    entry["dataset"]["images"] = 5
+    samples.write_json(path, entry)
+    assert any("images are missing, or labels were changed" in text for text in rewrite(path, fewer))
+
+
+def test_the_shipped_evidence_has_the_known_labels() -> None:
+    path = content.folder("entries") / "sea-v1" / "shapes" / f"{MODEL}.parquet"
+    found = evidence.from_bytes(path.read_bytes(), source="f")
+    assert LABELS["shapes"] == placement.labels_digest(found)
+    assert found.groups[CLEAN].image_ids == load_dataset("shapes").image_ids
 
 
 def test_an_entry_without_card_is_named(entry_path: Path) -> None:
@@ -259,7 +309,12 @@ def test_a_card_of_other_weights_is_named(entry_path: Path) -> None:
 
 def test_a_reported_entry_needs_no_evidence(entry_path: Path) -> None:
     entry = json.loads(entry_path.read_text())
-    entry["evidence"], entry["claim"]["tier"] = None, "reported"
+    entry["evidence"], entry["run"], entry["claim"]["tier"] = None, None, "reported"
+    entry["protocol"].update(official=False, deviations=["of a paper"])
+    samples.write_json(entry_path, entry)
+    (text,) = problems(entry_path)
+    assert "claim.source is null: a reported entry says where its numbers were published" in text
+    entry["claim"]["source"] = "A paper, Table 2"
     samples.write_json(entry_path, entry)
     assert problems(entry_path) == []
 
@@ -564,7 +619,8 @@ def beside(path: Path) -> list[Path]:
 def test_every_shipped_file_belongs_to_a_card_or_an_entry() -> None:
     used = {*cards.card_paths(), *entries.entry_paths()}
     used |= {weights for path in cards.card_paths() for weights in beside(path)}
-    used |= {path.with_suffix(".parquet") for path in entries.entry_paths()}
+    used |= {path.with_suffix(".parquet") for path in entries.entry_paths() if entries.read_entry(path)["evidence"]}
+    used |= {file for path in entries.addition_paths() for file in (path, path.with_suffix(".parquet"))}
     there = {path for name in ("model_zoo", "entries") for path in content.folder(name).rglob("*") if path.is_file()}
     assert there == used
 
@@ -605,8 +661,8 @@ def test_a_card_survives_the_round_trip(tmp_path: Path) -> None:
         ({"sources": [{"type": "package", "file": "x.bin"}]}, r"sources\.0\.file: .* is not a file beside"),
         ({"sources": [{"type": "pickle", "file": "x.safetensors"}]}, r"sources\.0\.type: 'pickle' is not one of"),
         ({"sources": [{"type": "package"}]}, r"sources\.0: 'file' is a required property"),
-        ({"paper": paper("http://x.org")}, r"paper\.url: 'http://x.org' does not match"),
-        ({"paper": paper("javascript:alert(1)")}, r"paper\.url: .* does not match"),
+        ({"paper": paper("http://x.org")}, r"paper\.url: 'http://x.org' is not an https:// link"),
+        ({"paper": paper("javascript:alert(1)")}, r"paper\.url: .* is not an https:// link"),
     ],
 )  # fmt: skip
 def test_a_bad_card_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -691,7 +747,7 @@ def test_reported_entries_need_no_evidence_and_leave_out_what_papers_do_not_say(
 
 
 def test_a_reworded_flag_keeps_an_entry_valid(tmp_path: Path) -> None:
-    path = entries.entry_paths()[0]
+    path = content.folder("entries") / "sea-v1" / "shapes" / f"{MODEL}.json"
     entry = json.loads(path.read_text("utf-8"))
     entry["flags"][0]["message"] = "Said in other words."
     samples.write_json(tmp_path / path.name, entry)

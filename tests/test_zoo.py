@@ -29,6 +29,8 @@ CARDS = cards.list_models()
 def test_a_card_builds_what_it_says(card):
     assert card.num_classes == CLASSES[card.dataset]
     assert card.preprocessing
+    if not card.sources and card.architecture["name"] not in ARCHITECTURES:
+        return  # the code of a model without published weights need not be ours
     with torch.device("meta"):
         module = ARCHITECTURES[card.architecture["name"]](
             num_classes=card.num_classes, **card.architecture["arguments"]
@@ -38,12 +40,13 @@ def test_a_card_builds_what_it_says(card):
     assert card.parameters == found or card.id in (
         "ddcat_resnet50_voc",
         "at_resnet50_voc",
+        "clean_convnext_t_voc",
     )  # their stem is not published
 
 
 def test_every_published_row_has_a_card_and_the_released_ones_a_source():
     published = [card for card in CARDS if card.dataset in ("pascal_voc", "ade20k")]
-    assert len(published) == 20
+    assert len(published) == 21
     assert {card.id for card in published if card.sources} == RELEASED
     for card in published:
         assert card.paper["url"].startswith("https://arxiv.org/abs/")
@@ -55,7 +58,8 @@ def test_every_published_row_has_a_card_and_the_released_ones_a_source():
 def test_the_cards_say_what_was_published():
     """tests/golden/published.json: the rows of Tables 2, 3 and 6 of arXiv 2306.12941v2 that a card repeats."""
     rows = json.loads((ROOT / "tests" / "golden" / "published.json").read_text())
-    assert {row["id"] for row in rows} == {card.id for card in CARDS if card.dataset != "shapes"}
+    only_table_1 = {"clean_convnext_t_voc"}
+    assert {row["id"] for row in rows} | only_table_1 == {card.id for card in CARDS if card.dataset != "shapes"}
     for row in rows:
         card = segbench.get_card(row["id"])
         training = card.training
@@ -68,6 +72,7 @@ def test_the_cards_say_what_was_published():
         assert card.expected["aacc"] == (row["aacc"] and pytest.approx(row["aacc"] / 100, abs=1e-9)), card.id
         assert card.title.startswith(row["architecture"]), card.id
         assert row["backbone"].partition("+")[0] in card.title, card.id
+        assert row["backbone"] == card.backbone, card.id
 
 
 def test_filters():
@@ -248,4 +253,4 @@ def test_the_table_of_models_in_the_readme_is_made_from_the_cards():
     assert text.split(start)[1].split(end)[0].strip() == leaderboard.models_table(CARDS)
     for card in CARDS:
         assert (f"`{card.id}`" in text) >= bool(card.sources)
-    assert "15 more models have a card" in text
+    assert "16 more models have a card" in text

@@ -125,6 +125,17 @@ def overview() -> list[dict[str, Any]]:
     return rows
 
 
+def class_names(dataset_id: str) -> tuple[str, ...] | None:
+    """The names of the classes, index = label; None where only a folder's description, or nobody, knows them."""
+    name, _, variant = dataset_id.partition("/")
+    if dataset_id == EMBEDDED:
+        return shapes.CLASS_NAMES
+    family = FAMILIES.get(name)
+    if family is None or family.protocol is None or variant not in family.variants:
+        return None
+    return family.protocol(variant).class_names
+
+
 def load_dataset(
     dataset_id: str, root: str | Path | None = None, *, split: str = "val", keep_leaks: bool = False
 ) -> SegmentationDataset:

@@ -8,6 +8,8 @@ from typing import Any
 
 from segbench import content, schemas
 from segbench.cards import ModelCard
+from segbench.entries.additions import kind_of
+from segbench.entries.reading import read_document
 from segbench.entries.scores import deviations, recompute, reliability
 from segbench.errors import ContentError
 from segbench.evidence import Evidence
@@ -66,7 +68,8 @@ def build(
         "flags": reliability(found, scores),
         "evidence": {"file": evidence_name, "sha256": sha256_bytes(evidence_bytes)},
         "run": dict(run),
-        "claim": {"tier": "checked", "submitter": submitter, "date": date},
+        "claim": {"tier": "checked", "submitter": submitter, "date": date, "source": None},
+        "history": [],
     }
     if wrong := schemas.problems("entry", entry):
         raise ContentError("The entry does not fit its schema:\n  " + "\n  ".join(wrong[:10]))
@@ -75,6 +78,15 @@ def build(
 
 def entry_paths(root: Path | None = None) -> list[Path]:
     """All entry files, sorted; the installed ones by default. Those at a wrong depth are there to be told."""
+    return [path for path in _documents(root) if kind_of(path) is None]
+
+
+def addition_paths(root: Path | None = None) -> list[Path]:
+    """All external evaluations and reproductions, sorted; the installed ones by default."""
+    return [path for path in _documents(root) if kind_of(path) is not None]
+
+
+def _documents(root: Path | None) -> list[Path]:
     return sorted((root or content.folder("entries")).rglob("*.json"))
 
 
@@ -94,11 +106,4 @@ def read_entry(path: Path) -> dict[str, Any]:
     Raises:
         ContentError: missing, not JSON, or against the schema.
     """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContentError(f"Cannot read the entry {path}: {error}") from error
-    entry: dict[str, Any] = schemas.parse(text, source=str(path))
-    if wrong := schemas.problems("entry", entry):
-        raise ContentError(f"The entry {path} is not valid:\n  " + "\n  ".join(wrong[:10]))
-    return entry
+    return read_document("entry", path)

@@ -1,27 +1,28 @@
-"""Checks an entry: schema, meaning, place, and every number against the evidence."""
+"""Checks an entry and what lies beside it: schema, meaning, place, and every number against the evidence."""
 
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segbench import cards, content, evidence
+from segbench.entries import additions
 from segbench.entries.document import read_entry
-from segbench.entries.scores import recompute, reliability
-from segbench.errors import ContentError
-from segbench.evidence import CHECK_LOSS, CLEAN
-from segbench.files import sha256_bytes
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, Protocol, digest_of
+from segbench.entries.placement import placement, same_images
+from segbench.entries.reading import MAX_EVIDENCE_BYTES, read_evidence
+from segbench.entries.recomputation import TOLERANCE, against_evidence, evidence_of, identity_problems
+from segbench.errors import ContentError, SegbenchError
+from segbench.evidence import Evidence
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, TOLERANCES, Protocol
 
-# SHA-256 of the data as a model sees it (`SegmentationDataset.fingerprint`), for data that is the same everywhere.
-FINGERPRINTS: Mapping[str, str] = {
-    "shapes": "2e52644c808c020aa73ecc72d855a4de60a4630d4b0638cc0dda4c7de67b6eb3",
+# What only a run of segbench knows; a reported entry has none of it.
+OF_A_RUN = {
+    "protocol": ("digest", "seed", "iterations", "search_seed", "search_orders"),
+    "model": ("weights_sha256",),
+    "dataset": ("fingerprint", "class_weights_from", "preprocessing"),
+    "clean": ("aacc", "macc"),
 }
-TOLERANCE = 1e-9
-PROBE_CHECKS = {"deterministic", "logits", "eval_mode"}  # what `segbench.engine.checks.probe` stores
 
 
 def validate_entry(path: Path, *, published: bool) -> list[str]:
@@ -29,38 +30,162 @@ def validate_entry(path: Path, *, published: bool) -> list[str]:
 
     Args:
         path: the entry; its evidence lies beside it.
-        published: it lies in ``entries/<protocol>/<dataset>/``: path, card and fingerprint must agree too.
+        published: it lies in ``entries/<protocol>/<dataset>/``: path, card and data set must agree too.
     """
     try:
         entry = read_entry(path)
     except ContentError as error:
         return [str(error)]
-    found = _semantics(entry)
+    wrong = _tier(entry)
+    found = _semantics(entry) + wrong
     if published:
-        found += _placement(path, entry)
-    if entry["claim"]["tier"] == "reproduced":
-        found.append("claim.tier is 'reproduced': only a reproduction by the maintainers raises it. Say 'checked'.")
-    if entry["claim"]["tier"] != "reported" and entry["run"] is None:
-        found.append(f"run is null: a {entry['claim']['tier']} entry says how it was made.")
-    if entry["evidence"] is None:
-        if entry["claim"]["tier"] != "reported":
-            found.append(
-                f"claim.tier is {entry['claim']['tier']!r} without evidence: add the Parquet file, or say 'reported'."
-            )
-        return [f"{path}: {text}" for text in found]
-    try:
-        found += _against_evidence(path, entry)
-    except ContentError as error:
-        found.append(str(error))
+        found += placement(path, entry)
+    if entry["evidence"] is not None and not wrong:
+        try:
+            found += _with_evidence(path, entry, published=published)
+        except ContentError as error:
+            found.append(str(error))
     return [f"{path}: {text}" for text in found]
 
 
-def _semantics(entry: Mapping[str, Any]) -> list[str]:
-    found = []
+def _tier(entry: Mapping[str, Any]) -> list[str]:
+    """What each tier must state, and what it must not."""
+    claim, found = entry["claim"], []
+    if claim["tier"] == "reported":
+        if claim["source"] is None:
+            found.append("claim.source is null: a reported entry says where its numbers were published.")
+        if entry["evidence"] is not None or entry["run"] is not None or entry["protocol"]["official"]:
+            found.append(
+                "claim.tier is 'reported', but evidence, run or protocol.official is that of a run: say 'checked'."
+            )
+        return found
+    if claim["source"] is not None:
+        found.append("claim.source is for reported numbers: set it to null.")
+    if entry["run"] is None:
+        found.append(f"run is null: a {claim['tier']} entry says how it was made.")
+    if entry["evidence"] is None:
+        found.append(f"claim.tier is {claim['tier']!r} without evidence: add the Parquet file, or say 'reported'.")
+    found += [
+        f"{part}.{field} is null: only reported entries may leave it out. "
+        "Take the entry as `segbench evaluate` wrote it."
+        for part, fields in OF_A_RUN.items()
+        for field in fields
+        if entry[part][field] is None
+    ]
+    return found
+
+
+def _with_evidence(path: Path, entry: Mapping[str, Any], *, published: bool) -> list[str]:
+    evidence = evidence_of(path, entry, most=MAX_EVIDENCE_BYTES if published else None)
+    name = entry["evidence"]["file"]
+    found = identity_problems(entry, evidence, name)
+    if published:
+        found += same_images(path, entry, evidence)
+    found += [
+        f"{each.field} states {each.stated!r}, the evidence gives {each.computed!r}: correct the entry."
+        for each in against_evidence(entry, evidence, name)
+        if not each.agrees
+    ]
+    return found
+
+
+def validate_addition(path: Path) -> list[str]:
+    """What is wrong with an external evaluation or a reproduction beside an entry; empty when all is well."""
     try:
-        datetime.date.fromisoformat(entry["claim"]["date"])
+        document = additions.read_addition(path)
+        entry_path = path.parent.with_name(f"{path.parent.name.partition('.')[0]}.json")
+        entry = read_entry(entry_path)
+        found = _beside(path, document, entry)
+        stored = evidence_of(entry_path, entry)
+        added = read_evidence(path.with_suffix(".parquet"), document["evidence"]["sha256"], most=MAX_EVIDENCE_BYTES)
+        identity = added.metadata.get("identity")
+        for name, stated in (
+            ("weights", entry["model"]["weights_sha256"]),
+            ("fingerprint", entry["dataset"]["fingerprint"]),
+        ):
+            if not isinstance(identity, dict) or identity.get(name) != stated:
+                found.append(f"its evidence was made with another {name} than the entry's: attack the listed model.")
+        if added.metadata["num_classes"] != entry["dataset"]["num_classes"]:
+            found.append("its evidence has another number of classes than the entry's.")
+        elif additions.kind_of(path) == additions.EXTERNAL:
+            found += _external(document, entry, stored, added)
+        else:
+            found += _reproduction(document, entry, stored, added)
+    except SegbenchError as error:
+        return [f"{path}: {error}"]
+    return [f"{path}: {text}" for text in found]
+
+
+def _beside(path: Path, document: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+    stated = {
+        "model": entry["model"]["id"],
+        "dataset": entry["dataset"]["id"],
+        "protocol": entry["protocol"]["name"],
+    }
+    found = [
+        f"{key} is {document[key]!r}, the entry beside it says {value!r}: correct it, or move the file."
+        for key, value in stated.items()
+        if document[key] != value
+    ]
+    if document["evidence"]["file"] != f"{path.stem}.parquet":
+        found.append(f"evidence.file is {document['evidence']['file']!r}: it must be named {path.stem}.parquet.")
+    if "name" in document and document["name"] != path.stem:
+        found.append(f"name is {document['name']!r}, the file is {path.name}: make them the same.")
+    return found + _day("date", document["date"])
+
+
+def _external(document: Mapping[str, Any], entry: Mapping[str, Any], stored: Evidence, added: Evidence) -> list[str]:
+    computed = additions.external_results(entry, stored, added)
+    return (
+        []
+        if _same(computed, document["results"])
+        else [f"results are {document['results']}, the evidence gives {computed}: correct them."]
+    )
+
+
+def _reproduction(
+    document: Mapping[str, Any], entry: Mapping[str, Any], stored: Evidence, added: Evidence
+) -> list[str]:
+    found = []
+    if document["entry_evidence_sha256"] != entry["evidence"]["sha256"]:
+        found.append("it reproduces an older evidence of this entry: reproduce the entry again, or remove the record.")
+    clean = next(iter(stored.groups.values()))
+    ids = additions.sample_ids(clean.image_ids, document["images"], document["seed"])
+    losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - {"check"}
+    wanted = {(0.0, "clean"), *((eps, loss) for eps in document["radii_255"] for loss in losses)}
+    present = {key for key in added.groups if key[1] != "check"}
+    if present != wanted or any(added.groups[key].image_ids != ids for key in present):
+        found.append("its evidence does not hold the images that its seed draws, under every attack of its radii.")
+    rows = additions.compare(stored, added, TOLERANCES[entry["protocol"]["name"]])
+    if not _same(rows, document["comparison"]) or document["agrees"] != all(row["agrees"] for row in rows):
+        found.append("comparison or agrees is not what the evidence gives: take the record as it was written.")
+    return found
+
+
+def _same(computed: list[dict[str, Any]], stated: list[dict[str, Any]]) -> bool:
+    """Whether two lists of flat rows agree up to rounding."""
+    return len(computed) == len(stated) and all(
+        one.keys() == other.keys()
+        and all(
+            abs(value - other[key]) <= TOLERANCE if isinstance(value, float) else value == other[key]
+            for key, value in one.items()
+        )
+        for one, other in zip(computed, stated, strict=True)
+    )
+
+
+def _day(field: str, text: str) -> list[str]:
+    try:
+        datetime.date.fromisoformat(text)
     except ValueError:
-        found.append(f"claim.date {entry['claim']['date']} is not a day: write YYYY-MM-DD.")
+        return [f"{field} {text} is not a day: write YYYY-MM-DD."]
+    return []
+
+
+def _semantics(entry: Mapping[str, Any]) -> list[str]:
+    found = _day("claim.date", entry["claim"]["date"])
+    for place, line in enumerate(entry["history"]):
+        found += _day(f"history.{place}.date", line["date"])
     protocol = PROTOCOLS.get(entry["protocol"]["name"])
     if protocol is None:
         found.append(f"protocol.name {entry['protocol']['name']!r} is unknown; known are {', '.join(PROTOCOLS)}.")
@@ -76,15 +201,16 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
     for row in entry["results"]:
         where = f"results at ε = {row['eps_255']:g}/255"
         for metric in ("aacc", "miou"):
+            losses = protocol.losses if protocol else ()  # a reported entry may name other attacks
             limits = {
                 "clean": entry["clean"][metric],
-                **{loss: scores[metric] for loss, scores in (row["per_loss"] or {}).items()},
+                **{loss: scores[metric] for loss, scores in (row["per_loss"] or {}).items() if loss in losses},
             }
             found += [
                 f"{where}: the worst case {metric} {row[metric]} is above that of {name}, {value}: "
                 "recompute it from the evidence."
                 for name, value in limits.items()
-                if row[metric] > value + TOLERANCE
+                if value is not None and row[metric] > value + TOLERANCE
             ]
         if (row["miou_lower_bound"] or 0) > row["miou"]:
             found.append(f"{where}: miou_lower_bound is above miou: recompute it from the evidence.")
@@ -117,155 +243,3 @@ def _official(entry: Mapping[str, Any], protocol: Protocol) -> list[str]:
         if row["per_loss"] is not None and set(row["per_loss"]) != set(protocol.losses)
     ]
     return found
-
-
-def _placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
-    found = []
-    folder = content.dataset_folder(entry["dataset"]["id"])
-    expected = (entry["protocol"]["name"], folder, f"{entry['model']['id']}.json")
-    above = content.entries_above(path) or path.parents[2]
-    if path.relative_to(above).parts != expected:
-        found.append(
-            f"the entry belongs at entries/{'/'.join(expected)}: "
-            "move it, or correct protocol.name, dataset.id or model.id."
-        )
-    if not entry["protocol"]["official"]:
-        found.append(
-            f"it is not official ({'; '.join(entry['protocol']['deviations'])}): evaluate with the whole protocol."
-        )
-    evidence_name = f"{entry['model']['id']}.parquet"
-    if entry["evidence"] is not None and entry["evidence"]["file"] != evidence_name:
-        found.append(f"evidence.file is {entry['evidence']['file']!r}: it must be named {evidence_name}.")
-    known = FINGERPRINTS.get(entry["dataset"]["id"])
-    if known is None:
-        found.append(
-            f"the fingerprint of {entry['dataset']['id']} is not known to this version: "
-            "add it to FINGERPRINTS in segbench/entries/validation.py."
-        )
-    elif entry["dataset"]["fingerprint"] != known:
-        found.append(
-            f"dataset.fingerprint is {entry['dataset']['fingerprint']}, known is {known}: "
-            "evaluate on the unchanged data set."
-        )
-    card_path = _card_path(above.parent / "model_zoo", entry)
-    try:
-        card = cards.read_card(card_path)
-    except ContentError as error:
-        return [*found, f"its card: {error} Add the card."]
-    pairs: dict[str, tuple[Any, Any]] = {
-        "dataset.id": (content.family(entry["dataset"]["id"]), content.family(card.dataset)),
-        "model.id": (entry["model"]["id"], card.id),
-        "model.weights_sha256": (entry["model"]["weights_sha256"], card.sha256),
-        "model.architecture": (entry["model"]["architecture"], card.architecture["name"]),
-        "model.title": (entry["model"]["title"], card.title),
-        "paper": (entry["paper"], card.paper),
-        "dataset.num_classes": (entry["dataset"]["num_classes"], card.num_classes),
-    }
-    if card.parameters is not None:
-        pairs["model.parameters"] = (entry["model"]["parameters"], card.parameters)
-    if card.sha256 is None:
-        del pairs["model.weights_sha256"]
-        found.append(
-            f"the card {card_path.name} pins no weights: set its `sha256` to {entry['model']['weights_sha256']!r}, "
-            "or to that of the file that is meant."
-        )
-    found += [
-        f"{field} is {stated!r}, the card {card_path.name} says {known!r}: correct the wrong one, or evaluate again."
-        for field, (stated, known) in pairs.items()
-        if stated != known
-    ]
-    return found
-
-
-def _card_path(zoo: Path, entry: Mapping[str, Any]) -> Path:
-    """The card of the entry's model: that of a variant may lie with the data set itself."""
-    file, dataset = f"{entry['model']['id']}.json", entry["dataset"]["id"]
-    own = zoo / content.dataset_folder(dataset) / file
-    return own if own.exists() else zoo / content.dataset_folder(content.family(dataset)) / file
-
-
-def _against_evidence(path: Path, entry: Mapping[str, Any]) -> list[str]:
-    file = path.parent / entry["evidence"]["file"]
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ContentError(f"its evidence cannot be read: {error}. Put the file beside the entry.") from error
-    if sha256_bytes(data) != entry["evidence"]["sha256"]:
-        raise ContentError(
-            f"evidence.sha256 is not the hash of {file.name}: the evidence was changed or swapped. Restore it."
-        )
-    found = evidence.from_bytes(data, source=file.name)
-    stated = {
-        "model": entry["model"]["weights_sha256"],
-        "dataset": entry["dataset"]["fingerprint"],
-        "protocol": entry["protocol"]["digest"],
-    }
-    carried = {"model": "weights", "dataset": "fingerprint", "protocol": "protocol"}
-    identity, about, protocol = (found.metadata.get(key) for key in ("identity", "dataset", "protocol"))
-    if not (isinstance(identity, dict) and isinstance(about, dict) and isinstance(protocol, dict)):
-        raise ContentError(f"{file.name} lacks the metadata of a run: identity, dataset or protocol.")
-    problems = [
-        f"the evidence was made with another {name} than the entry states: evaluate again."
-        for name, value in stated.items()
-        if identity.get(carried[name]) != value
-    ]
-    if digest_of(protocol) != identity.get("protocol"):
-        problems.append("the evidence's protocol does not fit its digest: evaluate again.")
-    problems += [
-        f"dataset.{key} is {entry['dataset'][key]!r}, the evidence says {about.get(key)!r}: correct the entry."
-        for key in ("id", "split", "class_weights_from")
-        if entry["dataset"][key] != about.get(key)
-    ]
-    if found.metadata["num_classes"] != entry["dataset"]["num_classes"]:
-        problems.append(
-            f"dataset.num_classes is {entry['dataset']['num_classes']}, the evidence has "
-            f"{found.metadata['num_classes']}: correct the entry."
-        )
-    if entry["protocol"]["official"] and not any(loss == CHECK_LOSS for _, loss in found.groups):
-        problems.append("the evidence holds no attack at a huge ε, a reliability check: evaluate again.")
-    if found.groups.get(CLEAN) is None or len(found.groups[CLEAN].image_ids) != entry["dataset"]["images"]:
-        problems.append(
-            f"dataset.images is {entry['dataset']['images']}, the clean evidence holds another number of images."
-        )
-    try:
-        scores = recompute(found, seed=entry["protocol"]["search_seed"], orders=entry["protocol"]["search_orders"])
-        flags = reliability(found, scores)
-        passes = found.metadata["passes"]
-        checks = {check["name"] for check in found.metadata["checks"]}
-    except (KeyError, TypeError, ArithmeticError) as error:
-        raise ContentError(f"{file.name} lacks the metadata of a run: {error}") from error
-    for field, value in scores.items():
-        problems += _differences(field, value, entry[field])
-    if checks != PROBE_CHECKS:
-        problems.append(f"the evidence must hold the checks {', '.join(sorted(PROBE_CHECKS))}: evaluate again.")
-    if entry["run"] is not None:
-        stated_passes = {key: entry["run"][f"{key[:-1]}_passes"] for key in ("forwards", "backwards")}
-        problems += _differences("run", passes, stated_passes)
-    problems += _differences("flags", _judgements(flags), _judgements(entry["flags"]))
-    return problems
-
-
-def _judgements(flags: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Flags without their messages, which may be reworded."""
-    return [{key: flag[key] for key in ("name", "level", "value")} for flag in flags]
-
-
-def _differences(where: str, computed: Any, stated: Any) -> list[str]:
-    """Where a stated value differs from the computed one by more than rounding."""
-    if isinstance(computed, dict) and isinstance(stated, dict):
-        keys = sorted(computed.keys() | stated.keys())
-        return [text for key in keys for text in _differences(f"{where}.{key}", computed.get(key), stated.get(key))]
-    if isinstance(computed, list) and isinstance(stated, list) and len(computed) == len(stated):
-        return [
-            text
-            for i, pair in enumerate(zip(computed, stated, strict=True))
-            for text in _differences(f"{where}.{i}", *pair)
-        ]
-    numbers = isinstance(computed, float | int) and isinstance(stated, float | int)
-    if numbers and math.isclose(computed, stated, rel_tol=0, abs_tol=TOLERANCE):
-        return []
-    return (
-        []
-        if computed == stated
-        else [f"{where} states {stated!r}, the evidence gives {computed!r}: correct the entry."]
-    )

@@ -1,4 +1,4 @@
-"""JSON Schemas (2020-12) of card and entry, and strict reading of JSON that comes from strangers."""
+"""JSON Schemas (2020-12) of cards and entries, and strict reading of JSON that comes from strangers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _Validator = validators.extend(  # type: ignore[no-untyped-call]
 )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def validator(name: str) -> Draft202012Validator:
-    """The validator of ``card`` or ``entry``."""
+    """The validator of ``card``, ``entry``, ``external``, ``reproduction``, ``manifest`` or ``dataset``."""
     schema = json.loads((files("segbench.schemas") / f"{name}.schema.json").read_text("utf-8"))
     return _Validator(schema)
 
@@ -59,7 +59,9 @@ def _say(error: ValidationError) -> str:
     """The message of a schema error, with the schema's own words for what is expected there."""
     expected = error.schema.get("description") if isinstance(error.schema, dict) else None
     if expected is None:
-        return error.message[:300]
+        value = repr(error.instance)
+        shown = value if len(value) <= 100 else f"{value[:100]}..."
+        return error.message.replace(value, shown)[:300]
     return f"{str(error.instance)[:100]!r} is not {expected}"
 
 

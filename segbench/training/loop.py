@@ -264,6 +264,7 @@ def _card(
         id=recipe.id,
         title=recipe.title,
         architecture=architecture,
+        backbone=architecture["arguments"].get("backbone"),
         dataset=dataset.id,  # which may be a variant: --data-root decides the layout of camvid
         num_classes=dataset.num_classes,
         parameters=sum(p.numel() for p in model.parameters()),

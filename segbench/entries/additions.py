@@ -1,0 +1,274 @@
+"""What others add beside an entry: external evaluations of its model, and records of its reproduction.
+
+``<id>.external/<name>.json`` and ``.parquet``: the counts of another attack on the same model and images. With
+SEA as one set of candidates they give the best known robustness.
+``<id>.reproduced/<name>.json`` and ``.parquet``: some images attacked again by somebody else, compared one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segbench import ensemble, evidence, schemas
+from segbench.counts import Counts
+from segbench.entries.reading import read_document
+from segbench.errors import ContentError, UsageError
+from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group, Key
+from segbench.files import sha256_bytes
+from segbench.protocol import TOLERANCES, Tolerance
+
+EXTERNAL, REPRODUCED = "external", "reproduced"
+SAMPLE = 20  # images that a reproduction must have to raise a tier, if the entry has as many
+SCHEMAS = {EXTERNAL: "external", REPRODUCED: "reproduction"}
+
+
+def kind_of(path: Path) -> str | None:
+    """``external`` or ``reproduced`` for a file beside an entry, by its folder; None for an entry.
+
+    >>> kind_of(Path("entries/sea-v1/shapes/a_shapes.external/square.json"))
+    'external'
+    """
+    kind = path.parent.name.partition(".")[2]
+    return kind if kind in SCHEMAS else None
+
+
+def folder_of(entry_path: Path, kind: str) -> Path:
+    """The folder beside an entry that holds its additions of a kind."""
+    return entry_path.with_name(f"{entry_path.stem}.{kind}")
+
+
+def additions(entry_path: Path, kind: str) -> list[dict[str, Any]]:
+    """The documents of a kind beside an entry, sorted by name; each fits its schema.
+
+    Raises:
+        ContentError: one is damaged.
+    """
+    return [read_addition(path) for path in sorted(folder_of(entry_path, kind).glob("*.json"))]
+
+
+def read_addition(path: Path) -> dict[str, Any]:
+    """An external evaluation or a reproduction, from its file.
+
+    Raises:
+        ContentError: missing, not JSON, or against the schema.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise ContentError(f"{path} lies in no folder <model id>.external or <model id>.reproduced: move it.")
+    return read_document(SCHEMAS[kind], path)
+
+
+def candidates(found: Evidence, external: Evidence) -> dict[Key, Counts]:
+    """The external attacks as candidates for all images: those that were not attacked keep their clean counts.
+
+    Raises:
+        ContentError: it holds images or labels that the entry's evidence does not.
+    """
+    clean = found.groups[CLEAN]
+    row_of = {image_id: row for row, image_id in enumerate(clean.image_ids)}
+    result = {}
+    for key, group in external.groups.items():
+        if key == CLEAN:
+            continue
+        if unknown := [image_id for image_id in group.image_ids if image_id not in row_of]:
+            raise ContentError(f"It holds the image {unknown[0]!r}, which the entry's evidence does not.")
+        rows = np.array([row_of[image_id] for image_id in group.image_ids], np.intp)
+        if not np.array_equal(clean.counts.target[rows], group.counts.target):
+            raise ContentError(f"Its labels at ε = {key[0]:g}/255, {key[1]} are not those of the entry's evidence.")
+        whole = [array.copy() for array in clean.counts]
+        for array, part in zip(whole, group.counts, strict=True):
+            array[rows] = part
+        result[key] = Counts(*whole)
+    return result
+
+
+def best_known(
+    found: Evidence,
+    externals: Sequence[tuple[str, Evidence]],
+    results: Sequence[Mapping[str, Any]],
+    search: tuple[int, int],
+) -> list[dict[str, Any]]:
+    """The lowest scores that are known at each radius of an entry, with all candidates together.
+
+    Args:
+        found: the entry's evidence.
+        externals: name and evidence of each external evaluation.
+        results: of the entry.
+        search: seed and orders of the mIoU search.
+
+    Returns:
+        For each result ``{"aacc", "miou", "by"}``; ``by`` names the external evaluations that lowered a score.
+
+    Raises:
+        ContentError: external evidence does not fit the entry's.
+    """
+    sets = [(name, candidates(found, external)) for name, external in externals]
+    rows = []
+    for result in results:
+        eps, known = result["eps_255"], {"aacc": result["aacc"], "miou": result["miou"]}
+        own = [group.counts for key, group in found.groups.items() if key == CLEAN or _is_attack(key, eps)]
+        added = [(name, counts) for name, each in sets for key, counts in each.items() if key[0] == eps]
+        by: set[str] = set()
+        if added:
+            worst = ensemble.worst_case([*own, *(counts for _, counts in added)], seed=search[0], orders=search[1])
+            for metric, choice in (("aacc", worst.aacc_choice), ("miou", worst.miou_choice)):
+                if getattr(worst, metric) < known[metric]:
+                    known[metric] = getattr(worst, metric)
+                    by |= {name for place, (name, _) in enumerate(added, len(own)) if (choice == place).any()}
+        rows.append({**known, "by": sorted(by)})
+    return rows
+
+
+def _is_attack(key: Key, eps: float) -> bool:
+    return key[0] == eps and key[1] != CHECK_LOSS
+
+
+def overestimates(result: Mapping[str, Any], known: Mapping[str, Any], protocol: str) -> bool:
+    """Whether the best known score is below SEA's by more than the tolerance of the protocol."""
+    return any(result[metric] - known[metric] > TOLERANCES[protocol].worst_case for metric in ("aacc", "miou"))
+
+
+def build_external(
+    entry: Mapping[str, Any],
+    found: Evidence,
+    groups: Mapping[Key, Group],
+    *,
+    name: str,
+    description: str,
+    author: str,
+    url: str,
+    date: str,
+) -> tuple[dict[str, Any], bytes]:
+    """An external evaluation: its document and its Parquet file.
+
+    Args:
+        entry: of the model that was attacked.
+        found: the entry's evidence.
+        groups: (eps_255, name of the attack) to the counts of the images that were attacked; some may be left out.
+        name: lower case letters, digits and _; the name of both files.
+        description: of the attack, in words.
+        author: who made it.
+        url: https link to its paper or code.
+        date: ISO date.
+
+    Raises:
+        ContentError: counts, names or texts are not acceptable.
+    """
+    identity = {
+        "weights": entry["model"]["weights_sha256"],
+        "fingerprint": entry["dataset"]["fingerprint"],
+    }
+    external = Evidence(dict(groups), {"num_classes": entry["dataset"]["num_classes"], "identity": identity})
+    data = evidence.to_bytes(external)
+    document = {
+        "schema_version": 1,
+        "model": entry["model"]["id"],
+        "dataset": entry["dataset"]["id"],
+        "protocol": entry["protocol"]["name"],
+        "name": name,
+        "description": description,
+        "author": author,
+        "url": url,
+        "date": date,
+        "results": external_results(entry, found, external),
+        "evidence": {"file": f"{name}.parquet", "sha256": sha256_bytes(data)},
+    }
+    if wrong := schemas.problems("external", document):
+        raise ContentError("The external evaluation is not valid:\n  " + "\n  ".join(wrong[:10]))
+    return document, data
+
+
+def external_results(entry: Mapping[str, Any], found: Evidence, external: Evidence) -> list[dict[str, Any]]:
+    """Best known with this evaluation alone, at each of its radii.
+
+    Raises:
+        ContentError: a radius that the entry lacks, or evidence that does not fit.
+    """
+    radii = {key[0] for key in external.groups if key != CLEAN}
+    results = [row for row in entry["results"] if row["eps_255"] in radii]
+    if lacking := sorted(radii - {row["eps_255"] for row in results}):
+        raise ContentError(f"It attacks at ε = {lacking[0]:g}/255, where the entry has no result to compare with.")
+    if not results:
+        raise ContentError("It holds no attack.")
+    search = entry["protocol"]["search_seed"], entry["protocol"]["search_orders"]
+    known = best_known(found, [("it", external)], results, search)
+    return [
+        {"eps_255": row["eps_255"], "aacc": best["aacc"], "miou": best["miou"]}
+        for row, best in zip(results, known, strict=True)
+    ]
+
+
+def sample_ids(image_ids: Sequence[str], images: int, seed: int) -> tuple[str, ...]:
+    """The images of a reproduction, drawn by ``seed``, in the order of the evidence.
+
+    Raises:
+        UsageError: not a number from 1.
+
+    >>> sample_ids(["a", "b", "c"], 2, 0)
+    ('b', 'c')
+    """
+    if images < 1:
+        raise UsageError(f"The sample must have at least 1 image, not {images}.")
+    chosen = np.random.default_rng(seed).permutation(len(image_ids))[:images]
+    return tuple(image_ids[row] for row in sorted(chosen.tolist()))
+
+
+def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dict[str, Any]]:
+    """Clean images and attacks that were made again, against the stored counts of the same images.
+
+    Returns:
+        For each (ε, attack): pooled aAcc stored and found, the ``largest`` difference of one image's accuracy, and
+        whether both are within the tolerance. Scores in [0,1].
+
+    Raises:
+        ContentError: the images, labels or attacks are not those of the stored evidence.
+    """
+    rows = []
+    for key, group in found.groups.items():
+        if key[1] == CHECK_LOSS:
+            continue
+        if key not in stored.groups:
+            raise ContentError(f"The entry's evidence has no attack {key[1]} at ε = {key[0]:g}/255.")
+        old = stored.groups[key]
+        row_of = {image_id: row for row, image_id in enumerate(old.image_ids)}
+        if not set(group.image_ids) <= set(row_of):
+            raise ContentError("The reproduction holds images that the entry's evidence does not.")
+        before = old.counts.take(np.array([row_of[image_id] for image_id in group.image_ids], np.intp))
+        if not np.array_equal(before.target, group.counts.target):
+            raise ContentError("The reproduction's labels are not those of the entry's evidence.")
+        pixels = np.maximum(before.target.sum(axis=1), 1)
+        largest = float((np.abs(before.correct - group.counts.correct) / pixels).max())
+        scores = before.aacc(), group.counts.aacc()
+        limit = tolerance.clean if key == CLEAN else tolerance.image
+        rows.append(
+            {
+                "eps_255": key[0],
+                "attack": key[1],
+                "stored_aacc": scores[0],
+                "found_aacc": scores[1],
+                "largest": largest,
+                "agrees": largest <= limit and abs(scores[0] - scores[1]) <= tolerance.pooled,
+            }
+        )
+    return rows
+
+
+def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -> str:
+    """``reported``, ``checked``, or ``reproduced`` when somebody else's record agrees with the entry's evidence."""
+    stated: str = entry["claim"]["tier"]
+    if stated != "checked":
+        return stated
+    agreeing = [
+        record
+        for record in reproductions
+        if record["agrees"]
+        and record["images"] >= min(SAMPLE, entry["dataset"]["images"])
+        and record["by"] is not None
+        and record["by"] != entry["claim"]["submitter"]
+        and record["entry_evidence_sha256"] == entry["evidence"]["sha256"]
+    ]
+    return "reproduced" if agreeing else "checked"
