@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from segbench import content, leaderboard
+from segbench import content
 from segbench.cli import main
 from segbench.errors import ContentError
-from segbench.leaderboard import END, START, escape, rank, render, update
+from segbench.leaderboard import END, START, Board, Table, escape, markdown, render, update
 from tests import samples
 
 ROBUST, CLEAN = "at_convnext_mini_shapes", "clean_convnext_mini_shapes"
 
 
-def entry(model_id: str, mious: dict[float, float], clean: float = 0.5, **model: Any) -> dict[str, Any]:
-    """The fields of an entry that the leaderboard reads."""
+def score(value: float | None) -> dict[str, Any] | None:
+    return None if value is None else {"value": value, "interval": None, "best_known": value, "rank": 1}
+
+
+def row(model_id: str, mious: dict[str, float], clean: float = 0.5, rank: int = 1, **changes: Any) -> dict[str, Any]:
+    """The fields of a row that markdown shows."""
+    scores = {view: {"aacc": score(miou + 0.125), "miou": score(miou)} for view, miou in mious.items()}
+    if "mean" in scores:
+        scores["mean"]["miou"]["rank"] = rank
+    scores["clean"] = {"aacc": score(clean + 0.25), "miou": score(clean)}
     return {
-        "model": {"id": model_id, "architecture": "upernet_convnext", "parameters": 104744} | model,
-        "dataset": {"id": "shapes"},
-        "protocol": {"name": "sea-v1"},
-        "clean": {"aacc": clean + 0.25, "macc": clean, "miou": clean},
-        "results": [{"eps_255": eps, "aacc": miou + 0.125, "miou": miou} for eps, miou in mious.items()],
-        "flags": [],
-        "claim": {"tier": "checked"},
-    }
+        "id": model_id, "architecture": "upernet_convnext", "backbone": "ConvNeXt", "parameters": 104744,
+        "scores": scores, "flags": [], "tier": "checked",
+    } | changes  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], dataset: str = "shapes", radii: tuple[float, ...] = (4.0, 8.0)) -> Table:
+    views = ["clean", "mean", *(f"{eps:g}" for eps in radii)]
+    for each in rows:
+        each["scores"] = {view: each["scores"].get(view) for view in views}
+    return Table("sea-v1", dataset, views, list(radii), [], rows)
 
 
 def cells(line: str) -> list[str]:
@@ -44,73 +53,51 @@ def ids(rows: list[Any]) -> list[str]:
 
 
 def test_rendering_two_entries() -> None:
-    weak = entry(CLEAN, {4.0: 0.02, 8.0: 0.0}, clean=0.67384)
+    weak = row(CLEAN, {"4": 0.02, "8": 0.0, "mean": 0.01}, clean=0.67384, rank=2)
     weak["flags"] = [
         {"name": "falls_to_zero", "level": "warning"},
         {"name": "zero_gradients", "level": "note"},
         {"name": "deterministic", "level": "warning"},
     ]
-    strong = entry(ROBUST, {4.0: 0.31249, 8.0: 0.2}, parameters=None, architecture=None)
-    assert render([weak, strong]) == (
+    ok = [{"name": "deterministic", "level": "ok"}]
+    strong = row(ROBUST, {"4": 0.31249, "8": 0.2, "mean": 0.25}, parameters=None, backbone=None, flags=ok)
+    assert render(Board([table([strong, weak])])) == (
         "## shapes (sea-v1)\n"
         "\n"
-        "| # | model | architecture | parameters | clean | ε = 4/255 | ε = 8/255 | warnings | tier |\n"
-        "| --: | :-- | :-- | --: | --: | --: | --: | :-- | :-- |\n"
-        "| 1 | `at_convnext_mini_shapes` | – | – | 75.0 / 50.0 | 43.7 / 31.2 | 32.5 / 20.0 | none | checked |\n"
-        "| 2 | `clean_convnext_mini_shapes` | upernet\\_convnext | 0.10M | 92.4 / 67.4 | 14.5 / 2.0 | 12.5 / 0.0 "
-        "| falls\\_to\\_zero, deterministic | checked |\n"
-        "\n"
-        "Each score: aAcc / mIoU in percent, the worst case over the attacks of the protocol."
+        "| # | model | backbone | parameters | clean | ε = 4/255 | ε = 8/255 | mean | warnings | tier |\n"
+        "| --: | :-- | :-- | --: | --: | --: | --: | --: | :-- | :-- |\n"
+        "| 1 | `at_convnext_mini_shapes` | upernet\\_convnext | – | 75.0 / 50.0 | 43.7 / 31.2 | 32.5 / 20.0 "
+        "| 37.5 / 25.0 | none | checked |\n"
+        "| 2 | `clean_convnext_mini_shapes` | ConvNeXt | 0.10M | 92.4 / 67.4 | 14.5 / 2.0 | 12.5 / 0.0 "
+        "| 13.5 / 1.0 | falls\\_to\\_zero, deterministic | checked |\n"
+        "\n" + markdown.LEGEND
     )
 
 
 def test_nothing_to_render() -> None:
-    assert render([]) == "No entries yet."
+    assert render(Board([])) == "No entries yet."
 
 
-def test_each_protocol_and_data_set_has_its_table() -> None:
-    other = entry("c", {4.0: 0.1})
-    other["dataset"] = {"id": "ade20k"}
-    newer = entry("d", {4.0: 0.1})
-    newer["protocol"] = {"name": "sea-v2"}
-    text = render([newer, entry("a", {4.0: 0.1}), other, entry("b", {4.0: 0.2})])
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## ade20k (sea-v1)",
-        "## shapes (sea-v1)",
-        "## shapes (sea-v2)",
+def test_reported_entries_are_marked_and_have_no_flags() -> None:
+    text = render(Board([table([row("a", {"4": 0.1}, tier="reported")])]))
+    assert cells(text.splitlines()[4])[-2:] == ["–", "reported"]
+    assert markdown.REPORTED in text
+
+
+def test_a_radius_that_an_entry_lacks_is_a_dash_and_other_radii_are_named() -> None:
+    text = render(Board([table([row("a", {"4": 0.3, "0.25": 0.4}), row("b", {"8": 0.2})], radii=(0.25, 4.0, 8.0))]))
+    assert cells(text.splitlines()[2])[5:7] == ["ε = 4/255", "ε = 8/255"]
+    assert [cells(line)[5:8] for line in text.splitlines() if "| `" in line] == [
+        ["42.5 / 30.0", "–", "–"],
+        ["–", "32.5 / 20.0", "–"],
     ]
-    assert [cells(line)[:2] for line in text.splitlines() if "| `" in line] == [
-        ["1", "`c`"], ["1", "`b`"], ["2", "`a`"], ["1", "`d`"],
-    ]  # fmt: skip
+    assert "Some entries also have results at ε = 0.25/255." in text
 
 
-def test_a_radius_that_an_entry_lacks_is_a_dash() -> None:
-    text = render([entry("a", {4.0: 0.3, 0.25: 0.4}), entry("b", {4.0: 0.2})])
-    assert cells(text.splitlines()[2])[5:7] == ["ε = 0.25/255", "ε = 4/255"]
-    assert [cells(line)[5] for line in text.splitlines() if "| `" in line] == ["52.5 / 40.0", "–"]
-
-
-def test_rank_by_robust_then_clean_miou_then_id() -> None:
-    rows = [
-        entry("d", {4.0: 0.2, 8.0: 0.2}, clean=0.3),
-        entry("c", {4.0: 0.2, 8.0: 0.2}, clean=0.9),
-        entry("b", {4.0: 0.2, 8.0: 0.2}, clean=0.3),
-        entry("a", {4.0: 0.0, 8.0: 0.1}, clean=1.0),
-        entry("e", {4.0: 0.5, 8.0: 0.1}, clean=0.1),
-    ]
-    for seed in range(10):
-        random.Random(seed).shuffle(rows)
-        assert ids(rank(rows)) == ["e", "c", "b", "d", "a"]
-
-
-def test_more_small_radii_do_not_help() -> None:
-    rows = [entry("more", {0.25: 0.9, 4.0: 0.1}), entry("better", {4.0: 0.2})]
-    assert ids(rank(rows)) == ["better", "more"]
-
-
-def test_entries_without_a_common_radius_are_still_ranked() -> None:
-    assert ids(rank([entry("a", {4.0: 0.1}), entry("b", {8.0: 0.2})])) == ["b", "a"]
-    assert rank([]) == []
+def test_a_score_that_nobody_published_is_a_dash() -> None:
+    reported = row("a", {"4": 0.1})
+    reported["scores"]["clean"]["aacc"] = None
+    assert "– / 50.0" in render(Board([table([reported])]))
 
 
 # Text of strangers.
@@ -156,11 +143,11 @@ def test_no_bare_address_is_left_for_github_to_link(text: str) -> None:
 
 
 def test_a_hostile_entry_does_not_break_the_table_or_the_page(tmp_path: Path) -> None:
-    rows = [entry("a", {4.0: 0.1}, architecture=text) for text in HOSTILE]
-    tables = render(rows)
+    rows = [row("a", {"4": 0.1}, backbone=text) for text in HOSTILE]
+    tables = render(Board([table(rows)]))
     lines = [line for line in tables.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(HOSTILE)
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {11}
     page = samples.checkout(tmp_path) / "leaderboard" / "README.md"
     update(page, tables, check=False)
     assert update(page, tables, check=True)
@@ -257,7 +244,8 @@ def test_leaderboard_as_json_writes_nothing(root: Path, cli: Cli) -> None:
     before = (root / "leaderboard" / "README.md").read_bytes()
     code, out, _ = cli("leaderboard", "--json", "--root", root)
     assert code == 0
-    assert ids(json.loads(out)) == [ROBUST, CLEAN]
+    (found,) = json.loads(out)["tables"]
+    assert [each["id"] for each in found["rows"]] == [ROBUST, CLEAN]
     assert (root / "leaderboard" / "README.md").read_bytes() == before
 
 
@@ -442,7 +430,3 @@ def test_wrong_usage_exits_with_2(cli: Cli, args: list[str]) -> None:
     code, out, err = cli(*args)
     assert (code, out) == (2, "")
     assert "Error" in err
-
-
-def test_load_entries_reads_all_in_order(root: Path) -> None:
-    assert ids(leaderboard.load_entries()) == ids(leaderboard.load_entries(root / "entries")) == [ROBUST, CLEAN]

@@ -1,37 +1,133 @@
-"""``validate`` and ``leaderboard``."""
+"""``validate`` and ``verify``."""
 
 from __future__ import annotations
 
+import io
+import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
 
 import click
 
 from segbench import cards, content, entries, schemas
 from segbench import leaderboard as board
-from segbench.cli.app import fail, note, print_json, printable
-from segbench.errors import ContentError
+from segbench.cli.app import fail, note, print_json, print_table, printable
+from segbench.entries import additions, changes
+from segbench.errors import ContentError, UsageError
 from segbench.files import sha256_file
+from segbench.leaderboard import preview
+
+Problems = dict[str, list[str]]
 
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--changed", metavar="REVISION", help="Check what a checkout changes since then, e.g. origin/main.")
+@click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False), help="Checkout that is meant.  [default: this one]"
+)
+@click.option(
+    "--summary", type=click.Path(path_type=Path), help="With --changed: append the result as markdown to this file."
+)
 @click.option("--json", is_flag=True, help="Print as JSON.")
-def validate(paths: tuple[Path, ...], json: bool) -> None:
+def validate(paths: tuple[Path, ...], changed: str | None, root: Path | None, summary: Path | None, json: bool) -> None:
     """Check cards and entries: schema, meaning, and every number recomputed from the evidence.
 
     PATHS are cards, entries, or run directories; without any, all cards and entries of this installation.
+    With --changed the rules of a submission hold too: no foreign file, no score that vanishes, fresh tables.
     """
-    files = [file for path in paths for file in _documents(path)] or [*cards.card_paths(), *entries.entry_paths()]
-    problems = {str(file): _problems(file) for file in files}
+    if changed is not None:
+        if paths:
+            raise UsageError("--changed finds the files itself: leave the paths out.")
+        base = root or content.checkout()
+        if base is None:
+            raise UsageError("This is an installed package. Give the checkout: --root FOLDER --changed origin/main")
+        _changed(base.resolve(), changed, summary, json)
+        return
+    if summary:
+        raise UsageError("--summary goes with --changed.")
+    files = [file for path in paths for file in _documents(path)] or _all(root)
+    _report({str(file): _problems(file) for file in files}, json)
+
+
+def _all(root: Path | None) -> list[Path]:
+    below = root / "entries" if root else None
+    return [
+        *cards.card_paths(root / "model_zoo" if root else None),
+        *entries.entry_paths(below),
+        *entries.addition_paths(below),
+    ]
+
+
+def _report(problems: Problems, json: bool) -> None:
     bad = sum(map(bool, problems.values()))
     if json:
-        print_json({"checked": len(files), "problems": {file: found for file, found in problems.items() if found}})
+        print_json({"checked": len(problems), "problems": {file: found for file, found in problems.items() if found}})
     for found in problems.values():
         for text in found:
             note(printable(text, keep="\n"))
     if bad:
-        fail(f"{bad} of {len(files)} files have problems.", 1)
-    note(f"{len(files)} files are valid.")
+        fail(f"{bad} of {len(problems)} files have problems.", 1)
+    note(f"{len(problems)} files are valid.")
+
+
+def _changed(root: Path, revision: str, summary: Path | None, json: bool) -> None:
+    base, found = changes.changes(root, revision)
+    if not found:
+        note(f"Nothing has changed since {revision}.")
+        return
+    rules = changes.problems(root, base, found)
+    models = {change.model for change in found if change.model}
+    touched = [file for file in _all(root) if _model_of(file) in models]
+    problems = {"the change": rules, **{str(file.relative_to(root)): _problems(file) for file in touched}}
+    text = ""
+    if models and not any(problems.values()):
+        before, after = _board_before(root, base), board.load(root)
+        problems["tables"] = _stale(root, after)
+        text = preview.summary(before, after, models)
+    if summary is not None:
+        with summary.open("a", encoding="utf-8") as stream:
+            stream.write(_summary(problems, text))
+    _report(problems, json)
+    if not json and text:
+        click.echo(text)
+
+
+def _model_of(file: Path) -> str:
+    return file.parent.name.partition(".")[0] if additions.kind_of(file) else file.stem
+
+
+def _summary(problems: Problems, tables: str) -> str:
+    found = [text for each in problems.values() for text in each]
+    if not found:
+        return f"## This submission is valid\n\n{tables}\n"
+    lines = "\n".join(f"- {board.escape(' '.join(text.split()))}" for text in found)
+    mend = "The same check runs locally: `segbench validate --changed origin/main`"
+    return f"## This submission has problems\n\n{lines}\n\n{mend}\n"
+
+
+def _stale(root: Path, after: board.Board) -> list[str]:
+    """Which generated tables are not what the content of the checkout gives."""
+    return [
+        f"{path.relative_to(root)} is stale. Mend: segbench leaderboard, and commit it"
+        for path, fresh in board.write_tables(root, after, check=True).items()
+        if not fresh
+    ]
+
+
+def _board_before(root: Path, base: str) -> board.Board:
+    """The board of a commit of the checkout."""
+    command = ["git", "-C", str(root), "archive", "--format=tar", base, "--", "model_zoo", "entries"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        return board.Board([])  # nothing was published before
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            for member in archive.getmembers():
+                if member.isfile() and member.name.endswith((".json", ".parquet")):
+                    archive.extract(member, folder)
+        return board.load(Path(folder))
 
 
 def _documents(path: Path) -> list[Path]:
@@ -45,9 +141,11 @@ def _documents(path: Path) -> list[Path]:
 
 def _problems(file: Path) -> list[str]:
     parents = [parent.name for parent in file.resolve().parents]
+    if additions.kind_of(file):
+        return entries.validate_addition(file)
     published = content.entries_above(file.resolve()) is not None
     if published or _is_entry(file):
-        return entries.validate_entry(file.resolve(), published=published)
+        return entries.validate_entry(file.parent.resolve() / file.name, published=published)
     try:
         card = cards.read_card(file)
     except ContentError as error:
@@ -95,32 +193,68 @@ def _is_entry(file: Path) -> bool:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail if a table is stale.")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Checkout whose entries and README are meant.  [default: this one]",
-)
-@click.option("--json", is_flag=True, help="Print the ranked entries as JSON and write nothing.")
-def leaderboard(check: bool, root: Path | None, json: bool) -> None:
-    """Write the tables of leaderboard/README.md from the entries, and the models in README.md from the cards."""
-    base = root or content.checkout()
-    rows = board.load_entries(base / "entries" if base else None)
+@click.argument("entry", type=click.Path(path_type=Path))
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def verify(entry: Path, json: bool) -> None:
+    """Recompute every number of ENTRY (a file, or a model id) from its evidence, and show both. Needs no torch."""
+    path = entry_file(entry)
+    document = entries.read_entry(path)
+    evidence = entries.evidence_of(path, document)
+    name = document["evidence"]["file"]
+    problems = entries.identity_problems(document, evidence, name)
+    compared = list(entries.against_evidence(document, evidence, name))
+    wrong = [each for each in compared if not each.agrees]
     if json:
-        print_json(board.rank(rows))
-        return
-    tables = board.render(rows)
-    if base is None:
-        click.echo(tables)
-        return
-    zoo = sorted(map(cards.read_card, cards.card_paths(base / "model_zoo")), key=lambda card: card.id)
-    files = [(base / "leaderboard" / "README.md", tables, (board.START, board.END))]
-    if (base / "README.md").is_file():
-        files.append((base / "README.md", board.models_table(zoo), (board.MODELS_START, board.MODELS_END)))
-    fresh = {path: board.update(path, text, check=check, markers=markers) for path, text, markers in files}
-    if check and not all(fresh.values()):
-        stale = " and ".join(str(path) for path in fresh if not fresh[path])
-        fail(f"{stale} is stale. Mend: segbench leaderboard", 1)
-    click.echo(tables)
-    for path in fresh:
-        note(f"{path} {'was up to date' if fresh[path] else 'was written'}.")
+        rows = [each._asdict() for each in compared]
+        print_json({"entry": str(path), "agrees": not (wrong or problems), "problems": problems, "values": rows})
+    else:
+        shown = [each for each in compared if each in wrong or each.field.rpartition(".")[2] in SHOWN]
+        print_table(
+            ["value", ">stated", ">from the evidence", ""],
+            [
+                [
+                    _field(each.field, document),
+                    _value(each.stated),
+                    _value(each.computed),
+                    "" if each.agrees else "differs",
+                ]
+                for each in shown
+            ],
+        )
+    for text in problems:
+        note(printable(text))
+    if wrong or problems:
+        fail(f"{len(wrong)} of {len(compared)} values differ from the evidence; {len(problems)} other problems.", 1)
+    images = document["dataset"]["images"]
+    note(f"{len(compared)} values recomputed from the counts of {images} images: all agree. {path}")
+
+
+SHOWN = ("aacc", "macc", "miou", "miou_lower_bound")
+
+
+def _field(field: str, entry: dict[str, object]) -> str:
+    """``results.1.miou`` with its ε in place of its number."""
+    parts = field.split(".")
+    results = entry["results"]
+    if parts[0] == "results" and len(parts) > 1 and parts[1].isdigit() and isinstance(results, list):
+        parts[:2] = [f"ε = {results[int(parts[1])]['eps_255']:g}/255"]
+    return " ".join(part for part in parts if part != "per_loss")
+
+
+def _value(value: object) -> str:
+    return f"{100 * value:.6f}" if isinstance(value, float) else str(value)
+
+
+def entry_file(given: Path) -> Path:
+    """An entry by its path, or by a model's id if it has one entry with evidence.
+
+    Raises:
+        ContentError: there is none, or several.
+    """
+    if given.suffix == ".json" or given.exists():
+        return given
+    found = [path for path in entries.entry_paths() if path.stem == str(given)]
+    if len(found) != 1:
+        known = ", ".join(map(str, found)) or "none"
+        raise ContentError(f"{given} names no file, and as a model it has these entries: {known}. Give one of them.")
+    return found[0]

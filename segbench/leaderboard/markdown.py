@@ -1,4 +1,4 @@
-"""The leaderboard: entries to a table per data set, cards to a table of models, as markdown between markers."""
+"""Tables of entries and of models, as markdown between markers."""
 
 from __future__ import annotations
 
@@ -7,87 +7,64 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segbench import entries
-from segbench.cards import ModelCard
+from segbench.cards import ModelCard, card_paths, read_card
 from segbench.errors import ContentError
 from segbench.files import write_atomic
+from segbench.leaderboard.assessment import view_of
+from segbench.leaderboard.board import Board, Table
+from segbench.protocol import OFFICIAL_RADII_255
 
 START, END = "<!-- tables: written by `segbench leaderboard`, do not edit -->", "<!-- end of tables -->"
 MODELS_START, MODELS_END = "<!-- models: written by `segbench leaderboard`, do not edit -->", "<!-- end of models -->"
+LEGEND = (
+    "Each score: aAcc / mIoU in percent, the worst case over the attacks of the protocol. Rank: by the mean mIoU over "
+    "the protocol's radii; shared where a paired bootstrap over images cannot tell two entries apart (95%)."
+)
+REPORTED = "`reported`: its authors' numbers, without evidence; not measured here."
 
 
-def load_entries(root: Path | None = None) -> list[dict[str, Any]]:
-    """All entries of a checkout, or of the installation, sorted by path.
-
-    Raises:
-        ContentError: an entry is damaged.
-    """
-    return [entries.read_entry(path) for path in entries.entry_paths(root)]
-
-
-def rank(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Entries of one data set, best first: by the mean worst-case mIoU, then clean mIoU, then id.
-
-    The mean is over the radii that all of them have, so that an entry gains nothing by more small ones.
-    """
-    radii = [{result["eps_255"] for result in entry["results"]} for entry in rows]
-    shared = set.intersection(*radii) if radii else set()
-
-    def key(entry: Mapping[str, Any]) -> tuple[float, float, str]:
-        mious = [result["miou"] for result in entry["results"] if result["eps_255"] in shared or not shared]
-        return (-sum(mious) / len(mious), -entry["clean"]["miou"], entry["model"]["id"])
-
-    return sorted(rows, key=key)
-
-
-def render(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a section and a table for each (protocol, data set)."""
-    sections = []
-    groups = sorted({(entry["protocol"]["name"], entry["dataset"]["id"]) for entry in rows})
-    for protocol, dataset in groups:
-        members = [
-            entry for entry in rows if (entry["protocol"]["name"], entry["dataset"]["id"]) == (protocol, dataset)
-        ]
-        sections.append(f"## {escape(dataset)} ({escape(protocol)})\n\n{_table(members)}")
+def render(board: Board) -> str:
+    """Markdown: a section and a table for each (data set, protocol)."""
+    sections = [f"## {escape(table.dataset)} ({escape(table.protocol)})\n\n{_table(table)}" for table in board.tables]
     return "\n\n".join(sections) if sections else "No entries yet."
 
 
-def _table(members: Sequence[Mapping[str, Any]]) -> str:
-    radii = sorted({row["eps_255"] for entry in members for row in entry["results"]})
-    header = [
-        "#",
-        "model",
-        "architecture",
-        "parameters",
-        "clean",
-        *(f"ε = {eps:g}/255" for eps in radii),
-        "warnings",
-        "tier",
+def _table(table: Table) -> str:
+    shown = [eps for eps in table.radii if eps in OFFICIAL_RADII_255] or table.radii
+    header = ["#", "model", "backbone", "parameters", "clean"]
+    header += [*(f"ε = {eps:g}/255" for eps in shown), "mean", "warnings", "tier"]
+    lines = [header, ["--:", ":--", ":--", "--:", "--:", *("--:" for _ in shown), "--:", ":--", ":--"]]
+    lines += [_line(row, shown) for row in table.rows]
+    others = [f"{eps:g}/255" for eps in table.radii if eps not in shown]
+    notes = [LEGEND]
+    if any(row["tier"] == "reported" for row in table.rows):
+        notes.append(REPORTED)
+    if others:
+        notes.append(f"Some entries also have results at ε = {', '.join(others)}.")
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + " ".join(notes)
+
+
+def _line(row: Mapping[str, Any], shown: Sequence[float]) -> list[str]:
+    scores = row["scores"]
+    mean = scores["mean"]
+    warnings = [flag["name"] for flag in row["flags"] if flag["level"] == "warning"]
+    return [
+        "–" if mean is None else str(mean["miou"]["rank"]),
+        f"`{row['id']}`",
+        escape(row["backbone"] or row["architecture"] or "–"),
+        "–" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}M",
+        _score(scores["clean"]),
+        *(_score(scores[view_of(eps)]) for eps in shown),
+        _score(mean),
+        escape(", ".join(warnings) or ("none" if row["flags"] else "–")),
+        row["tier"],
     ]
-    lines = [header, ["--:", ":--", ":--", "--:", "--:", *("--:" for _ in radii), ":--", ":--"]]
-    for place, entry in enumerate(rank(members), 1):
-        scores = {row["eps_255"]: row for row in entry["results"]}
-        parameters = entry["model"]["parameters"]
-        lines.append(
-            [
-                str(place),
-                f"`{entry['model']['id']}`",
-                escape(entry["model"]["architecture"] or "–"),
-                "–" if parameters is None else f"{parameters / 1e6:.2f}M",
-                _score(entry["clean"]),
-                *(_score(scores[eps]) if eps in scores else "–" for eps in radii),
-                escape(", ".join(flag["name"] for flag in entry["flags"] if flag["level"] == "warning") or "none"),
-                entry["claim"]["tier"],
-            ]
-        )
-    return (
-        "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        + "\n\nEach score: aAcc / mIoU in percent, the worst case over the attacks of the protocol."
-    )
 
 
-def _score(row: Mapping[str, float]) -> str:
-    return f"{100 * row['aacc']:.1f} / {100 * row['miou']:.1f}"
+def _score(view: Mapping[str, Any] | None) -> str:
+    if view is None:
+        return "–"
+    return " / ".join("–" if view[name] is None else f"{100 * view[name]['value']:.1f}" for name in ("aacc", "miou"))
 
 
 def escape(text: str) -> str:
@@ -153,3 +130,16 @@ def update(readme: Path, tables: str, *, check: bool, markers: tuple[str, str] =
     if new != text and not check:
         write_atomic(readme, new.encode())
     return new == text
+
+
+def write_tables(root: Path, board: Board, *, check: bool = False) -> dict[Path, bool]:
+    """Writes the tables of a checkout, or with ``check`` only compares; which files were up to date.
+
+    Raises:
+        ContentError: a file or its markers are missing.
+    """
+    zoo = sorted(map(read_card, card_paths(root / "model_zoo")), key=lambda card: card.id)
+    files = [(root / "leaderboard" / "README.md", render(board), (START, END))]
+    if (root / "README.md").is_file():
+        files.append((root / "README.md", models_table(zoo), (MODELS_START, MODELS_END)))
+    return {path: update(path, text, check=check, markers=markers) for path, text, markers in files}

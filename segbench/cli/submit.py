@@ -1,0 +1,229 @@
+"""``submit``: from a run directory to a pull request."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segbench import cards, content, schemas
+from segbench import leaderboard as board
+from segbench.cli.app import fail, note, print_json, printable
+from segbench.entries import submission
+from segbench.errors import UsageError
+from segbench.leaderboard import preview
+
+PAPER = ("paper_title", "paper_authors", "paper_url", "paper_venue", "paper_year", "paper_bibtex")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--checkout", type=click.Path(path_type=Path, file_okay=False), help="Where to.  [default: this one]")
+@click.option("--card", type=click.Path(path_type=Path), help="A card of the model, e.g. the one that training wrote.")
+@click.option("--id", "model_id", help="<method>_<backbone>_<data set>.  [default: that of the run]")
+@click.option("--title", help="One line for people.")
+@click.option("--submitter", help="Your GitHub account.")
+@click.option("--licence", help="Of the weights: MIT, cc-by-4.0, ...")
+@click.option("--backbone", help="ConvNeXt-T, ViT-S/16, ...")
+@click.option("--weights", help="hub:user/name@COMMIT:FILE, an https link, or none.")
+@click.option("--preprocessing", help="How images were made.  [default: that of the data set]")
+@click.option("--method", help="Training method: clean, AT, PIR-AT, ...")
+@click.option("--train-eps", type=float, help="ε of the training attack, over 255.")
+@click.option("--attack-steps", type=int, help="Steps of the training attack.")
+@click.option("--epochs", type=float)
+@click.option("--initialisation", type=click.Choice(["random", "clean", "robust"]))
+@click.option("--extra-data", help="Data besides the training split, e.g. ImageNet-1k (backbone).")
+@click.option("--paper-title")
+@click.option("--paper-authors", help="Separated by ';'.")
+@click.option("--paper-url", help="https://...")
+@click.option("--paper-venue")
+@click.option("--paper-year", type=int)
+@click.option("--paper-bibtex", type=click.Path(path_type=Path), help="A file with the BibTeX entry.")
+@click.option("--reason", help="Why the scores of a listed entry change.")
+@click.option("--pr/--no-pr", default=None, help="Run the git commands and gh.  [default: ask, if gh is there]")
+@click.option("--yes", is_flag=True, help="Ask nothing; what is not given is unknown.")
+@click.option("--json", is_flag=True, help="Print what was written as JSON.")
+def submit(
+    run: Path,
+    checkout: Path | None,
+    card: Path | None,
+    model_id: str | None,
+    submitter: str | None,
+    reason: str | None,
+    pr: bool | None,
+    yes: bool,
+    json: bool,
+    **given: Any,
+) -> None:
+    """Put the finished run RUN on the leaderboard: write card, entry and evidence, check them, show the new row.
+
+    Works in a checkout of the repository; asks for what is not given as an option. Nothing leaves this machine before
+    the git commands at the end, which it runs only if you say so.
+    """
+    root = (checkout or content.checkout() or Path()).resolve()
+    if not ((root / "model_zoo").is_dir() and (root / "entries").is_dir()):
+        raise UsageError(f"{root} is no checkout of segbench. git clone the repository, and give it: --checkout FOLDER")
+    path = submission.find_entry(run)
+    entry = submission.checked_entry(path)
+    asking = not yes and sys.stdin.isatty()
+    ask = _Asker(asking)
+    name = model_id or entry["model"]["id"]
+    found = cards.read_card(card) if card else submission.find_card(root, name, entry["dataset"]["id"])
+    chosen = found or submission.new_card(entry, _details(name, entry, given, ask))
+    who = ask("submitter", "Your GitHub account", submitter)
+    before = board.load(root)
+    done = submission.write(
+        root, path, chosen, submitter=who, date=datetime.now(timezone.utc).date().isoformat(), reason=reason
+    )
+    after = board.load(root)
+    fresh = board.write_tables(root, after)
+    generated = [file.relative_to(root) for file in fresh if not fresh[file]]
+    commands = submission.git_commands(done, generated)
+    moves = preview.moves(before, after, {done.model})
+    if json:
+        print_json(
+            {
+                "model": done.model,
+                "files": [str(file) for file in (*done.files, *generated)],
+                "ranks": [move._asdict() for move in moves],
+                "commands": [shlex.join(command) for command in commands],
+            }
+        )
+    else:
+        _show(done, generated, moves)
+    _open(root, commands, submission.pull_request_command(done), pr, asking, quiet=json)
+
+
+class _Asker:
+    """Asks on a terminal; elsewhere what is not given is None."""
+
+    def __init__(self, asking: bool) -> None:
+        self.asking = asking
+
+    def __call__(self, field: str, question: str, given: Any, default: Any = None) -> Any:
+        if given is not None or not self.asking:
+            return default if given is None else given
+        hint = "" if default is None else f" [{default}]"
+        answer = click.prompt(f"{question}{hint}", default="", show_default=False, err=True).strip()
+        return answer or default
+
+
+def _details(name: str, entry: dict[str, Any], given: dict[str, Any], ask: _Asker) -> dict[str, Any]:
+    """What a new card needs besides the entry; Enter leaves a thing unknown."""
+    if ask.asking:
+        note(f"{name} has no card yet. Some questions; Enter leaves the default in brackets, or unknown.")
+    title = ask("title", "Title, one line", given["title"], entry["model"]["title"])
+    method = ask("method", "Training method (clean, AT, PIR-AT, ...)", given["method"])
+    if method is None:
+        raise UsageError("The card needs the training method: --method clean, --method AT, --method PIR-AT, ...")
+    return {
+        "id": name,
+        "title": title,
+        "backbone": ask("backbone", "Backbone", given["backbone"]),
+        "sources": _source(ask("weights", "Weights (hub:user/name@COMMIT:FILE, https link)", given["weights"])),
+        "licence": ask("licence", "Licence of the weights", given["licence"]),
+        "paper": _paper(given, ask),
+        "training": {
+            "method": method,
+            "eps_255": _number(ask("train-eps", "ε of the training attack, over 255", given["train_eps"]), float),
+            "attack_steps": _number(ask("attack-steps", "Steps of the training attack", given["attack_steps"]), int),
+            "epochs": _number(ask("epochs", "Epochs", given["epochs"]), float),
+            "initialisation": ask("initialisation", "Initialisation (random, clean, robust)", given["initialisation"]),
+            "extra_data": ask("extra-data", "Extra data", given["extra_data"]),
+            "recipe": None,
+            "log": None,
+        },
+        "preprocessing": ask(
+            "preprocessing", "Preprocessing", given["preprocessing"], entry["dataset"]["preprocessing"] or "unknown"
+        ),
+    }
+
+
+def _number(answer: Any, kind: type[int] | type[float]) -> Any:
+    if answer is None or not isinstance(answer, str):
+        return answer
+    try:
+        return kind(answer)
+    except ValueError as error:
+        raise UsageError(f"{answer[:40]!r} is not a number.") from error
+
+
+def _source(weights: str | None) -> list[dict[str, str]]:
+    """A source of a card, from its short form."""
+    if weights in (None, "", "none"):
+        return []
+    hub = re.fullmatch(r"hub:([^@:]+)@([0-9a-f]{40}):(.+)", weights or "")
+    source = (
+        {"type": "hub", "repo": hub[1], "revision": hub[2], "file": hub[3]}
+        if hub
+        else {"type": "url", "url": str(weights)}
+    )
+    if wrong := schemas.source_problems(source):
+        raise UsageError(f"--weights {weights}: {wrong[0]}. Write hub:user/name@COMMIT:FILE, an https link, or none.")
+    return [source]
+
+
+def _paper(given: dict[str, Any], ask: _Asker) -> dict[str, Any] | None:
+    title = ask("paper-title", "Title of the paper", given["paper_title"])
+    if title is None:
+        if stray := [name for name in PAPER if given[name] is not None]:
+            raise UsageError(f"--{stray[0].replace('_', '-')} needs --paper-title.")
+        return None
+    authors = ask("paper-authors", "Authors, separated by ';'", given["paper_authors"]) or ""
+    url = ask("paper-url", "Link of the paper, https://...", given["paper_url"])
+    year = _number(ask("paper-year", "Year", given["paper_year"]), int)
+    if not authors or url is None or year is None:
+        raise UsageError("A paper needs --paper-authors, --paper-url and --paper-year.")
+    file = given["paper_bibtex"]
+    try:
+        bibtex = file.read_text("utf-8") if file else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read {file}: {error}") from error
+    return {
+        "title": title,
+        "authors": [author.strip() for author in authors.split(";") if author.strip()],
+        "url": url,
+        "venue": ask("paper-venue", "Venue", given["paper_venue"]),
+        "year": year,
+        "bibtex": bibtex,
+    }
+
+
+def _show(done: submission.Submission, generated: list[Path], moves: list[preview.Move]) -> None:
+    for file in (*done.files, *generated):
+        note(f"wrote {file}")
+    for move in moves:
+        before = "not listed" if move.before is None else f"rank {move.before}"
+        after = "no rank" if move.after is None else f"rank {move.after}"
+        click.echo(
+            printable(f"{move.dataset} ({move.protocol}): {move.model} {before} -> {after} of {move.rows} entries")
+        )
+
+
+def _open(
+    root: Path, commands: list[list[str]], request: list[str], pr: bool | None, asking: bool, *, quiet: bool
+) -> None:
+    """Prints the commands that make the pull request, or runs them if that is wanted and possible."""
+    there = submission.has_github_cli()
+    if pr and not there:
+        raise UsageError("--pr needs GitHub's command line, gh, and it is not on this machine. Install it, or --no-pr.")
+    wanted = pr or (pr is None and there and asking and click.confirm("Open the pull request now?", err=True))
+    if not wanted:
+        if not quiet:
+            note(f"\nIn {root}:" if root != Path().resolve() else "\nNow:")
+            for command in [*commands, request] if there else commands:
+                click.echo(shlex.join(command))
+            if not there:
+                note("and open the pull request on GitHub.")
+        return
+    for command in [*commands, request]:
+        note(f"$ {shlex.join(command)}")
+        done = subprocess.run(command, cwd=root, check=False, stdout=sys.stderr)
+        if done.returncode:
+            fail(f"`{command[0]} {command[1]}` failed. The files are written; go on by hand from there.", 1)
