@@ -25,7 +25,7 @@ from segbench.engine.run import run
 from segbench.engine.worker import Worker
 from segbench.entries import merge_groups
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
-from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, TOLERANCES
+from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
 
 SAMPLES, SIZE = 1000, 20
 VALUES = ("largest_image", "pooled_all", "largest_pooled_of_20")
@@ -71,8 +71,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures there")
     arguments = parser.parse_args()
-    found: dict = {"machine": f"{platform.machine()}, {torch.get_num_threads()} cores", "torch": torch.__version__}
-    found["tolerance"] = {key: 100 * value for key, value in dataclasses.asdict(TOLERANCES[SEA_V1.name]).items()}
+    found: dict = {"command": "python benchmarks/reproduction.py"}
+    found |= {"machine": f"{platform.machine()}, {torch.get_num_threads()} cores", "torch": torch.__version__}
     for model_id in ("at_convnext_mini_shapes", "clean_convnext_mini_shapes"):
         path = folder("entries") / "sea-v1" / "shapes" / f"{model_id}.parquet"
         stored = evidence.from_bytes(path.read_bytes(), source=path.name)

@@ -83,9 +83,9 @@ PROTOCOLS: Mapping[str, Protocol] = {SEA_V1.name: SEA_V1}
 class Tolerance:
     """By how much two honest results may differ; fractions of 1. No part of the digest: no unit depends on it.
 
-    Another processor rounds otherwise, and a sign attack makes another image of another last bit. The values are above
-    what was measured between processors and, for ``image`` and ``pooled``, between seeds
-    (``benchmarks/reproduction.py``), and the last is above the published spread over seeds (SEA.md, section 5).
+    Another processor rounds otherwise, and a sign attack makes another image of another last bit. ``image`` and
+    ``pooled`` are above what was measured between processors and between seeds (benchmarks/reproduction.py),
+    ``worst_case`` is above the published spread over seeds (docs/protocol.md).
 
     Attributes:
         clean: pixels of one clean image that may be predicted otherwise.
@@ -100,7 +100,7 @@ class Tolerance:
     worst_case: float
 
 
-TOLERANCES: Mapping[str, Tolerance] = {SEA_V1.name: Tolerance(clean=0.002, image=0.25, pooled=0.02, worst_case=0.005)}
+TOLERANCES: Mapping[str, Tolerance] = {SEA_V1.name: Tolerance(clean=0.002, image=0.25, pooled=0.03, worst_case=0.005)}
 
 MIN_EPS_255 = 0.001  # below, the ball is lost in the rounding of float32
 OFFICIAL_RADII_255: tuple[float, ...] = (4.0, 8.0, 12.0)
