@@ -6,6 +6,7 @@ SEA.md, section 5. Sums are exact integers; only the final ratios are floats.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from segbench.counts import Counts, IntArray
 from segbench.errors import UsageError
 
 Choice = npt.NDArray[np.intp]
+CERTAINTY = 0.975  # share of paired bootstrap samples in which the better one wins
 MAX_PIXELS = 2**31 - 1  # of a class in the data set, so that the products of two sums stay in int64
 
 
@@ -204,11 +206,19 @@ def bootstrap(aacc_counts: Counts, miou_counts: Counts, *, seed: int = 0, resamp
         seed: of the resampling.
         resamples: R, number of bootstrap samples.
     """
-    n = aacc_counts.num_images
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    draws = _draws(aacc_counts.num_images, seed, resamples)
     correct, valid = draws @ aacc_counts.correct, draws @ aacc_counts.target.sum(axis=1)
     mious = _mious((draws @ miou_counts.intersection).astype(np.int64), (draws @ miou_counts.union).astype(np.int64))
     return Replicates(correct / np.maximum(valid, 1), mious)
+
+
+@lru_cache(maxsize=2)
+def _draws(images: int, seed: int, resamples: int) -> npt.NDArray[np.float64]:
+    """(R,N) how often each image is in each sample; the same for every radius and model, so made once."""
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    found = draws.astype(np.float64)
+    found.flags.writeable = False
+    return found
 
 
 def bootstrap_intervals(
@@ -232,5 +242,6 @@ def better(one: npt.NDArray[np.floating[Any]], others: npt.NDArray[np.floating[A
     >>> better(np.array([0.5, 0.6]), np.array([[0.6, 0.7], [0.5, 0.9], [0.4, 0.5]])).tolist()
     [True, False, False]
     """
-    above: npt.NDArray[np.bool_] = (others > one).mean(axis=1) >= 0.975
+    wins = np.add.reduce(others > one, axis=1, dtype=np.uint32)
+    above: npt.NDArray[np.bool_] = wins >= CERTAINTY * len(one)
     return above

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -81,3 +82,5 @@ def evaluate(
         f"on {cost['device']}"
     )
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")
+    if entry["protocol"]["official"]:
+        note(f"Put it on the leaderboard: segbench submit {shlex.quote(str(result.path))}")

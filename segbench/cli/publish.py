@@ -36,7 +36,11 @@ def publish(
             f"The card of {card.id} names no licence, so nobody may know whether its weights can be passed on. "
             "Ask their authors, then give --licence."
         )
-    found = [entry for entry in entries.entries_of(card) if entry["dataset"]["id"] == card.dataset]  # no variants
+    found = [  # no variants, and no numbers of a paper
+        entry
+        for entry in entries.entries_of(card)
+        if entry["dataset"]["id"] == card.dataset and entry["evidence"] is not None
+    ]
     prepared = publishing.prepare(
         card, repo, out or Path("publish") / card.id, found=found, licence=licence, offline=offline
     )

@@ -140,7 +140,10 @@ def show(model_id: str, json: bool, download: bool, offline: bool) -> None:
         return
     print_table(["", card.id], [*_card_rows(card), ["on this machine", str(here) if here else _how_to_get(card)]])
     for entry in found:
-        click.echo(f"{entry['protocol']['name']} on {entry['dataset']['id']}, {entry['claim']['tier']}:")
+        source = f" ({entry['claim']['source']})" if entry["claim"]["source"] else ""
+        click.echo(
+            printable(f"{entry['protocol']['name']} on {entry['dataset']['id']}, {entry['claim']['tier']}{source}:")
+        )
         print_scores(entry)
 
 

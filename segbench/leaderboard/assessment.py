@@ -51,7 +51,7 @@ def view_of(eps_255: float) -> str:
     return f"{eps_255:g}"
 
 
-def assess_all(paths: Sequence[Path]) -> list[Assessment | None]:
+def assess_all(paths: Sequence[Path]) -> list[tuple[dict[str, Any], Assessment | None]]:
     """`assess` for many entries, in their order, on all cores where they are many."""
     if len(paths) < SIDE_BY_SIDE:
         return [assess(path) for path in paths]
@@ -59,15 +59,18 @@ def assess_all(paths: Sequence[Path]) -> list[Assessment | None]:
         return list(pool.map(assess, paths, chunksize=16))
 
 
-def assess(path: Path) -> Assessment | None:
-    """Reads the entry at ``path``, its evidence and its external evaluations; None without evidence.
+def assess(path: Path) -> tuple[dict[str, Any], Assessment | None]:
+    """Reads the entry at ``path``, its evidence and its external evaluations.
+
+    Returns:
+        The entry, and what its evidence says; None without evidence.
 
     Raises:
         ContentError: something is damaged or does not fit together.
     """
     entry = entries.read_entry(path)
     if entry["evidence"] is None:
-        return None
+        return entry, None
     found = entries.evidence_of(path, entry)
     if CLEAN not in found.groups:
         raise ContentError(f"{path}: the evidence has no clean images.")
@@ -83,7 +86,7 @@ def assess(path: Path) -> Assessment | None:
         iou[view], histogram[view] = _iou(worst.miou_counts), _histogram(worst.aacc_counts)
     known = additions.best_known(found, list(_externals(path)), entry["results"], search)
     detail = {"images": clean.num_images, "iou": iou, "histogram": histogram}
-    return Assessment(labels_digest(found), replicates, known, detail)
+    return entry, Assessment(labels_digest(found), replicates, known, detail)
 
 
 def _externals(path: Path) -> list[tuple[str, Evidence]]:

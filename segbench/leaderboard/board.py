@@ -67,8 +67,7 @@ def load(root: Path | None = None) -> Board:
         card = cards.read_card(path)
         zoo[card.id, card.dataset] = card
     groups: dict[tuple[str, str], list[_Source]] = {}
-    for path, assessment in zip(paths, assess_all(paths), strict=True):
-        entry = entries.read_entry(path)
+    for path, (entry, assessment) in zip(paths, assess_all(paths), strict=True):
         dataset = entry["dataset"]["id"]
         model = entry["model"]["id"]
         found = zoo.get((model, dataset)) or zoo.get((model, content.family(dataset)))
@@ -179,7 +178,7 @@ def _row(source: _Source) -> dict[str, Any]:
         "date": entry["claim"]["date"],
         "history": entry["history"],
         "external": additions.additions(source.path, additions.EXTERNAL),
-        "reproductions": [_reproduction(path_stem, record) for path_stem, record in _named(source.path, reproductions)],
+        "reproductions": [_reproduction(record) for record in reproductions],
         "detail": source.assessment.detail if source.assessment else None,
     }
     tidied: dict[str, Any] = tidy(row)
@@ -188,13 +187,9 @@ def _row(source: _Source) -> dict[str, Any]:
 
 def _lowest(result: Mapping[str, Any]) -> dict[str, Any]:
     """Best known of a reported result: the lowest of all attacks that were published with it."""
-    known: dict[str, Any] = {"aacc": result["aacc"], "miou": result["miou"]}
-    by = set()
-    for attack, scores in (result["per_loss"] or {}).items():
-        for metric in METRICS:
-            if scores[metric] < known[metric]:
-                known[metric] = scores[metric]
-                by.add(attack)
+    attacks = result["per_loss"] or {}
+    known: dict[str, Any] = {m: min(result[m], *(scores[m] for scores in attacks.values()), 1.0) for m in METRICS}
+    by = {name for name, scores in attacks.items() for m in METRICS if known[m] < result[m] and scores[m] == known[m]}
     return {**known, "by": sorted(by)}
 
 
@@ -259,15 +254,10 @@ def _weights(source: Mapping[str, Any]) -> dict[str, Any]:
     return {"label": "its authors' link", "url": source["url"] if source["url"].startswith("https://") else None}
 
 
-def _named(path: Path, records: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    files = sorted(additions.folder_of(path, additions.REPRODUCED).glob("*.json"))
-    return [(file.stem, record) for file, record in zip(files, records, strict=True)]
-
-
-def _reproduction(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def _reproduction(record: Mapping[str, Any]) -> dict[str, Any]:
     differences = [abs(row["stored_aacc"] - row["found_aacc"]) for row in record["comparison"]]
     return {
-        "name": name,
+        "name": record["evidence"]["file"].removesuffix(".parquet"),
         "by": record["by"],
         "date": record["date"],
         "images": record["images"],

@@ -37,34 +37,36 @@ def ranks(contenders: Sequence[Contender]) -> list[int | None]:
     >>> ranks([Contender(0.5, None, None, True), Contender(0.5, None, None, False), Contender(None, None, None, True)])
     [1, 2, None]
     """
-    found: list[int | None] = []
     # Rounded, so that a mean of three numbers does not differ from its equal in the last bit.
     values = np.array([np.nan if each.value is None else round(each.value, 9) for each in contenders])
     measured = np.array([each.measured for each in contenders], bool)
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
     for place, each in enumerate(contenders):
         if each.replicates is not None and each.images is not None and each.value is not None:
-            groups.setdefault(each.images, []).append(place)
-    samples = {name: np.stack([_replicates(contenders[place]) for place in group]) for name, group in groups.items()}
-    extremes = {name: (each.min(axis=1), each.max(axis=1)) for name, each in samples.items()}
-    row_of = {place: (name, row) for name, group in groups.items() for row, place in enumerate(group)}
-    for place, each in enumerate(contenders):
-        if each.value is None:
-            found.append(None)
-            continue
-        above = (values > values[place]) | ((values == values[place]) & measured & (not each.measured))
-        if place in row_of:
-            name, row = row_of[place]
-            members, own = np.array(groups[name]), samples[name][row]
-            certain = extremes[name][0] > extremes[name][1][row]
-            doubtful = np.flatnonzero(above[members] & ~certain)
-            certain[doubtful] = ensemble.better(own, samples[name][doubtful])
-            above[members] &= certain
-        found.append(1 + int(above.sum()))
+            groups.setdefault(each.images, []).append((place, each.replicates))
+    found: list[int | None] = [None] * len(contenders)
+    for place in np.flatnonzero(~np.isnan(values)).tolist():
+        ties = (values == values[place]) & measured & (not measured[place])
+        found[place] = 1 + int(((values > values[place]) | ties).sum())
+    for group in groups.values():
+        _among_the_same_images(group, values, found)
     return found
 
 
-def _replicates(contender: Contender) -> npt.NDArray[np.float32]:
-    if contender.replicates is None:
-        raise ValueError("a contender without replicates is in no group")
-    return contender.replicates
+def _among_the_same_images(
+    group: list[tuple[int, npt.NDArray[np.float32]]], values: npt.NDArray[np.float64], found: list[int | None]
+) -> None:
+    """Takes from the ranks those of the group that are higher, but not better beyond doubt."""
+    group.sort(key=lambda each: -values[each[0]])
+    places, samples = [place for place, _ in group], np.stack([each for _, each in group])
+    descending = values[places]
+    # If all but k samples of one are above all but k samples of another, at most 2k pairs can go the other way.
+    k = int((1 - ensemble.CERTAINTY) * samples.shape[1]) // 2
+    ordered = np.sort(samples, axis=1)
+    low, high = ordered[:, k], ordered[:, -1 - k]
+    for row, place in enumerate(places):
+        above = int(np.searchsorted(-descending, -descending[row], side="left"))
+        doubtful = int(np.argmin(np.append(low[:above] > high[row], False)))
+        certain = doubtful + int(ensemble.better(samples[row], samples[doubtful:above]).sum())
+        rank = found[place]
+        found[place] = rank - (above - certain) if rank is not None else None

@@ -1,0 +1,76 @@
+"""The documentation: links lead somewhere, commands and options exist, and its Python runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from segbench import entries, leaderboard, load_dataset
+from segbench.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "leaderboard" / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_of_the_documentation_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("https://", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command line that starts with ``segbench`` in the documentation."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
+            found += [(page.name, line) for line in block.splitlines() if line.startswith("segbench ")]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: str(value)[:40])
+def test_commands_of_the_documentation_exist_with_their_options(page, line):
+    words = line.split("#")[0].split()[1:]
+    command: click.Command = app
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(click.Context(command), words[0])
+        if found is None and command is not app:
+            break  # the group's own argument
+        assert found is not None, line
+        command, words = found, words[1:]
+    options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    for word in words:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in options, line
+
+
+def test_a_stronger_attack_is_added_as_the_documentation_says(tmp_path, monkeypatch):
+    """An attack that leaves nothing right on two images of thirty-two."""
+    for name in ("model_zoo", "entries"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "submit_a_result.md").read_text("utf-8"), re.DOTALL)
+    data = load_dataset("shapes")
+    labels = np.stack([data[row].label.numpy() for row in (3, 5)])
+    scope = {"labels": labels, "predictions": (labels + 1) % 8, "image_ids": [data.image_ids[row] for row in (3, 5)]}
+    exec(compile(code.replace("https://arxiv.org/abs/...", "https://example.org/paper"), "docs", "exec"), scope)
+    (path,) = entries.addition_paths(tmp_path / "entries")
+    assert path.name == "my_attack.json"
+    assert entries.validate_addition(path) == []
+    rows = {row["id"]: row for table in leaderboard.load(tmp_path).tables for row in table.rows}
+    row = rows["at_convnext_mini_shapes"]
+    score = row["scores"]["8"]["aacc"]
+    assert score["best_known"] < score["value"]
+    assert [result["best_known"]["by"] for result in row["results"]] == [[], ["my_attack"], []]
+    assert any(flag["name"] == "sea_overestimates" for flag in row["flags"])
