@@ -242,6 +242,6 @@ def better(one: npt.NDArray[np.floating[Any]], others: npt.NDArray[np.floating[A
     >>> better(np.array([0.5, 0.6]), np.array([[0.6, 0.7], [0.5, 0.9], [0.4, 0.5]])).tolist()
     [True, False, False]
     """
-    wins = np.add.reduce(others > one, axis=1, dtype=np.uint32)
+    wins = np.add.reduce(others > one, axis=1, dtype=np.uint16 if len(one) < 2**16 else np.uint32)
     above: npt.NDArray[np.bool_] = wins >= CERTAINTY * len(one)
     return above

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +95,14 @@ def _table(sources: Sequence[_Source]) -> Table:
     rows = [_row(source) for source in sources]
     for row in rows:
         row["scores"] = {view: row["scores"].get(view) for view in views}
-    for view in views:
-        for metric in METRICS:
-            contenders = [_contender(source, row, view, metric) for source, row in zip(sources, rows, strict=True)]
-            for row, rank in zip(rows, ranks(contenders), strict=True):
+    kinds = [(view, metric) for view in views for metric in METRICS]
+    contenders = [
+        [_contender(source, row, view, metric) for source, row in zip(sources, rows, strict=True)]
+        for view, metric in kinds
+    ]
+    with ThreadPoolExecutor(cpu_count()) as pool:  # numpy compares without the lock of Python
+        for (view, metric), found in zip(kinds, pool.map(ranks, contenders), strict=True):
+            for row, rank in zip(rows, found, strict=True):
                 if row["scores"][view] and row["scores"][view][metric]:
                     row["scores"][view][metric]["rank"] = rank
     names = class_names(first["dataset"]["id"])

@@ -16,7 +16,7 @@ class Contender(NamedTuple):
 
     Attributes:
         value: the score; None if the entry lacks it.
-        replicates: (R,) of a bootstrap over images; None without evidence.
+        replicates: (R,) of a bootstrap over images; None without evidence. Only measured ones have any.
         images: which images they were; replicates are paired among contenders that share it.
         measured: checked or reproduced, not reported: better at equal score.
     """
@@ -42,7 +42,7 @@ def ranks(contenders: Sequence[Contender]) -> list[int | None]:
     measured = np.array([each.measured for each in contenders], bool)
     groups: dict[str, list[tuple[int, npt.NDArray[np.float32]]]] = {}
     for place, each in enumerate(contenders):
-        if each.replicates is not None and each.images is not None and each.value is not None:
+        if each.replicates is not None and each.images is not None and each.value is not None and each.measured:
             groups.setdefault(each.images, []).append((place, each.replicates))
     found: list[int | None] = [None] * len(contenders)
     for place in np.flatnonzero(~np.isnan(values)).tolist():

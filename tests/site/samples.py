@@ -6,9 +6,10 @@ import copy
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from segbench.leaderboard import Board, Table
 
 ROOT = Path(__file__).resolve().parents[2]
 RADII = (4.0, 8.0, 12.0)
@@ -28,25 +29,6 @@ HOSTILE = {
     "long": "A" * 100_000,
     "marks": "Z" + "\u0335\u0321" * 400,
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """What `segbench.leaderboard.board.Table` holds."""
-
-    protocol: str
-    dataset: str
-    views: list[str]
-    radii: list[float]
-    class_names: list[str]
-    rows: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Board:
-    """What `segbench.leaderboard.board.Board` holds."""
-
-    tables: list[Table]
 
 
 def row(model_id: str, scores: dict[str, tuple[float | None, float]], **changes: Any) -> dict[str, Any]:

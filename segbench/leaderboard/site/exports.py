@@ -6,28 +6,17 @@ import csv
 import json
 from typing import Any
 
+from segbench.leaderboard.board import document
 from segbench.leaderboard.site.shape import METRICS, Board, Row, Table
 from segbench.leaderboard.site.text import clean
 
-SCHEMA_VERSION = 1
 # what makes a spreadsheet read a cell as a formula, and the full-width forms that some of them fold
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def to_json(board: Board) -> str:
     """Everything on the board but the per-class and per-image details of the model pages."""
-    tables = [
-        {
-            "protocol": table.protocol,
-            "dataset": table.dataset,
-            "views": list(table.views),
-            "radii": list(table.radii),
-            "class_names": list(table.class_names),
-            "rows": [{key: value for key, value in row.items() if key != "detail"} for row in table.rows],
-        }
-        for table in board.tables
-    ]
-    return json.dumps({"schema_version": SCHEMA_VERSION, "tables": tables}, indent=1, allow_nan=False) + "\n"
+    return json.dumps(document(board), separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def to_csv(board: Board) -> str:
