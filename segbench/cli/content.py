@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -64,9 +61,9 @@ def _report(problems: Problems, json: bool) -> None:
     bad = sum(map(bool, problems.values()))
     if json:
         print_json({"checked": len(problems), "problems": {file: found for file, found in problems.items() if found}})
-    for found in problems.values():
+    for file, found in problems.items():
         for text in found:
-            note(printable(text, keep="\n"))
+            note(printable(text.replace(file, printable(file)), keep="\n"))
     if bad:
         fail(f"{bad} of {len(problems)} files have problems.", 1)
     note(f"{len(problems)} files are valid.")
@@ -77,12 +74,12 @@ def _changed(root: Path, revision: str, summary: Path | None, json: bool) -> Non
     if not found:
         note(f"Nothing has changed since {revision}.")
         return
-    rules = changes.problems(root, base, found)
+    rules = [printable(text) for text in changes.problems(root, base, found)]
     models = {change.model for change in found if change.model}
     touched = [file for file in _all(root) if _model_of(file) in models]
     problems = {"the change": rules, **{str(file.relative_to(root)): _problems(file) for file in touched}}
     text = ""
-    if models and not any(problems.values()):
+    if not any(problems.values()):
         before, after = _board_before(root, base), board.load(root)
         problems["tables"] = _stale(root, after)
         text = preview.summary(before, after, models)
@@ -118,15 +115,18 @@ def _stale(root: Path, after: board.Board) -> list[str]:
 
 def _board_before(root: Path, base: str) -> board.Board:
     """The board of a commit of the checkout."""
-    command = ["git", "-C", str(root), "archive", "--format=tar", base, "--", "model_zoo", "entries"]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        return board.Board([])  # nothing was published before
+    files = [
+        (path, oid)
+        for path, (mode, oid) in changes.tree(root, base).items()
+        if mode == changes.PLAIN and changes.Change("", mode, path).model and path.endswith((".json", ".parquet"))
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-            for member in archive.getmembers():
-                if member.isfile() and member.name.endswith((".json", ".parquet")):
-                    archive.extract(member, folder)
+        for name in ("model_zoo", "entries"):
+            (Path(folder) / name).mkdir()
+        contents = changes.blobs(root, [oid for _, oid in files])
+        for (path, _), data in zip(files, contents, strict=True):
+            (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / path).write_bytes(data)
         return board.load(Path(folder))
 
 

@@ -118,9 +118,22 @@ def best_known(
             for metric, choice in (("aacc", worst.aacc_choice), ("miou", worst.miou_choice)):
                 if getattr(worst, metric) < known[metric]:
                     known[metric] = getattr(worst, metric)
-                    by |= {name for place, (name, _) in enumerate(added, len(own)) if (choice == place).any()}
+                    by |= {
+                        name
+                        for place, (name, counts) in enumerate(added, len(own))
+                        if (_is_new(counts, own) & (choice == place)).any()
+                    }
         rows.append({**known, "by": sorted(by)})
     return rows
+
+
+def _is_new(counts: Counts, own: Sequence[Counts]) -> Any:
+    """(N,) images on which a candidate differs from every one of the entry's own."""
+    same = [
+        (counts.intersection == each.intersection).all(axis=1) & (counts.predicted == each.predicted).all(axis=1)
+        for each in own
+    ]
+    return ~np.any(same, axis=0)
 
 
 def _is_attack(key: Key, eps: float) -> bool:
@@ -268,7 +281,7 @@ def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -
         if record["agrees"]
         and record["images"] >= min(SAMPLE, entry["dataset"]["images"])
         and record["by"] is not None
-        and record["by"] != entry["claim"]["submitter"]
+        and record["by"].casefold() != (entry["claim"]["submitter"] or "").casefold()
         and record["entry_evidence_sha256"] == entry["evidence"]["sha256"]
     ]
     return "reproduced" if agreeing else "checked"

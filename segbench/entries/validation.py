@@ -151,6 +151,8 @@ def _reproduction(
         found.append("it reproduces an older evidence of this entry: reproduce the entry again, or remove the record.")
     clean = next(iter(stored.groups.values()))
     ids = additions.sample_ids(clean.image_ids, document["images"], document["seed"])
+    if len(ids) != document["images"]:
+        found.append(f"images is {document['images']}, the entry has {len(ids)}: correct it.")
     losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - {"check"}
     wanted = {(0.0, "clean"), *((eps, loss) for eps in document["radii_255"] for loss in losses)}
     present = {key for key in added.groups if key[1] != "check"}
