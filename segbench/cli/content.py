@@ -12,7 +12,6 @@ from segbench import leaderboard as board
 from segbench.cli.app import fail, note, print_json, print_table, printable
 from segbench.entries import additions, changes
 from segbench.errors import ContentError, UsageError
-from segbench.files import sha256_file
 from segbench.leaderboard import preview
 
 Problems = dict[str, list[str]]
@@ -150,37 +149,9 @@ def _problems(file: Path) -> list[str]:
         card = cards.read_card(file)
     except ContentError as error:
         return [str(error)]
-    if (
-        len(parents) > 1
-        and parents[1] == "model_zoo"
-        and (file.stem, file.resolve().parent.name) != (card.id, content.dataset_folder(card.dataset))
-    ):
-        return [
-            f"{file}: the card belongs at model_zoo/{content.dataset_folder(card.dataset)}/{card.id}.json: "
-            "move it, or correct `id` or `dataset`."
-        ]
-    return _weights(file, card)
-
-
-def _weights(file: Path, card: cards.ModelCard) -> list[str]:
-    """What is wrong with the weights beside a card, and with sources that nobody else could use."""
-    found = []
-    for source in card.sources:
-        if source["type"] == "url" and source["url"].startswith("http:"):
-            found.append(f"{file}: {source['url']} leads to this machine only: give an https:// link.")
-        if source["type"] != "package":
-            continue
-        weights = file.parent / source["file"]
-        if not weights.is_file():
-            found.append(f"{file}: its weights {weights.name} are missing: put them beside it.")
-        elif card.sha256 is None:
-            found.append(f"{file}: `sha256` is null; that of {weights.name} is {sha256_file(weights)}.")
-        elif sha256_file(weights) != card.sha256:
-            found.append(
-                f"{file}: {weights.name} does not have the SHA-256 of the card: restore the file, or correct `sha256`."
-            )
-        if weights.suffix != ".safetensors":
-            found.append(f"{file}: {weights.name} is not safetensors. Convert it: segbench publish --dry-run.")
+    found = entries.card_problems(file, card)
+    if len(parents) > 1 and parents[1] == "model_zoo":
+        found += entries.card_placement(file, card)
     return found
 
 

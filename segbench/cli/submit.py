@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -69,6 +70,8 @@ def submit(
     root = (checkout or content.checkout() or Path()).resolve()
     if not ((root / "model_zoo").is_dir() and (root / "entries").is_dir()):
         raise UsageError(f"{root} is no checkout of segbench. git clone the repository, and give it: --checkout FOLDER")
+    if pr and not submission.has_github_cli():
+        raise UsageError("--pr needs GitHub's command line, gh, and it is not on this machine. Install it, or --no-pr.")
     path = submission.find_entry(run)
     entry = submission.checked_entry(path)
     asking = not yes and sys.stdin.isatty()
@@ -76,14 +79,16 @@ def submit(
     name = model_id or entry["model"]["id"]
     found = cards.read_card(card) if card else submission.find_card(root, name, entry["dataset"]["id"])
     chosen = found or submission.new_card(entry, _details(name, entry, given, ask))
-    who = ask("submitter", "Your GitHub account", submitter)
+    if found is not None:
+        _no_contradiction(found, model_id, given)
     before = board.load(root)
+    board.write_tables(root, before, check=True)  # their files must be there
+    who = ask("submitter", "Your GitHub account", submitter)
     done = submission.write(
         root, path, chosen, submitter=who, date=datetime.now(timezone.utc).date().isoformat(), reason=reason
     )
     after = board.load(root)
-    fresh = board.write_tables(root, after)
-    generated = [file.relative_to(root) for file in fresh if not fresh[file]]
+    generated = [file.relative_to(root) for file in board.write_tables(root, after)]
     commands = submission.git_commands(done, generated)
     moves = preview.moves(before, after, {done.model})
     if json:
@@ -98,6 +103,15 @@ def submit(
     else:
         _show(done, generated, moves)
     _open(root, commands, submission.pull_request_command(done), pr, asking, quiet=json)
+
+
+def _no_contradiction(card: cards.ModelCard, model_id: str | None, given: dict[str, Any]) -> None:
+    """What a card says is not said again; no option is passed over in silence."""
+    if model_id is not None and model_id != card.id:
+        raise UsageError(f"The card is that of {card.id}, not of {model_id}: change its `id`, or leave --id out.")
+    if said := [name for name, value in given.items() if value is not None]:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+        note(f"{card.id} has a card, {card.path}: {options} not used. To change what it says, edit it.")
 
 
 class _Asker:
@@ -146,12 +160,15 @@ def _details(name: str, entry: dict[str, Any], given: dict[str, Any], ask: _Aske
 
 
 def _number(answer: Any, kind: type[int] | type[float]) -> Any:
-    if answer is None or not isinstance(answer, str):
-        return answer
+    if answer is None:
+        return None
     try:
-        return kind(answer)
-    except ValueError as error:
-        raise UsageError(f"{answer[:40]!r} is not a number.") from error
+        number = kind(answer)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{str(answer)[:40]!r} is not a number.") from error
+    if not math.isfinite(number):
+        raise UsageError(f"{answer} is not a number that a card can hold.")
+    return number
 
 
 def _source(weights: str | None) -> list[dict[str, str]]:
@@ -211,8 +228,6 @@ def _open(
 ) -> None:
     """Prints the commands that make the pull request, or runs them if that is wanted and possible."""
     there = submission.has_github_cli()
-    if pr and not there:
-        raise UsageError("--pr needs GitHub's command line, gh, and it is not on this machine. Install it, or --no-pr.")
     wanted = pr or (pr is None and there and asking and click.confirm("Open the pull request now?", err=True))
     if not wanted:
         if not quiet:

@@ -270,6 +270,11 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
     return rows
 
 
+def _account(name: str) -> str:
+    """A name as GitHub compares it."""
+    return name.strip().removeprefix("@").casefold()
+
+
 def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -> str:
     """``reported``, ``checked``, or ``reproduced`` when somebody else's record agrees with the entry's evidence."""
     stated: str = entry["claim"]["tier"]
@@ -281,7 +286,7 @@ def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -
         if record["agrees"]
         and record["images"] >= min(SAMPLE, entry["dataset"]["images"])
         and record["by"] is not None
-        and record["by"].casefold() != (entry["claim"]["submitter"] or "").casefold()
+        and _account(record["by"]) != _account(entry["claim"]["submitter"] or "")
         and record["entry_evidence_sha256"] == entry["evidence"]["sha256"]
     ]
     return "reproduced" if agreeing else "checked"

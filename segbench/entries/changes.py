@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench import schemas
+from segbench.entries.placement import MAX_WEIGHTS_BYTES
 from segbench.errors import ContentError, UsageError
 
 PLAIN, PROGRAM, LINK, SUBMODULE = "100644", "100755", "120000", "160000"  # modes of git
@@ -30,7 +31,6 @@ OWNED = re.compile(
     rf"|entries/[a-z0-9-]+/{_DATASET}/(?P<entry>{_ID})\.(?:json|parquet)"
     rf"|entries/[a-z0-9-]+/{_DATASET}/(?P<beside>{_ID})\.(?:external|reproduced)/{_ID}\.(?:json|parquet)"
 )
-MAX_WEIGHTS_BYTES = 10_000_000
 MEND = "A submission holds the files of its own model, and what `segbench leaderboard` writes."
 
 
@@ -59,9 +59,7 @@ def changes(root: Path, revision: str) -> tuple[str, list[Change]]:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./~^@{}-]{0,200}", revision):
         raise UsageError(f"{revision!r} names no revision of git. Try: --changed origin/main")
-    top = _git(root, "rev-parse", "--show-toplevel").decode(errors="replace").rstrip("\n")
-    if Path(top).resolve() != root.resolve():
-        raise UsageError(f"{root} is a folder inside a checkout. Give its top: --root {top}")
+    _check_top(root)
     base = _git(root, "merge-base", "--end-of-options", revision, "HEAD").decode().strip()
     before, found = tree(root, base), []
     now = _working_tree(root)
@@ -95,6 +93,23 @@ def blobs(root: Path, oids: Sequence[str]) -> list[bytes]:
         found.append(rest[:size])
         answer = rest[size + 1 :]
     return found
+
+
+def committed(root: Path, path: str) -> bytes | None:
+    """A file as the last commit has it; None if it has none.
+
+    Raises:
+        UsageError: ``root`` is not the top of a checkout with a commit.
+    """
+    _check_top(root)
+    found = tree(root, "HEAD").get(path)
+    return blobs(root, [found[1]])[0] if found else None
+
+
+def _check_top(root: Path) -> None:
+    top = _git(root, "rev-parse", "--show-toplevel").decode(errors="replace").rstrip("\n")
+    if Path(top).resolve() != root.resolve():
+        raise UsageError(f"{root} is a folder inside a checkout. Give its top: --root {top}")
 
 
 def _working_tree(root: Path) -> dict[str, str]:

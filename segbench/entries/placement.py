@@ -14,6 +14,7 @@ from segbench import cards, content
 from segbench.entries.reading import read_document, read_evidence
 from segbench.errors import ContentError
 from segbench.evidence import CLEAN, Evidence
+from segbench.files import sha256_file
 
 # SHA-256 of the data as a model sees it (`SegmentationDataset.fingerprint`), for data that is the same everywhere.
 FINGERPRINTS: Mapping[str, str] = {
@@ -23,8 +24,7 @@ FINGERPRINTS: Mapping[str, str] = {
 LABELS: Mapping[str, str] = {
     "shapes": "ef930dd257b3d2d8a3f951271fad76440aebebd9de7f1a1c37403d3b284432ad",
 }
-# Fields that an entry repeats from its card; a reported one has seen no weights.
-FROM_CARD = ("model.id", "model.architecture", "model.title", "paper", "dataset.num_classes")
+MAX_WEIGHTS_BYTES = 10_000_000  # of a file in the repository: everybody downloads it with the package
 
 
 def labels_digest(found: Evidence) -> str:
@@ -39,6 +39,39 @@ def expected_path(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     """Where an entry belongs below ``entries/``."""
     folder = content.dataset_folder(entry["dataset"]["id"])
     return entry["protocol"]["name"], folder, f"{entry['model']['id']}.json"
+
+
+def card_placement(file: Path, card: cards.ModelCard) -> list[str]:
+    """Whether a card of the zoo lies where its model belongs."""
+    expected = content.dataset_folder(card.dataset), card.id
+    if (file.resolve().parent.name, file.stem) == expected:
+        return []
+    return [f"{file}: the card belongs at model_zoo/{'/'.join(expected)}.json: move it, or correct `id` or `dataset`."]
+
+
+def card_problems(file: Path, card: cards.ModelCard) -> list[str]:
+    """What is wrong with the weights beside a card, and with sources that nobody else could use."""
+    found = []
+    for source in card.sources:
+        if source["type"] == "url" and source["url"].startswith("http:"):
+            found.append(f"{file}: {source['url']} leads to this machine only: give an https:// link.")
+        if source["type"] != "package":
+            continue
+        weights = file.parent / source["file"]
+        if not weights.is_file():
+            found.append(f"{file}: its weights {weights.name} are missing: put them beside it.")
+            continue
+        if card.sha256 is None:
+            found.append(f"{file}: `sha256` is null; that of {weights.name} is {sha256_file(weights)}.")
+        elif sha256_file(weights) != card.sha256:
+            found.append(
+                f"{file}: {weights.name} does not have the SHA-256 of the card: restore the file, or correct `sha256`."
+            )
+        if weights.suffix != ".safetensors":
+            found.append(f"{file}: {weights.name} is not safetensors. Convert it: segbench publish --dry-run.")
+        if (size := weights.stat().st_size) > MAX_WEIGHTS_BYTES:
+            found.append(f"{file}: {weights.name} has {size} bytes; larger weights go to the Hub: segbench publish.")
+    return found
 
 
 def placement(path: Path, entry: Mapping[str, Any]) -> list[str]:

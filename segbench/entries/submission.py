@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segbench import cards, content, schemas
 from segbench.cards import CARD_VERSION, ModelCard
+from segbench.entries import additions, changes
 from segbench.entries.document import read_entry
-from segbench.entries.placement import expected_path
-from segbench.entries.validation import validate_entry
+from segbench.entries.placement import card_problems, expected_path
+from segbench.entries.validation import validate_addition, validate_entry
 from segbench.errors import ContentError, UsageError
 from segbench.files import sha256_file, write_atomic
 
@@ -135,37 +138,71 @@ def write(
     entry = checked_entry(entry_path)
     if card.sha256 is None:
         card = dataclasses.replace(card, sha256=entry["model"]["weights_sha256"])
+    card_path = checkout / "model_zoo" / content.dataset_folder(card.dataset) / f"{card.id}.json"
+    card, weights = _weights(card, card_path)
     entry["model"] |= {"id": card.id, "title": card.title, "architecture": card.architecture["name"]}
     entry["paper"] = card.paper
     source = entry_path.parent / entry["evidence"]["file"]
     entry["evidence"] = {**entry["evidence"], "file": f"{card.id}.parquet"}
     entry["claim"] = {**entry["claim"], "submitter": submitter}
     target = checkout / "entries" / Path(*expected_path(entry))
-    listed = read_entry(target) if target.exists() else None
+    listed = _listed(checkout, target)
     if listed is not None:
         entry["history"] = [*listed["history"], *_line(listed, entry, date, reason)]
-    card_path = checkout / "model_zoo" / content.dataset_folder(card.dataset) / f"{card.id}.json"
-    files = {
+    files = weights | {
         card_path: card.to_json().encode(),
         target: schemas.dump(entry).encode(),
         target.with_suffix(".parquet"): source.read_bytes(),
     }
-    files |= _weights(card, card_path)
-    before = {path: path.read_bytes() if path.exists() else None for path in files}
+    with _replaced(files):
+        if problems := _problems(target.resolve(), card_path):
+            raise ContentError("Nothing was submitted:\n" + "\n".join(problems))
+    beside = {card_path.with_name(source["file"]) for source in card.sources if source["type"] == "package"}
+    return Submission(card.id, tuple(sorted(path.relative_to(checkout) for path in {*files, *beside})), listed is None)
+
+
+@contextmanager
+def _replaced(files: Mapping[Path, bytes]) -> Iterator[None]:
+    """The files with new contents; what was there comes back if anything fails, also on a full disk."""
+    new, old = ({path: path.with_name(f".{path.name}.{name}") for path in files} for name in ("new", "old"))
+    begun: list[Path] = []
     try:
         for path, data in files.items():
-            write_atomic(path, data)
-        if problems := validate_entry(target.resolve(), published=True):
-            raise ContentError("Nothing was submitted:\n" + "\n".join(problems))
+            write_atomic(new[path], data)
+        for path in files:
+            begun.append(path)
+            if path.exists():
+                os.replace(path, old[path])
+            os.replace(new[path], path)
+        yield
     except BaseException:
-        for path, old in before.items():
-            if old is None:
+        for path in begun:
+            if old[path].exists():
+                os.replace(old[path], path)
+            elif not new[path].exists():  # a new file that was put there
                 path.unlink(missing_ok=True)
-            else:
-                write_atomic(path, old)
         raise
-    written = tuple(sorted(path.relative_to(checkout) for path in files if files[path] != before[path]))
-    return Submission(card.id, written, listed is None)
+    finally:
+        for path in (*new.values(), *old.values()):
+            path.unlink(missing_ok=True)
+
+
+def _listed(checkout: Path, target: Path) -> dict[str, Any] | None:
+    """The entry as it is published: in the last commit, or, where there is none, as the file says."""
+    try:
+        committed = changes.committed(checkout, target.relative_to(checkout).as_posix())
+    except UsageError:  # no checkout of git
+        return read_entry(target) if target.exists() else None
+    return None if committed is None else schemas.parse(committed.decode("utf-8"), source=f"{target}, as committed")
+
+
+def _problems(target: Path, card_path: Path) -> list[str]:
+    """What CI would refuse."""
+    found = card_problems(card_path, cards.read_card(card_path)) + validate_entry(target, published=True)
+    for kind in (additions.EXTERNAL, additions.REPRODUCED):
+        for path in sorted(additions.folder_of(target, kind).glob("*.json")):
+            found += validate_addition(path)
+    return found
 
 
 def _line(listed: Mapping[str, Any], entry: Mapping[str, Any], date: str, reason: str | None) -> list[dict[str, str]]:
@@ -179,17 +216,20 @@ def _line(listed: Mapping[str, Any], entry: Mapping[str, Any], date: str, reason
     return [{"date": date, "text": reason}]
 
 
-def _weights(card: ModelCard, card_path: Path) -> dict[Path, bytes]:
-    """Weights that travel with the card, if it comes from elsewhere."""
-    found = {}
+def _weights(card: ModelCard, card_path: Path) -> tuple[ModelCard, dict[Path, bytes]]:
+    """Weights that travel with a card from elsewhere, named as the model, and the card that says so."""
+    sources, found = [], {}
     for source in card.sources:
         beside = card.path.with_name(source["file"]) if source["type"] == "package" and card.path else None
         if beside is None or beside.parent.resolve() == card_path.parent.resolve():
+            sources.append(source)
             continue
         if not beside.is_file() or sha256_file(beside) != card.sha256:
             raise ContentError(f"{beside} is not the file that the card {card.path} pins. Put it there again.")
-        found[card_path.with_name(source["file"])] = beside.read_bytes()
-    return found
+        name = f"{card.id}{beside.suffix}"
+        found[card_path.with_name(name)] = beside.read_bytes()
+        sources.append({**source, "file": name})
+    return dataclasses.replace(card, sources=sources), found
 
 
 def git_commands(submission: Submission, generated: list[Path]) -> list[list[str]]:
@@ -200,7 +240,7 @@ def git_commands(submission: Submission, generated: list[Path]) -> list[list[str
     return [
         ["git", "switch", "-c", branch],
         ["git", "add", "--", *files],
-        ["git", "commit", "-m", title],
+        ["git", "commit", "-m", title, "--", *files],
         ["git", "push", "-u", "origin", branch],
     ]
 

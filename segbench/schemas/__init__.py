@@ -72,7 +72,8 @@ def _say(error: ValidationError) -> str:
     if expected is None:
         value = repr(error.instance)
         shown = value if len(value) <= 100 else f"{value[:100]}..."
-        return error.message.replace(value, shown)[:300]
+        most = f" (at most {error.validator_value})" if error.validator in ("maxLength", "maxItems") else ""
+        return error.message.replace(value, shown)[:300] + most
     return f"{str(error.instance)[:100]!r} is not {expected}"
 
 
