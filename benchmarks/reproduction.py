@@ -3,8 +3,8 @@
     python benchmarks/reproduction.py --json benchmarks/results/reproduction_cpu.json      # six minutes on two cores
 
 The stored evidence of the shipped entries was computed on another machine; here all their images are attacked again,
-with the protocol's seed and with another one. Compared are the accuracy of each image, and the pooled aAcc of random
-samples of 20 images, as `segbench reproduce` draws them. All values in points (percent of pixels).
+with the protocol's seed and with another one. Compared are the accuracy of each image, and the pooled aAcc and mIoU of
+random samples of 20 images, as `segbench reproduce` draws them. All values in points (percent of pixels).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
 from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
 
 SAMPLES, SIZE = 1000, 20
-VALUES = ("largest_image", "pooled_all", "largest_pooled_of_20")
+VALUES = ("largest_image", "pooled_all", "largest_pooled_of_20", "largest_miou_of_20")
 
 
 def attack(model_id: str, seed: int) -> Evidence:
@@ -55,6 +55,7 @@ def differences(one: Evidence, other: Evidence) -> list[dict]:
         images = (after.correct - before.correct) / pixels
         draws = np.array([np.random.default_rng(seed).permutation(len(images))[:SIZE] for seed in range(SAMPLES)])
         pooled = (after.correct - before.correct)[draws].sum(axis=1) / pixels[draws].sum(axis=1)
+        mious = [abs(after.take(draw).miou() - before.take(draw).miou()) for draw in draws]
         rows.append(
             {
                 "eps_255": key[0],
@@ -62,6 +63,7 @@ def differences(one: Evidence, other: Evidence) -> list[dict]:
                 "largest_image": round(100 * float(np.abs(images).max()), 3),
                 "pooled_all": round(100 * float(after.aacc() - before.aacc()), 3),
                 "largest_pooled_of_20": round(100 * float(np.abs(pooled).max()), 3),
+                "largest_miou_of_20": round(100 * max(mious), 3),
             }
         )
     return rows

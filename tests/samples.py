@@ -109,7 +109,7 @@ def build(model_id: str, quality: float = 0.9, **options: Any) -> tuple[dict[str
     content = make_evidence(found, quality)
     data = evidence.to_bytes(content)
     entry = entries.build(
-        found, content, evidence_name=f"{model_id}.parquet", evidence_bytes=data, run=RUN, submitter=None,
+        found, content, evidence_name=f"{model_id}.parquet", evidence_bytes=data, run=RUN, submitter="alice",
         date="2026-01-31",
     )  # fmt: skip
     return entry, data

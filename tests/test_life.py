@@ -106,7 +106,7 @@ def check(clone: Path, tmp_path: Path, code: int) -> tuple[str, str]:
     scripts = Path(sys.executable).parent
     done = sh(
         "bash", "-e", "-c", script, cwd=tmp_path, code=code,
-        GITHUB_STEP_SUMMARY=str(summary), PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        AUTHOR="alice", GITHUB_STEP_SUMMARY=str(summary), PATH=f"{scripts}{os.pathsep}{os.environ['PATH']}",
     )  # fmt: skip
     return done.stderr, summary.read_text("utf-8")
 
@@ -139,7 +139,7 @@ def edited_score(clone: Path) -> None:
 
 
 def swapped_evidence(clone: Path) -> None:
-    """The counts of a better model, and their hash."""
+    """The counts of a better model in place of one's own."""
     folder = clone / "entries" / "sea-v1" / "shapes"
     better = (folder / f"{LISTED}.parquet").read_bytes()
     (folder / f"{MODEL}.parquet").write_bytes(better)

@@ -42,10 +42,16 @@ def naive(contenders: list[Contender]) -> list[int | None]:
         wins = sum(bool(a > b) for a, b in zip(other.replicates, one.replicates, strict=True))
         return wins >= 0.975 * len(one.replicates)
 
+    scored = [one for one in contenders if one.value is not None]
+    counted = {id(one): 1 + sum(surely_better(other, one) for other in scored if other is not one) for one in scored}
+
+    def stands(one: Contender) -> tuple[float, bool]:
+        return (round(one.value or 0.0, 9), one.measured)
+
     return [
         None
         if one.value is None
-        else 1 + sum(surely_better(other, one) for other in contenders if other is not one and other.value is not None)
+        else max(counted[id(other)] for other in scored if other is one or stands(other) > stands(one))
         for one in contenders
     ]
 
@@ -412,9 +418,9 @@ def test_many_entries_are_assessed_by_several_processes_with_the_same_result(
     assert [found is None for _, found in alone] == [path.stem == "c_shapes" for path in paths]
     monkeypatch.setattr(assessment, "SIDE_BY_SIDE", 1)
     monkeypatch.setattr(assessment, "assess", _only_elsewhere)
-    together = assessment.assess_all(paths)
+    together = assessment.assess_all(paths, 2)
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
-    assert leaderboard.document(leaderboard.load(root)) == before
+    assert leaderboard.document(leaderboard.load(root, processes=2)) == before
 
 
 def _only_elsewhere(path: Path) -> Assessed:
@@ -427,4 +433,4 @@ def test_damage_in_another_process_is_told_as_ever(root: Path, monkeypatch: pyte
     monkeypatch.setattr(assessment, "SIDE_BY_SIDE", 1)
     (root / "entries" / "sea-v1" / "shapes" / "b_shapes.parquet").write_bytes(b"PAR1")
     with pytest.raises(ContentError, match=r"b_shapes\.parquet: the evidence was changed"):
-        leaderboard.load(root)
+        leaderboard.load(root, processes=2)

@@ -73,8 +73,10 @@ def test_chosen_radii_and_more_images_than_there_are(entry):
     assert record["images"] == 6
     assert {row["eps_255"] for row in record["comparison"]} == {0.0, 8.0}
     assert record["by"] is None
-    assert additions.tier(entries.read_entry(entry), [record]) == "checked"  # nobody is named
-    assert additions.tier(entries.read_entry(entry), [{**record, "by": "somebody"}]) == "reproduced"
+    document = entries.read_entry(entry)
+    document["claim"]["submitter"] = "alice"
+    assert additions.tier(document, [record]) == "checked"  # nobody is named
+    assert additions.tier(document, [{**record, "by": "somebody"}]) == "reproduced"
 
 
 def test_forged_counts_are_told(entry, cli, capsys):
@@ -197,3 +199,40 @@ def test_a_killed_reproduction_goes_on_with_the_same_images(tmp_path):
     } == before
     (record,) = (tmp_path / "record").glob("*.json")
     assert f"seed{json.loads(record.read_text())['seed']}" in folder.name
+
+
+def test_counts_moved_between_classes_are_told(entry, cli):
+    """Every image keeps its accuracy; right pixels of one class become right pixels of another: only mIoU can see it."""
+    document = entries.read_entry(entry)
+    stored = entries.evidence_of(entry, document)
+
+    def moved(group: Group) -> Group:
+        counts = group.counts
+        intersection = counts.intersection.copy()
+        predicted = counts.predicted.copy()
+        for row in range(len(intersection)):
+            right = int(intersection[row].sum())
+            for column in np.argsort(counts.target[row]):  # small classes first, they weigh most
+                intersection[row, column] = min(right, counts.target[row, column])
+                right -= intersection[row, column]
+            left = counts.target[row].sum() - intersection[row].sum()
+            predicted[row] = intersection[row]
+            predicted[row, np.argmax(counts.target[row])] += left
+        return Group(group.image_ids, type(counts)(intersection, predicted, counts.target))
+
+    groups = {
+        key: moved(group) if key[1] in ("mce_bal", "mce", "js") else group for key, group in stored.groups.items()
+    }
+    forged = Evidence(groups, stored.metadata)
+    data = evidence.to_bytes(forged)
+    entry.with_suffix(".parquet").write_bytes(data)
+    document |= entries.recompute(forged, seed=0, orders=8)
+    document["flags"] = entries.reliability(forged, document)
+    document["evidence"]["sha256"] = sha256_bytes(data)
+    entry.write_text(schemas.dump(document))
+    assert entries.validate_entry(entry, published=False) == []
+    code, out, _ = cli("reproduce", str(entry), "--sample", "6", "--seed", "7", "--device", "cpu", "--quiet", "--json")
+    assert code == 1
+    rows = [row for row in json.loads(out)["comparison"] if row["attack"] != "clean"]
+    assert all(row["stored_aacc"] == row["found_aacc"] and row["largest"] == 0 for row in rows)
+    assert not any(row["agrees"] for row in rows)

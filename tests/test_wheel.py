@@ -103,9 +103,22 @@ def test_the_wheel_ships_each_kind_of_data_from_subfolders(wheel):
     for entry in entries.entry_paths(ROOT / "entries"):
         relative = entry.relative_to(ROOT / "entries").as_posix()
         assert f"segbench/_content/entries/{relative}" in names
-        assert f"segbench/_content/entries/{relative.removesuffix('.json')}.parquet" in names
+        if entries.read_entry(entry)["evidence"]:
+            assert f"segbench/_content/entries/{relative.removesuffix('.json')}.parquet" in names
     endings = {Path(name).suffix for name in names if name.startswith("segbench/")}
-    assert endings >= {".py", ".typed", ".json", ".npz", ".yaml", ".safetensors", ".parquet", ".md"}
+    assert endings >= {
+        ".py",
+        ".typed",
+        ".json",
+        ".npz",
+        ".yaml",
+        ".safetensors",
+        ".parquet",
+        ".md",
+        ".j2",
+        ".css",
+        ".js",
+    }
 
 
 def test_the_wheel_names_its_licence_and_command(wheel):

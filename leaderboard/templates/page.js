@@ -382,7 +382,7 @@
 
   function inPlots() {
     if (state.ticked.size) return [...state.ticked].map((id) => state.table.byName.get(id));
-    return shown.filter((row) => score(row)).slice(0, UNTICKED);
+    return shown.filter((row) => score(row)).sort((a, b) => score(b)[0] - score(a)[0]).slice(0, UNTICKED);
   }
 
   const tenth = (value) => (value == null ? null : Number((100 * value).toFixed(1)));

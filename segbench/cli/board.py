@@ -6,6 +6,7 @@ import functools
 import tempfile
 import webbrowser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def leaderboard(ctx: click.Context, check: bool, root: Path | None, json: bool) 
         ctx.obj = root
         return
     base = root or content.checkout()
-    found = board.load(base)
+    found = board.load(base, processes=cpu_count() or 1)
     if json:
         print_json(board.document(found))
         return
@@ -102,7 +103,7 @@ def _build(root: Path | None, out: Path) -> list[Path]:
     from segbench.leaderboard import site
 
     base = root or content.checkout()
-    found = board.load(base)
+    found = board.load(base, processes=cpu_count() or 1)
     content_root = base or content.folder("entries").parent
     docs = base / "docs" if base else None
     return site.build(found, out, content_root=content_root, docs=docs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from os import cpu_count
 from pathlib import Path
 
 import click
@@ -23,11 +25,19 @@ Problems = dict[str, list[str]]
 @click.option(
     "--root", type=click.Path(path_type=Path, file_okay=False), help="Checkout that is meant.  [default: this one]"
 )
+@click.option("--author", help="With --changed: account of who makes the change; what others submitted stays theirs.")
 @click.option(
     "--summary", type=click.Path(path_type=Path), help="With --changed: append the result as markdown to this file."
 )
 @click.option("--json", is_flag=True, help="Print as JSON.")
-def validate(paths: tuple[Path, ...], changed: str | None, root: Path | None, summary: Path | None, json: bool) -> None:
+def validate(
+    paths: tuple[Path, ...],
+    changed: str | None,
+    root: Path | None,
+    author: str | None,
+    summary: Path | None,
+    json: bool,
+) -> None:
     """Check cards and entries: schema, meaning, and every number recomputed from the evidence.
 
     PATHS are cards, entries, or run directories; without any, all cards and entries of this installation.
@@ -39,10 +49,10 @@ def validate(paths: tuple[Path, ...], changed: str | None, root: Path | None, su
         base = root or content.checkout()
         if base is None:
             raise UsageError("This is an installed package. Give the checkout: --root FOLDER --changed origin/main")
-        _changed(base.resolve(), changed, summary, json)
+        _changed(base.resolve(), changed, author, summary, json)
         return
-    if summary:
-        raise UsageError("--summary goes with --changed.")
+    if summary or author:
+        raise UsageError("--summary and --author go with --changed.")
     files = [file for path in paths for file in _documents(path)] or _all(root)
     _report({str(file): _problems(file) for file in files}, json)
 
@@ -68,26 +78,37 @@ def _report(problems: Problems, json: bool) -> None:
     note(f"{len(problems)} files are valid.")
 
 
-def _changed(root: Path, revision: str, summary: Path | None, json: bool) -> None:
+def _changed(root: Path, revision: str, author: str | None, summary: Path | None, json: bool) -> None:
     base, found = changes.changes(root, revision)
     if not found:
         note(f"Nothing has changed since {revision}.")
+        if json:
+            print_json({"checked": 0, "problems": {}})
         return
-    rules = [printable(text) for text in changes.problems(root, base, found)]
-    models = {change.model for change in found if change.model}
-    touched = [file for file in _all(root) if _model_of(file) in models]
-    problems = {"the change": rules, **{str(file.relative_to(root)): _problems(file) for file in touched}}
+    rules = [printable(text) for text in changes.problems(root, base, found, author=author)]
+    problems = {"the change": rules}
+    if all(change.mode == changes.PLAIN for change in found if change.status != "D"):  # a link leads anywhere
+        problems |= {str(file.relative_to(root)): _problems(file) for file in _touched(root, found)}
     text = ""
     if not any(problems.values()):
-        before, after = _board_before(root, base), board.load(root)
+        before, after = _board_before(root, base), board.load(root, processes=cpu_count() or 1)
         problems["tables"] = _stale(root, after)
-        text = preview.summary(before, after, models)
+        text = preview.summary(before, after, {change.model for change in found if change.model})
+        if cards_changed := changes.card_changes(root, base, found):
+            text += "\nChanged fields of listed cards:\n\n" + "".join(f"- {line}\n" for line in cards_changed)
     if summary is not None:
         with summary.open("a", encoding="utf-8") as stream:
             stream.write(_summary(problems, text))
     _report(problems, json)
     if not json and text:
         click.echo(text)
+
+
+def _touched(root: Path, found: Sequence[changes.Change]) -> list[Path]:
+    """The documents of the models that a change touches, and of their neighbours, who must agree on the data."""
+    models = {change.model for change in found if change.model}
+    folders = {(root / change.path).parent for change in found if change.kind == "entry"}
+    return [file for file in _all(root) if _model_of(file) in models or file.parent in folders]
 
 
 def _model_of(file: Path) -> str:
@@ -126,7 +147,7 @@ def _board_before(root: Path, base: str) -> board.Board:
         for (path, _), data in zip(files, contents, strict=True):
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(data)
-        return board.load(Path(folder))
+        return board.load(Path(folder), processes=cpu_count() or 1)
 
 
 def _documents(path: Path) -> list[Path]:

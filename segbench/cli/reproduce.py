@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from segbench import content
 from segbench.cli.app import ManyValues, fail, find_own_modules, note, print_json, print_table
 from segbench.cli.content import entry_file
 
@@ -55,6 +56,8 @@ def reproduce(
     if model:
         find_own_modules(model)
     path = entry_file(entry)
+    if out is None and content.checkout() is None and content.entries_above(path.resolve()):
+        out = Path(f"{path.stem}.reproduced")  # an installed package is not where records are kept
     done = run(
         path, sample=sample, radii=radius, model=model, data_root=data_root, seed=seed, by=by, out=out,
         device=device, batch_size=batch_size, progress=not quiet, offline=offline,
@@ -64,13 +67,15 @@ def reproduce(
         print_json(record)
     else:
         print_table(
-            [">ε", "attack", ">aAcc stored", ">aAcc found", ">largest difference of an image", ""],
+            [">ε", "attack", ">aAcc stored", ">found", ">mIoU stored", ">found", ">largest difference of an image", ""],
             [
                 [
                     f"{row['eps_255']:g}/255",
                     row["attack"],
                     f"{100 * row['stored_aacc']:.2f}",
                     f"{100 * row['found_aacc']:.2f}",
+                    f"{100 * row['stored_miou']:.2f}",
+                    f"{100 * row['found_miou']:.2f}",
                     f"{100 * row['largest']:.2f}",
                     "agrees" if row["agrees"] else "DIFFERS",
                 ]

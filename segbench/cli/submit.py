@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,13 @@ def submit(
     chosen = found or submission.new_card(entry, _details(name, entry, given, ask))
     if found is not None:
         _no_contradiction(found, model_id, given)
-    before = board.load(root)
+    before = board.load(root, processes=cpu_count() or 1)
     board.write_tables(root, before, check=True)  # their files must be there
     who = ask("submitter", "Your GitHub account", submitter)
     done = submission.write(
         root, path, chosen, submitter=who, date=datetime.now(timezone.utc).date().isoformat(), reason=reason
     )
-    after = board.load(root)
+    after = board.load(root, processes=cpu_count() or 1)
     generated = [file.relative_to(root) for file in board.write_tables(root, after)]
     commands = submission.git_commands(done, generated)
     moves = preview.moves(before, after, {done.model})

@@ -143,7 +143,7 @@ def evaluate(
         if fingerprint is None:
             fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
             if shards == 1:
-                _look_at_labels(used, clean, whole=limit is None)
+                _look_at_labels(used, clean, whole=limit is None and not used.is_partial)
         manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command)
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)

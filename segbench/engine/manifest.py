@@ -37,12 +37,12 @@ def describe(
     command: str,
 ) -> dict[str, Any]:
     """What ``run.json`` says."""
-    weights, source = data.count_weights()
+    _, source = data.count_weights()
     identity = {
         "protocol": protocol.digest(),
         "weights": subject.weights_sha256,
         "fingerprint": fingerprint,
-        "class_weights": hashlib.sha256(np.ascontiguousarray(weights, "<f8").tobytes()).hexdigest(),
+        "class_weights": class_weights_hash(data),
     }
     root = content.checkout()
     return {
@@ -73,6 +73,12 @@ def describe(
             "command": command,
         },
     }
+
+
+def class_weights_hash(data: SegmentationDataset) -> str:
+    """SHA-256 of the class weights of `mce_bal`."""
+    weights, _ = data.count_weights()
+    return hashlib.sha256(np.ascontiguousarray(weights, "<f8").tobytes()).hexdigest()
 
 
 def _model(subject: Subject) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from segbench import entries, evidence, schemas
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.evaluate import Result, evaluate
+from segbench.engine.manifest import class_weights_hash
 from segbench.engine.store import Store
 from segbench.entries import additions
 from segbench.errors import ContentError, DataError, ModelError, RunError, UsageError
@@ -89,10 +90,11 @@ def reproduce(
     _same_weights(
         entry, resolve(named, num_classes=data.num_classes, offline=offline, progress=progress).weights_sha256
     )
+    _same_class_weights(stored, data)
     iterations = entry["protocol"]["iterations"]
     result = evaluate(
         named,
-        dataclasses.replace(data, image_ids=ids),
+        dataclasses.replace(data, image_ids=ids, complete=data.complete or len(data)),
         eps=chosen,
         protocol=entry["protocol"]["name"],
         out=run,
@@ -126,7 +128,8 @@ def _run_directory(entry: dict[str, Any], images: int, radii: Sequence[float], s
         return seed, Path("runs") / f"{stem}{seed}"
     for folder in sorted(Path("runs").glob(f"{stem}*")):
         text = folder.name.removeprefix(stem)
-        if text.isdigit() and not (folder / f"{entry['model']['id']}.json").exists():
+        finished = any(file.name != "run.json" for file in folder.glob("*.json"))
+        if text.isdigit() and not finished:
             logging.getLogger("segbench").warning("%s: an unfinished reproduction goes on.", folder)
             return int(text), folder
     seed = secrets.randbelow(2**31)
@@ -153,6 +156,15 @@ def _same_weights(entry: dict[str, Any], found: str) -> None:
         )
 
 
+def _same_class_weights(stored: Evidence, data: SegmentationDataset) -> None:
+    known = stored.metadata["identity"].get("class_weights")
+    if known is not None and class_weights_hash(data) != known:
+        raise DataError(
+            f"The class weights of {data.id} here are not those of the entry: its training split differs. Look at it: "
+            f"segbench data weights {data.id}"
+        )
+
+
 def _record(
     entry: dict[str, Any],
     stored: Evidence,
@@ -168,9 +180,6 @@ def _record(
     found = evidence.from_bytes(result.evidence_path.read_bytes(), source=str(result.evidence_path))
     identity, own = stored.metadata["identity"], found.metadata["identity"]
     _same_weights(entry, own["weights"])
-    for name in ("protocol", "class_weights"):
-        if name in identity and own[name] != identity[name]:
-            raise DataError(f"The {name.replace('_', ' ')} here are not those of the entry: {own[name][:12]}...")
     groups = {
         key: group
         for key, group in found.groups.items()

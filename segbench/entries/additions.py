@@ -68,6 +68,8 @@ def candidates(found: Evidence, external: Evidence) -> dict[Key, Counts]:
     Raises:
         ContentError: it holds images or labels that the entry's evidence does not.
     """
+    if CLEAN not in found.groups:
+        raise ContentError("The entry's evidence has no clean images: mend the entry first.")
     clean = found.groups[CLEAN]
     row_of = {image_id: row for row, image_id in enumerate(clean.image_ids)}
     result = {}
@@ -111,18 +113,20 @@ def best_known(
     for result in results:
         eps, known = result["eps_255"], {"aacc": result["aacc"], "miou": result["miou"]}
         own = [group.counts for key, group in found.groups.items() if key == CLEAN or _is_attack(key, eps)]
-        added = [(name, counts) for name, each in sets for key, counts in each.items() if key[0] == eps]
+        # What was found within a smaller ε is within this one, too.
+        added = [(name, counts) for name, each in sets for key, counts in each.items() if key[0] <= eps]
         by: set[str] = set()
         if added:
             worst = ensemble.worst_case([*own, *(counts for _, counts in added)], seed=search[0], orders=search[1])
             for metric, choice in (("aacc", worst.aacc_choice), ("miou", worst.miou_choice)):
-                if getattr(worst, metric) < known[metric]:
+                names = {
+                    name
+                    for place, (name, counts) in enumerate(added, len(own))
+                    if (_is_new(counts, own) & (choice == place)).any()
+                }
+                if names and getattr(worst, metric) < known[metric]:
                     known[metric] = getattr(worst, metric)
-                    by |= {
-                        name
-                        for place, (name, counts) in enumerate(added, len(own))
-                        if (_is_new(counts, own) & (choice == place)).any()
-                    }
+                    by |= names
         rows.append({**known, "by": sorted(by)})
     return rows
 
@@ -196,23 +200,25 @@ def build_external(
 
 
 def external_results(entry: Mapping[str, Any], found: Evidence, external: Evidence) -> list[dict[str, Any]]:
-    """Best known with this evaluation alone, at each of its radii.
+    """The worst case over the clean images and these attacks alone, at each of their radii.
 
     Raises:
         ContentError: a radius that the entry lacks, or evidence that does not fit.
     """
-    radii = {key[0] for key in external.groups if key != CLEAN}
-    results = [row for row in entry["results"] if row["eps_255"] in radii]
-    if lacking := sorted(radii - {row["eps_255"] for row in results}):
+    added = candidates(found, external)
+    radii = sorted({key[0] for key in added})
+    known = {row["eps_255"] for row in entry["results"]}
+    if lacking := [eps for eps in radii if eps not in known]:
         raise ContentError(f"It attacks at ε = {lacking[0]:g}/255, where the entry has no result to compare with.")
-    if not results:
+    if not radii:
         raise ContentError("It holds no attack.")
-    search = entry["protocol"]["search_seed"], entry["protocol"]["search_orders"]
-    known = best_known(found, [("it", external)], results, search)
-    return [
-        {"eps_255": row["eps_255"], "aacc": best["aacc"], "miou": best["miou"]}
-        for row, best in zip(results, known, strict=True)
-    ]
+    seed, orders = entry["protocol"]["search_seed"], entry["protocol"]["search_orders"]
+    rows = []
+    for eps in radii:
+        own = [found.groups[CLEAN].counts, *(counts for key, counts in added.items() if key[0] == eps)]
+        worst = ensemble.worst_case(own, seed=seed, orders=orders)
+        rows.append({"eps_255": eps, "aacc": worst.aacc, "miou": worst.miou})
+    return rows
 
 
 def sample_ids(image_ids: Sequence[str], images: int, seed: int) -> tuple[str, ...]:
@@ -222,7 +228,7 @@ def sample_ids(image_ids: Sequence[str], images: int, seed: int) -> tuple[str, .
         UsageError: not a number from 1.
 
     >>> sample_ids(["a", "b", "c"], 2, 0)
-    ('b', 'c')
+    ('a', 'c')
     """
     if images < 1:
         raise UsageError(f"The sample must have at least 1 image, not {images}.")
@@ -234,8 +240,8 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
     """Clean images and attacks that were made again, against the stored counts of the same images.
 
     Returns:
-        For each (ε, attack): pooled aAcc stored and found, the ``largest`` difference of one image's accuracy, and
-        whether both are within the tolerance. Scores in [0,1].
+        For each (ε, attack): aAcc and mIoU of these images, stored and found, the ``largest`` difference of one
+        image's accuracy, and whether all are within the tolerance. Scores in [0,1].
 
     Raises:
         ContentError: the images, labels or attacks are not those of the stored evidence.
@@ -256,6 +262,8 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
         pixels = np.maximum(before.target.sum(axis=1), 1)
         largest = float((np.abs(before.correct - group.counts.correct) / pixels).max())
         scores = before.aacc(), group.counts.aacc()
+        mious = before.miou(), group.counts.miou()
+        gap = max(abs(scores[0] - scores[1]), abs(mious[0] - mious[1]))
         limit = tolerance.clean if key == CLEAN else tolerance.image
         rows.append(
             {
@@ -263,14 +271,16 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
                 "attack": key[1],
                 "stored_aacc": scores[0],
                 "found_aacc": scores[1],
+                "stored_miou": mious[0],
+                "found_miou": mious[1],
                 "largest": largest,
-                "agrees": largest <= limit and abs(scores[0] - scores[1]) <= tolerance.pooled,
+                "agrees": largest <= limit and gap <= tolerance.pooled,
             }
         )
     return rows
 
 
-def _account(name: str) -> str:
+def account(name: str) -> str:
     """A name as GitHub compares it."""
     return name.strip().removeprefix("@").casefold()
 
@@ -286,7 +296,8 @@ def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -
         if record["agrees"]
         and record["images"] >= min(SAMPLE, entry["dataset"]["images"])
         and record["by"] is not None
-        and _account(record["by"]) != _account(entry["claim"]["submitter"] or "")
+        and entry["claim"]["submitter"] is not None
+        and account(record["by"]) != account(entry["claim"]["submitter"])
         and record["entry_evidence_sha256"] == entry["evidence"]["sha256"]
     ]
     return "reproduced" if agreeing else "checked"

@@ -1,186 +1,41 @@
 """What a change to a checkout does to cards and entries: the rules that a submission keeps.
 
 The change is everything between the merge base with a revision and the files as they are now, so the same rules run
-before a commit on one's own machine and in CI on a pull request. Nothing of the checkout is executed.
+before a commit on one's own machine and in CI on a pull request.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import stat
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segbench import schemas
+from segbench.entries.additions import account
+from segbench.entries.checkouts import PLAIN, Change, Tree, blobs, changes, committed, tree
 from segbench.entries.placement import MAX_WEIGHTS_BYTES
-from segbench.errors import ContentError, UsageError
+from segbench.errors import ContentError
 
-PLAIN, PROGRAM, LINK, SUBMODULE = "100644", "100755", "120000", "160000"  # modes of git
-OF_A_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_CONFIG_PARAMETERS")
-_TABLES = re.compile(r"<!-- (\w+): written by `segbench leaderboard`, do not edit -->.*?<!-- end of \1 -->", re.DOTALL)
+__all__ = ["MAX_WEIGHTS_BYTES", "PLAIN", "Change", "blobs", "card_changes", "changes", "committed", "problems", "tree"]
+
 GENERATED = ("README.md", "leaderboard/README.md")
-_DATASET = r"[a-z0-9][a-z0-9_-]*"
-_ID = r"[a-z0-9][a-z0-9_]{0,79}"
-OWNED = re.compile(
-    rf"model_zoo/{_DATASET}/(?P<card>{_ID})\.(?:json|safetensors)"
-    rf"|entries/[a-z0-9-]+/{_DATASET}/(?P<entry>{_ID})\.(?:json|parquet)"
-    rf"|entries/[a-z0-9-]+/{_DATASET}/(?P<beside>{_ID})\.(?:external|reproduced)/{_ID}\.(?:json|parquet)"
-)
+_TABLES = re.compile(r"<!-- (\w+): written by `segbench leaderboard`, do not edit -->.*?<!-- end of \1 -->", re.DOTALL)
 MEND = "A submission holds the files of its own model, and what `segbench leaderboard` writes."
+UNREADABLE = (OSError, ValueError, ContentError, KeyError, TypeError, AttributeError)
 
 
-@dataclass(frozen=True)
-class Change:
-    """One file of a change: ``status`` is A, M, D or T, ``mode`` the new mode of git, ``path`` with slashes."""
-
-    status: str
-    mode: str
-    path: str
-
-    @property
-    def model(self) -> str | None:
-        """The model that the file belongs to; None for a file of no model."""
-        match = OWNED.fullmatch(self.path)
-        return next((name for name in match.groups() if name), None) if match else None
-
-
-def changes(root: Path, revision: str) -> tuple[str, list[Change]]:
-    """The commit that a checkout's change is measured from, and every file that it touches, untracked ones included.
-
-    Files are hashed here, not by git, which would run the filters that a checkout's configuration names.
-
-    Raises:
-        UsageError: git is missing, ``root`` is not the top of a checkout, or git does not know ``revision``.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./~^@{}-]{0,200}", revision):
-        raise UsageError(f"{revision!r} names no revision of git. Try: --changed origin/main")
-    _check_top(root)
-    base = _git(root, "merge-base", "--end-of-options", revision, "HEAD").decode().strip()
-    before, found = tree(root, base), []
-    now = _working_tree(root)
-    for path, (mode, oid) in before.items():
-        if path not in now:
-            found.append(Change("D", "000000", path))
-        elif now[path] != mode or not _holds(root / path, mode, oid):
-            found.append(Change("M", now[path], path))
-    found += [Change("A", mode, path) for path, mode in now.items() if path not in before]
-    return base, sorted(found, key=lambda change: change.path)
-
-
-def tree(root: Path, commit: str) -> dict[str, tuple[str, str]]:
-    """Path -> mode and object id of every file of a commit."""
-    found = {}
-    for line in _split(_git(root, "ls-tree", "-r", "-z", "--full-tree", commit)):
-        about, _, path = line.partition("\t")
-        mode, _, oid = about.split(" ")
-        found[path] = (mode, oid)
-    return found
-
-
-def blobs(root: Path, oids: Sequence[str]) -> list[bytes]:
-    """The contents of files of a commit, as they were committed."""
-    answer, found = _git(root, "cat-file", "--batch", stdin="".join(f"{oid}\n" for oid in oids).encode()), []
-    for oid in oids:
-        about, _, rest = answer.partition(b"\n")  # oid, type, size
-        if about.endswith(b"missing"):
-            raise UsageError(f"{oid[:12]} is missing from {root}: fetch the whole history. git fetch --unshallow")
-        size = int(about.split(b" ")[2])
-        found.append(rest[:size])
-        answer = rest[size + 1 :]
-    return found
-
-
-def committed(root: Path, path: str) -> bytes | None:
-    """A file as the last commit has it; None if it has none.
-
-    Raises:
-        UsageError: ``root`` is not the top of a checkout with a commit.
-    """
-    _check_top(root)
-    found = tree(root, "HEAD").get(path)
-    return blobs(root, [found[1]])[0] if found else None
-
-
-def _check_top(root: Path) -> None:
-    top = _git(root, "rev-parse", "--show-toplevel").decode(errors="replace").rstrip("\n")
-    if Path(top).resolve() != root.resolve():
-        raise UsageError(f"{root} is a folder inside a checkout. Give its top: --root {top}")
-
-
-def _working_tree(root: Path) -> dict[str, str]:
-    """Path -> mode of every file of the working tree that is not ignored; a mode that no file has for others."""
-    found = {}
-    for line in _split(_git(root, "ls-files", "-z", "--stage", "--cached")):
-        about, _, path = line.partition("\t")
-        if about.startswith(SUBMODULE):
-            found[path] = SUBMODULE
-        elif (mode := _mode(root / path)) is not None:
-            found[path] = mode
-    for path in _split(_git(root, "ls-files", "-z", "--others", "--exclude-standard")):
-        found[path] = SUBMODULE if path.endswith("/") else _mode(root / path) or PLAIN
-    return found
-
-
-def _mode(path: Path) -> str | None:
-    """The mode that git would give a file; None if there is none."""
-    try:
-        found = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError:
-        return PLAIN  # a name that cannot be looked at is told as one that belongs to no model
-    if stat.S_ISLNK(found.st_mode):
-        return LINK
-    if stat.S_ISDIR(found.st_mode):
-        return SUBMODULE
-    return PROGRAM if os.name == "posix" and found.st_mode & stat.S_IXUSR else PLAIN
-
-
-def _holds(path: Path, mode: str, oid: str) -> bool:
-    """Whether a file has the content of a git object, or did before its line ends were converted."""
-    if mode == SUBMODULE:
-        return True  # what is in it is no part of this repository
-    data = os.fsencode(os.readlink(path)) if mode == LINK else path.read_bytes()
-    return any(_oid(each, len(oid)) == oid for each in (data, data.replace(b"\r\n", b"\n")))
-
-
-def _oid(data: bytes, digits: int) -> str:
-    digest = hashlib.sha1 if digits == 40 else hashlib.sha256
-    return digest(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _split(listing: bytes) -> list[str]:
-    return [os.fsdecode(part) for part in listing.split(b"\0")[:-1]]
-
-
-def _git(root: Path, *args: str, stdin: bytes = b"") -> bytes:
-    """What git says of a checkout of strangers: hooks, monitors and programs of its configuration do not run.
-
-    Only commands are used that read git's own files, and nothing is fetched.
-    """
-    command = ["git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-C", str(root), *args]
-    environment = {name: value for name, value in os.environ.items() if name not in OF_A_REPOSITORY}
-    environment |= {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        done = subprocess.run(command, capture_output=True, check=False, env=environment, input=stdin)
-    except OSError as error:
-        raise UsageError(f"git cannot be run: {error}. Install it.") from error
-    if done.returncode:
-        said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it failed"])[0]
-        raise UsageError(f"git {args[0]} in {root}: {said}. Is it a checkout with that revision? git fetch origin")
-    return done.stdout
-
-
-def problems(root: Path, base: str, found: list[Change]) -> list[str]:
+def problems(root: Path, base: str, found: Sequence[Change], *, author: str | None = None) -> list[str]:
     """Which rules of a submission a change breaks, each with its mend; empty when all are kept.
 
     One pull request adds any number of new models, or changes one that is listed; it touches no other file; no score
-    of a listed entry changes or vanishes without a line of its history.
+    of a listed entry changes or vanishes without a line of its history; what others submitted stays theirs.
+
+    Args:
+        root: the checkout.
+        base: the commit that the change is measured from.
+        found: its files.
+        author: account of who makes the change; None if that is not to be compared with who submitted what.
     """
     texts, new, listed, beside = list[str](), set[str](), set[str](), set[str]()
     before = tree(root, base)
@@ -189,23 +44,16 @@ def problems(root: Path, base: str, found: list[Change]) -> list[str]:
             texts += _page(root, base, before, change)
             continue
         if change.model is None:
-            name = os.fsencode(change.path).decode("utf-8", "replace")
+            name = change.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             texts.append(f"{name}: not a file of a model. {MEND} Take it out: git checkout {base[:12]} -- FILE")
             continue
         if change.status != "A":
             listed.add(change.model)
-        elif "." in change.path.split("/")[-2]:
-            beside.add(change.model)
         else:
-            new.add(change.model)
-        if change.status != "D" and change.mode != "100644":
-            texts.append(
-                f"{change.path}: it is a link, a program or a submodule (mode {change.mode}): add a plain file."
-            )
-        if change.status != "D" and change.path.endswith((".parquet", ".safetensors")):
-            texts += _alone(root, change.path)
-        if change.status in "MDT":
-            texts += _history(root, before, change)
+            (beside if change.kind == "beside" else new).add(change.model)
+        texts += _file(root, change)
+        if change.status != "A":
+            texts += _published(root, before, change)
     listed |= beside - new  # an addition to an entry that was there before
     new -= listed
     if listed and (new or len(listed) > 1):
@@ -213,10 +61,22 @@ def problems(root: Path, base: str, found: list[Change]) -> list[str]:
             f"it changes {', '.join(sorted(listed))}" + (f" and adds {', '.join(sorted(new))}" if new else "") + ": "
             "one pull request adds new models, or changes one that is listed. Make one of each."
         )
-    return texts
+    return texts if author is None else texts + _foreign(root, before, found, author)
 
 
-def _page(root: Path, base: str, before: Mapping[str, tuple[str, str]], change: Change) -> list[str]:
+def _file(root: Path, change: Change) -> list[str]:
+    """Plain files only; and data need the document that names them."""
+    if change.status == "D":
+        return []
+    found = []
+    if change.mode != PLAIN:
+        found.append(f"{change.path}: it is a link, a program or a submodule (mode {change.mode}): add a plain file.")
+    if change.path.endswith((".parquet", ".safetensors")):
+        found += _alone(root, change.path)
+    return found
+
+
+def _page(root: Path, base: str, before: Tree, change: Change) -> list[str]:
     """Of a generated page only the tables may change."""
     if change.mode == PLAIN:
         both = (*blobs(root, [before[change.path][1]]), (root / change.path).read_bytes())
@@ -233,7 +93,7 @@ def _alone(root: Path, path: str) -> list[str]:
         document = schemas.parse(file.with_suffix(".json").read_text("utf-8"), source=path)
         sources = document["sources"] if file.suffix == ".safetensors" else [document["evidence"] or {}]
         named = file.name in [source.get("file") for source in sources]
-    except (OSError, UnicodeDecodeError, ContentError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         named = False
     if not named:
         found.append(f"{path}: no {file.stem}.json beside it names this file. Add it, or take the file out.")
@@ -242,22 +102,46 @@ def _alone(root: Path, path: str) -> list[str]:
     return found
 
 
-def _history(root: Path, before: Mapping[str, tuple[str, str]], change: Change) -> list[str]:
-    """An entry that was listed keeps its scores, or says in its history why they changed."""
-    match = re.fullmatch(rf"entries/[^/]+/[^/]+/{_ID}\.json", change.path)
-    if not match:
-        if change.status == "D":
-            return [f"{change.path}: it is deleted: what was published stays. Restore it."]
-        return []
+def _published(root: Path, before: Tree, change: Change) -> list[str]:
+    """What was published stays, or says why it changes."""
     if change.status == "D":
-        return [f"{change.path}: an entry is deleted: what was published stays. Restore it."]
+        if change.kind == "beside" and _other_weights(root, before, change):
+            return []
+        return [f"{change.path}: it is deleted: what was published stays. Restore it."]
+    if change.kind == "beside":
+        return [f"{change.path}: it is what others have shown: restore it, and add another one beside it."]
+    if change.kind == "entry" and change.path.endswith(".json"):
+        return _history(root, before, change)
+    return []
+
+
+def _other_weights(root: Path, before: Tree, change: Change) -> bool:
+    """Whether the entry beside an addition is now that of another model file, to which the addition says nothing."""
+    path = re.sub(r"\.(?:external|reproduced)/.*", ".json", change.path)
     try:
-        (published,) = blobs(root, [before[change.path][1]])
-        was = schemas.parse(published.decode("utf-8"), source=f"{change.path} before")
-        after = schemas.parse((root / change.path).read_text("utf-8"), source=change.path)
-        old, new = _scores(was), _scores(after)
-        told = list(was.get("history", [])), list(after["history"])
-    except (OSError, ValueError, ContentError, KeyError, TypeError, AttributeError) as error:
+        hashes = [each["model"]["weights_sha256"] for each in (_was(root, before, path), _now(root, path))]
+    except UNREADABLE:
+        return False
+    return bool(hashes[0] != hashes[1])
+
+
+def _was(root: Path, before: Tree, path: str) -> Any:
+    (data,) = blobs(root, [before[path][1]])
+    return schemas.parse(data.decode("utf-8"), source=f"{path} before")
+
+
+def _now(root: Path, path: str) -> Any:
+    return schemas.parse((root / path).read_text("utf-8"), source=path)
+
+
+def _history(root: Path, before: Tree, change: Change) -> list[str]:
+    """An entry that was listed keeps its scores, or says in its history why they changed."""
+    try:
+        was, now = _was(root, before, change.path), _now(root, change.path)
+        old, new = _scores(was), _scores(now)
+        told = list(was.get("history", [])), list(now["history"])
+        tiers = was["claim"]["tier"], now["claim"]["tier"]
+    except UNREADABLE as error:
         return [f"{change.path}: it cannot be compared with what was published: {error}"]
     if told[1][: len(told[0])] != told[0]:
         return [f"{change.path}: lines of its history were changed or removed: restore them, add new ones below."]
@@ -266,6 +150,8 @@ def _history(root: Path, before: Mapping[str, tuple[str, str]], change: Change) 
         for where, value in old.items()
         if new.get(where) != value
     ]
+    if tiers == ("checked", "reported"):
+        differences.insert(0, "its evidence is gone")
     if differences and len(told[1]) == len(told[0]):
         return [
             f"{change.path}: published scores changed or vanished ({'; '.join(differences[:4])}) without a line in "
@@ -278,8 +164,65 @@ def _scores(entry: Mapping[str, Any]) -> dict[str, float]:
     found = {f"clean {metric}": entry["clean"][metric] for metric in ("aacc", "miou")}
     for row in entry["results"]:
         for metric in ("aacc", "miou"):
-            found[f"{metric} at ε = {row['eps_255']:g}/255"] = row[metric]
+            where = f"{metric} at ε = {row['eps_255']:g}/255"
+            found[where] = row[metric]
+            for attack, scores in (row.get("per_loss") or {}).items():
+                found[f"{attack} {where}"] = scores[metric]
     known = {where: value for where, value in found.items() if value is not None}
     if wrong := [where for where, value in known.items() if not isinstance(value, int | float)]:
         raise TypeError(f"{wrong[0]} is no number")
     return known
+
+
+def _foreign(root: Path, before: Tree, found: Sequence[Change], author: str) -> list[str]:
+    """Files of others that were changed: only who submitted a model changes it. Anybody may measure a reported one."""
+    texts = []
+    for change in found:
+        if change.status == "A" or change.model is None or change.kind == "beside":
+            continue
+        owners = _owners(root, before, change.model)
+        if account(author) in owners or _is_measured(root, before, change):
+            continue
+        who = ", ".join(sorted(owners)) or "nobody who could be asked"
+        texts.append(
+            f"{change.path}: {change.model} was submitted by {who}, not by {author}: take the change out, "
+            "and open an issue (a wrong row)."
+        )
+    return texts
+
+
+def _owners(root: Path, before: Tree, model: str) -> Collection[str]:
+    """Accounts that submitted the entries of a model."""
+    pattern = re.compile(rf"entries/[^/]+/[^/]+/{re.escape(model)}\.json")
+    found = set()
+    for path in filter(pattern.fullmatch, before):
+        try:
+            submitter = _was(root, before, path)["claim"]["submitter"]
+        except UNREADABLE:
+            continue
+        if isinstance(submitter, str):
+            found.add(account(submitter))
+    return found
+
+
+def _is_measured(root: Path, before: Tree, change: Change) -> bool:
+    """Whether a reported entry is replaced, or its card only pins the weights that were measured."""
+    try:
+        if change.kind == "entry":
+            path = change.path.removesuffix(".parquet").removesuffix(".json") + ".json"
+            return bool(_was(root, before, path)["claim"]["tier"] == "reported")
+        was, now = _was(root, before, change.path), _now(root, change.path)
+    except UNREADABLE:
+        return False
+    return was["sha256"] is None and {**was, "sha256": now["sha256"]} == now
+
+
+def card_changes(root: Path, base: str, found: Sequence[Change]) -> list[str]:
+    """For people who review: which fields of cards that were listed change."""
+    before, texts = tree(root, base), []
+    for change in found:
+        if change.kind == "card" and change.status == "M" and change.path.endswith(".json"):
+            was, now = _was(root, before, change.path), _now(root, change.path)
+            fields = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+            texts.append(f"{change.path}: {', '.join(fields)}")
+    return texts

@@ -144,9 +144,10 @@ def write(
     entry["paper"] = card.paper
     source = entry_path.parent / entry["evidence"]["file"]
     entry["evidence"] = {**entry["evidence"], "file": f"{card.id}.parquet"}
-    entry["claim"] = {**entry["claim"], "submitter": submitter}
     target = checkout / "entries" / Path(*expected_path(entry))
     listed = _listed(checkout, target)
+    known = listed["claim"]["submitter"] if listed is not None else entry["claim"]["submitter"]
+    entry["claim"] = {**entry["claim"], "submitter": submitter or known}
     if listed is not None:
         entry["history"] = [*listed["history"], *_line(listed, entry, date, reason)]
     files = weights | {

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segbench import content
 from segbench.entries import additions
 from segbench.entries.document import read_entry
 from segbench.entries.placement import placement, same_images
 from segbench.entries.reading import MAX_EVIDENCE_BYTES, read_evidence
 from segbench.entries.recomputation import TOLERANCE, against_evidence, evidence_of, identity_problems
 from segbench.errors import ContentError, SegbenchError
-from segbench.evidence import Evidence
+from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
 from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, TOLERANCES, Protocol
 
 # What only a run of segbench knows; a reported entry has none of it.
@@ -96,6 +97,11 @@ def validate_addition(path: Path) -> list[str]:
         entry_path = path.parent.with_name(f"{path.parent.name.partition('.')[0]}.json")
         entry = read_entry(entry_path)
         found = _beside(path, document, entry)
+        published = content.entries_above(entry_path.resolve()) is not None
+        if wrong := validate_entry(entry_path.resolve(), published=published):
+            return [f"{path}: mend the entry beside it first: {wrong[0]}"]
+        if _is_outdated(document, entry):
+            return [f"{path}: {text}" for text in found]  # what it says of an older evidence is no longer looked at
         stored = evidence_of(entry_path, entry)
         added = read_evidence(path.with_suffix(".parquet"), document["evidence"]["sha256"], most=MAX_EVIDENCE_BYTES)
         identity = added.metadata.get("identity")
@@ -114,6 +120,12 @@ def validate_addition(path: Path) -> list[str]:
     except SegbenchError as error:
         return [f"{path}: {error}"]
     return [f"{path}: {text}" for text in found]
+
+
+def _is_outdated(document: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether a record reproduces an evidence that the entry had before; it raises no tier any more."""
+    stated = document.get("entry_evidence_sha256")
+    return stated is not None and entry["evidence"] is not None and stated != entry["evidence"]["sha256"]
 
 
 def _beside(path: Path, document: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
@@ -147,15 +159,13 @@ def _reproduction(
     document: Mapping[str, Any], entry: Mapping[str, Any], stored: Evidence, added: Evidence
 ) -> list[str]:
     found = []
-    if document["entry_evidence_sha256"] != entry["evidence"]["sha256"]:
-        found.append("it reproduces an older evidence of this entry: reproduce the entry again, or remove the record.")
-    clean = next(iter(stored.groups.values()))
+    clean = stored.groups[CLEAN]
     ids = additions.sample_ids(clean.image_ids, document["images"], document["seed"])
     if len(ids) != document["images"]:
         found.append(f"images is {document['images']}, the entry has {len(ids)}: correct it.")
-    losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - {"check"}
-    wanted = {(0.0, "clean"), *((eps, loss) for eps in document["radii_255"] for loss in losses)}
-    present = {key for key in added.groups if key[1] != "check"}
+    losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - {CHECK_LOSS}
+    wanted = {CLEAN, *((eps, loss) for eps in document["radii_255"] for loss in losses)}
+    present = {key for key in added.groups if key[1] != CHECK_LOSS}
     if present != wanted or any(added.groups[key].image_ids != ids for key in present):
         found.append("its evidence does not hold the images that its seed draws, under every attack of its radii.")
     rows = additions.compare(stored, added, TOLERANCES[entry["protocol"]["name"]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,11 +50,11 @@ def view_of(eps_255: float) -> str:
     return f"{eps_255:g}"
 
 
-def assess_all(paths: Sequence[Path]) -> list[tuple[dict[str, Any], Assessment | None]]:
-    """`assess` for many entries, in their order, on all cores where they are many."""
-    if len(paths) < SIDE_BY_SIDE:
+def assess_all(paths: Sequence[Path], processes: int = 1) -> list[tuple[dict[str, Any], Assessment | None]]:
+    """`assess` for many entries, in their order, in several processes where they are many."""
+    if processes < 2 or len(paths) < SIDE_BY_SIDE:
         return [assess(path) for path in paths]
-    with ProcessPoolExecutor(cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(assess, paths, chunksize=16))
 
 
@@ -74,6 +73,8 @@ def assess(path: Path) -> tuple[dict[str, Any], Assessment | None]:
     found = entries.evidence_of(path, entry)
     if CLEAN not in found.groups:
         raise ContentError(f"{path}: the evidence has no clean images.")
+    if entry["protocol"]["search_seed"] is None or entry["protocol"]["search_orders"] is None:
+        raise ContentError(f"{path}: an entry with evidence names the seed and orders of its search. segbench validate")
     search = entry["protocol"]["search_seed"], entry["protocol"]["search_orders"]
     clean = found.groups[CLEAN].counts
     replicates = {"clean": _replicates(clean, clean, search[0])}

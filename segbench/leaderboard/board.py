@@ -54,11 +54,13 @@ class Board:
     tables: list[Table]
 
 
-def load(root: Path | None = None) -> Board:
+def load(root: Path | None = None, *, processes: int = 1) -> Board:
     """Reads cards, entries and evidence of a checkout, or of the installation.
 
     Args:
         root: holds ``model_zoo/`` and ``entries/``.
+        processes: that read evidence side by side, if there is much; a script that asks for several needs the usual
+            ``if __name__ == "__main__":``.
 
     Raises:
         ContentError: something is damaged; `segbench validate` says more.
@@ -69,7 +71,7 @@ def load(root: Path | None = None) -> Board:
         card = cards.read_card(path)
         zoo[card.id, card.dataset] = card
     groups: dict[tuple[str, str], list[_Source]] = {}
-    for path, (entry, assessment) in zip(paths, assess_all(paths), strict=True):
+    for path, (entry, assessment) in zip(paths, assess_all(paths, processes), strict=True):
         dataset = entry["dataset"]["id"]
         model = entry["model"]["id"]
         found = zoo.get((model, dataset)) or zoo.get((model, content.family(dataset)))
@@ -194,7 +196,7 @@ def _row(source: _Source) -> dict[str, Any]:
 def _lowest(result: Mapping[str, Any]) -> dict[str, Any]:
     """Best known of a reported result: the lowest of all attacks that were published with it."""
     attacks = result["per_loss"] or {}
-    known: dict[str, Any] = {m: min(result[m], *(scores[m] for scores in attacks.values()), 1.0) for m in METRICS}
+    known: dict[str, Any] = {m: min([result[m], *(scores[m] for scores in attacks.values())]) for m in METRICS}
     by = {name for name, scores in attacks.items() for m in METRICS if known[m] < result[m] and scores[m] == known[m]}
     return {**known, "by": sorted(by)}
 

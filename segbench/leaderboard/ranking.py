@@ -31,8 +31,8 @@ def ranks(contenders: Sequence[Contender]) -> list[int | None]:
     """One more than the number of contenders that are better beyond doubt; None without a score.
 
     Two that were measured on the same images are compared by the paired bootstrap over images, at 95%. Otherwise the
-    higher score is better, and at equal score the measured one. Several may share a rank: it is not clear which of
-    them is the better one.
+    higher score is better, and at equal score the measured one. Nobody gets a better rank than one with a higher score.
+    Several may share a rank: it is not clear which of them is the better one.
 
     >>> ranks([Contender(0.5, None, None, True), Contender(0.5, None, None, False), Contender(None, None, None, True)])
     [1, 2, None]
@@ -50,6 +50,12 @@ def ranks(contenders: Sequence[Contender]) -> list[int | None]:
         found[place] = 1 + int(((values > values[place]) | ties).sum())
     for group in groups.values():
         _among_the_same_images(group, values, found)
+    ahead, highest, last = 0, 0, None  # nobody stands above one with a higher score
+    for place in np.lexsort((~measured, -values))[: np.count_nonzero(~np.isnan(values))].tolist():
+        if (values[place], measured[place]) != last:
+            ahead, last = highest, (values[place], measured[place])
+        found[place] = max(ahead, found[place] or 0)
+        highest = max(highest, found[place] or 0)
     return found
 
 

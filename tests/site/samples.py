@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,6 +189,7 @@ def full_row(model_id: str = "at_everything_shapes") -> dict[str, Any]:
                 "device": "NVIDIA H100",
                 "radii": [4.0, 8.0, 12.0],
                 "difference": 0.0021,
+                "agrees": True,
             }
         ],
         "detail": {
@@ -410,73 +410,3 @@ def many(count: int) -> Board:
             result["per_loss"] = copy.deepcopy(filled["per_loss"])
         rows.append(made)
     return Board([Table("sea-v1", "pascal_voc", ["clean", "mean", "4", "8", "12"], list(RADII), names, ranked(rows))])
-
-
-def real_board() -> Board:
-    """The entries of this checkout with their cards; details and flags' explanations are made up."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "entries").glob("*/*/*.json")):
-        document = json.loads(path.read_text())
-        if "clean" not in document or "results" not in document:
-            continue
-        name = document["model"]["id"]
-        dataset = document["dataset"]["id"]
-        card_path = next((ROOT / "model_zoo").glob(f"*/{name}.json"), None)
-        card = json.loads(card_path.read_text()) if card_path else None
-        scores: dict[str, tuple[float | None, float]] = {
-            "clean": (document["clean"]["aacc"], document["clean"]["miou"])
-        }
-        scores |= {f"{part['eps_255']:g}": (part["aacc"], part["miou"]) for part in document["results"]}
-        made = row(
-            name,
-            scores,
-            title=document["model"]["title"],
-            dataset=dataset,
-            parameters=document["model"]["parameters"],
-            architecture=document["model"]["architecture"],
-            tier=document["claim"]["tier"],
-            source=document["claim"]["source"],
-            paper=document["paper"],
-            run=document["run"],
-            flags=[flag | {"explanation": "Why this matters is told here."} for flag in document["flags"]],
-            entry_file=path.relative_to(ROOT).as_posix(),
-            evidence_file=None,
-        )
-        if card:
-            training = card["training"]
-            steps, epochs = training.get("attack_steps"), training.get("epochs")
-            passes = None if steps is None or epochs is None else epochs * (steps + 1)
-            made |= {
-                "method": training["method"],
-                "backbone": card["backbone"],
-                "extra_data": training.get("extra_data"),
-                "initialisation": training.get("initialisation"),
-                "licence": card["licence"],
-                "loadable": bool(card["sources"]),
-                "weights": [{"label": part["type"], "url": part.get("url")} for part in card["sources"]],
-                "training": {
-                    "eps_255": training.get("eps_255"),
-                    "attack_steps": steps,
-                    "epochs": epochs,
-                    "passes": passes,
-                },
-            }
-        for result, part in zip(made["results"], document["results"], strict=True):
-            result |= {key: part[key] for key in ("miou_lower_bound", "interval", "per_loss")}
-            for metric in METRICS:
-                pair = made["scores"][f"{part['eps_255']:g}"]
-                if pair[metric] and part["interval"]:
-                    pair[metric]["interval"] = part["interval"][metric]
-        if path.with_suffix(".parquet").exists():
-            made["evidence_file"] = path.with_suffix(".parquet").relative_to(ROOT).as_posix()
-            made["detail"] = full_row(name)["detail"]
-        tables.setdefault(dataset, []).append(made)
-    board = []
-    for dataset, rows in tables.items():
-        radii = sorted({result["eps_255"] for made in rows for result in made["results"]})
-        for made in rows:
-            if not all(f"{eps:g}" in made["scores"] for eps in RADII):
-                made["scores"]["mean"] = None
-        views = ["clean", "mean", *(f"{eps:g}" for eps in radii)]
-        board.append(Table("sea-v1", dataset, views, radii, list(CLASSES), ranked(rows)))
-    return Board(board)

@@ -40,7 +40,8 @@ def bibliography(board: Board) -> str:
         while unique.casefold() in taken:
             unique, number = f"{key}-{number}", number + 1
         taken.add(unique.casefold())
-        texts.append(text.replace(key, unique, 1))
+        before, found, after = text.partition("{" + key)
+        texts.append(f"{before}{{{unique}{after}" if found else text)
     return "\n\n".join(texts) + "\n" if texts else ""
 
 
@@ -50,7 +51,8 @@ def entry(paper: dict[str, Any]) -> str:
     if own and harmless(own):
         return "\n".join(line.rstrip() for line in str(own).strip().splitlines() if line.strip())
     authors = [clean(name, 200) for name in paper["authors"]]
-    surname = _ascii(authors[0].split()[-1]) if authors and authors[0] else ""
+    first = authors[0].partition(",")[0].split() if authors else []
+    surname = _ascii(first[-1]) if first else ""
     word = next((word for word in map(_ascii, clean(paper["title"], 300).split()) if len(word) > 3), "")
     fields = {
         "title": f"{{{escape(clean(paper['title'], 1000))}}}",

@@ -24,9 +24,10 @@ def to_csv(board: Board) -> str:
     import pandas as pd
 
     lines = [line for table in board.tables for row in table.rows for line in _lines(table, row)]
-    frame = pd.DataFrame(lines, columns=list(lines[0]) if lines else ["protocol", "dataset", "id", "eps_255"])
+    columns = list(lines[0]) if lines else ["protocol", "dataset", "id", "eps_255"]
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)  # or whole numbers become floats
     for name in frame.columns:
-        frame[name] = frame[name].astype(object).map(lambda value: cell(value) if isinstance(value, str) else value)
+        frame[name] = frame[name].map(lambda value: cell(value) if isinstance(value, str) else value)
     return str(frame.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"))
 
 

@@ -230,13 +230,13 @@ def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
 def _commands(table: Table, row: Row) -> list[tuple[str, str]]:
     """(what for, command); only what can work for this row."""
     name, entry = (shlex.quote(text.clean(part, 200)) for part in (row["id"], row["entry_file"]))
+    root = "" if table.dataset in EMBEDDED else " --data-root DATA"
     found = []
     if row["evidence_file"]:
         found.append(("Recompute every number from the counts, in seconds", f"segbench verify {entry}"))
         if row["loadable"]:
-            found.append(("Attack a sample of the images again", f"segbench reproduce {entry} --sample 20"))
+            found.append(("Attack a sample of the images again", f"segbench reproduce {entry} --sample 20{root}"))
     if row["loadable"]:
-        root = "" if table.dataset in EMBEDDED else " --data-root DATA"
         if family(table.dataset) in PREPARED:
             found.append(("Get the data set", f"segbench data prepare {family(table.dataset)} --root DATA"))
         dataset = "" if "/" not in table.dataset else f" --dataset {shlex.quote(text.clean(table.dataset, 80))}"
@@ -253,4 +253,5 @@ def _reproduction(part: Mapping[str, Any]) -> dict[str, Any]:
         "device": text.clean(part["device"] or "", 80),
         "radii": ", ".join(text.eps(radius) for radius in part["radii"]),
         "difference": f"{100 * part['difference']:.2f}",
+        "verdict": "agrees" if part["agrees"] else "differs",
     }

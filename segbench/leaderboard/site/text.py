@@ -153,10 +153,10 @@ def size(count: int | None) -> str:
     return NOTHING if count is None else f"{count / 1e9:.2f} GB"
 
 
-def count(number: int | None) -> str:
-    r"""A whole number in groups of three.
+def count(number: float | None) -> str:
+    r"""A number in groups of three, without a fraction where there is none.
 
-    >>> count(88416)
-    '88\u202f416'
+    >>> count(88416), count(300.0), count(0.5)
+    ('88\u202f416', '300', '0.5')
     """
-    return NOTHING if number is None else f"{number:,}".replace(",", "\u202f")
+    return NOTHING if number is None else f"{number:,.15g}".replace(",", "\u202f")
