@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from segbench import leaderboard
+from segbench import entries, evidence, leaderboard
 from segbench.entries import additions, changes
 from segbench.errors import UsageError
 from segbench.leaderboard import MODELS_END, MODELS_START
@@ -949,3 +949,139 @@ def test_the_checkout_is_only_read(root: Path, cli: Cli) -> None:
     before = state()
     cli("validate", "--changed", "base", "--root", str(root))
     assert state() == before
+
+
+# What others submitted.
+
+
+def foreign(root: Path, author: str) -> list[str]:
+    return changes.problems(root, *changes.changes(root, "base"), author=author)
+
+
+def test_a_card_of_somebody_else_is_theirs_to_change(root: Path, cli: Cli, tmp_path: Path) -> None:
+    """Alone in its change, and valid in itself: weights from another place."""
+    source = {"type": "url", "url": "https://evil.example/x.pt"}
+    edit(root / ZOO / f"{A}.json", lambda card: card["sources"].append(source))
+    write_tables(root)
+    (found,) = foreign(root, "mallory")
+    assert found.startswith(f"{ZOO}/{A}.json: {A} was submitted by alice, not by mallory: take the change out")
+    assert foreign(root, "@Alice") == []
+    summary = tmp_path / "summary.md"
+    options = ("validate", "--changed", "base", "--root", str(root), "--summary", str(summary))
+    assert cli(*options, "--author", "mallory")[0] == 1
+    assert cli(*options, "--author", "alice")[0] == 0
+    assert f"- {ZOO}/{A}.json: sources" in summary.read_text("utf-8")  # for who reviews it
+
+
+def test_scores_of_somebody_else_are_theirs_whatever_the_history_says(root: Path) -> None:
+    samples.publish(root, A, 0.8)
+    edit(root / ENTRIES / f"{A}.json", tell())
+    assert any("was submitted by alice, not by mallory" in text for text in foreign(root, "mallory"))
+    assert foreign(root, "alice") == []
+
+
+def test_anybody_may_measure_a_reported_entry_and_pin_its_weights(root: Path) -> None:
+    def report(entry: dict[str, Any]) -> None:
+        entry |= {"evidence": None, "run": None, "flags": []}
+        entry["model"]["weights_sha256"] = None
+        entry["claim"] |= {"tier": "reported", "source": "A paper, Table 1", "submitter": None}
+        entry["protocol"] |= {"official": False, "deviations": ["of a paper"]}
+
+    edit(root / ENTRIES / f"{A}.json", report)
+    (root / ENTRIES / f"{A}.parquet").unlink()
+    edit(root / ZOO / f"{A}.json", lambda card: card.update(sha256=None, sources=[]))
+    (root / ZOO / f"{A}.safetensors").unlink()
+    commit(root)
+    git(root, "tag", "--force", "base")
+    entry, data = samples.build(A, 0.9)
+    entry["history"].append({"date": "2026-02-01", "text": "Measured; before, numbers of a paper."})
+    samples.write_json(root / ENTRIES / f"{A}.json", entry)
+    (root / ENTRIES / f"{A}.parquet").write_bytes(data)
+    edit(root / ZOO / f"{A}.json", lambda card: card.update(sha256=samples.weights_hash(A)))
+    assert foreign(root, "bob") == []
+    edit(root / ZOO / f"{A}.json", lambda card: card.update(licence="none"))
+    assert any(text.startswith(f"{ZOO}/{A}.json: ") for text in foreign(root, "bob"))
+
+
+def external(root: Path) -> Path:
+    """Somebody's evaluation of A, published."""
+    path = root / ENTRIES / f"{A}.json"
+    entry, group = json.loads(path.read_text("utf-8")), samples.counts(0.0, 5)
+    found = samples.make_evidence(samples.manifest(A), 0.9)
+    groups = {(8.0, "square"): evidence.Group(samples.IMAGE_IDS, group)}
+    document, data = additions.build_external(
+        entry, found, groups, name="square", description="A random search.", author="Eve", url="https://example.org/x",
+        date="2026-02-01",
+    )  # fmt: skip
+    folder = additions.folder_of(path, additions.EXTERNAL)
+    folder.mkdir()
+    samples.write_json(folder / "square.json", document)
+    (folder / "square.parquet").write_bytes(data)
+    write_tables(root)
+    return folder / "square.json"
+
+
+def test_a_published_evaluation_is_neither_changed_nor_deleted(root: Path, cli: Cli) -> None:
+    path = external(root)
+    assert cli("validate", "--changed", "base", "--root", str(root), "--author", "eve")[0] == 0
+    commit(root)
+    git(root, "tag", "--force", "base")
+    edit(path, lambda document: document.update(description="Something weaker than before."))
+    assert any("it is what others have shown: restore it" in text for text in rules(root))
+    for file in (path, path.with_suffix(".parquet")):
+        file.unlink()
+    assert all("it is deleted: what was published stays" in text for text in rules(root))
+    assert len(rules(root)) == 2
+
+
+def test_an_entry_with_additions_can_be_measured_again(root: Path, cli: Cli) -> None:
+    """What was shown of the old evidence stays, and is compared with the new one."""
+    external(root)
+    commit(root)
+    git(root, "tag", "--force", "base")
+    entry, data = samples.build(A, 0.85)
+    entry["history"].append({"date": "2026-02-01", "text": "Measured again on another machine."})
+    samples.write_json(root / ENTRIES / f"{A}.json", entry)
+    (root / ENTRIES / f"{A}.parquet").write_bytes(data)
+    write_tables(root)
+    code, _, err = cli("validate", "--changed", "base", "--root", str(root), "--author", "alice")
+    assert code == 0, err
+    path = root / ENTRIES / f"{A}.external" / "square.json"
+    edit(path, lambda document: document["results"][0].update(aacc=0.0001))  # other clean counts may need other results
+    assert rules(root) == []
+    edit(path, lambda document: document.update(description="Something weaker than before."))
+    assert any("it is what others have shown" in text for text in rules(root))
+
+
+def test_evidence_that_vanishes_needs_a_line_of_history(root: Path) -> None:
+    def report(entry: dict[str, Any]) -> None:
+        entry |= {"evidence": None, "run": None}
+        entry["claim"] |= {"tier": "reported", "source": "A paper, Table 1"}
+
+    edit(root / ENTRIES / f"{A}.json", report)
+    assert any("its evidence is gone" in text for text in rules(root))
+
+
+def test_back_dated_entries_of_other_data_do_not_become_the_reference(root: Path, cli: Cli) -> None:
+    """Nobody has pinned the data of CamVid: those that are listed are what later ones are held to."""
+    listed = samples.publish(root, "old_camvid", 0.9, dataset="camvid")
+    write_tables(root)
+    commit(root)
+    git(root, "tag", "--force", "base")
+    for model_id in ("one_camvid", "two_camvid"):
+        path = samples.publish(root, model_id, 0.9, dataset="camvid")
+        found = samples.manifest(model_id, dataset="camvid")
+        found["identity"]["fingerprint"] = found["dataset"]["fingerprint"] = "e" * 64
+        content = samples.make_evidence(found, 0.9)
+        data = evidence.to_bytes(content)
+        entry = entries.build(
+            found, content, evidence_name=f"{model_id}.parquet", evidence_bytes=data, run=samples.RUN,
+            submitter="mallory", date="1900-01-01",
+        )  # fmt: skip
+        samples.write_json(path, entry)
+        path.with_suffix(".parquet").write_bytes(data)
+    write_tables(root)
+    code, _, err = cli("validate", "--changed", "base", "--root", str(root), "--author", "mallory")
+    assert code == 1
+    assert "dataset.fingerprint is" in err
+    assert listed.name in err

@@ -202,7 +202,7 @@ def test_a_killed_reproduction_goes_on_with_the_same_images(tmp_path):
 
 
 def test_counts_moved_between_classes_are_told(entry, cli):
-    """Every image keeps its accuracy; right pixels of one class become right pixels of another: only mIoU can see it."""
+    """Every image keeps its accuracy; right pixels of one class become those of another: only mIoU can see it."""
     document = entries.read_entry(entry)
     stored = entries.evidence_of(entry, document)
 

@@ -109,20 +109,38 @@ def _published(root: Path, before: Tree, change: Change) -> list[str]:
             return []
         return [f"{change.path}: it is deleted: what was published stays. Restore it."]
     if change.kind == "beside":
+        if _only_computed_again(root, before, change):
+            return []
         return [f"{change.path}: it is what others have shown: restore it, and add another one beside it."]
     if change.kind == "entry" and change.path.endswith(".json"):
         return _history(root, before, change)
     return []
 
 
+def _beside(change: Change) -> str:
+    """The path of the entry that an addition lies beside."""
+    return re.sub(r"\.(?:external|reproduced)/.*", ".json", change.path)
+
+
 def _other_weights(root: Path, before: Tree, change: Change) -> bool:
     """Whether the entry beside an addition is now that of another model file, to which the addition says nothing."""
-    path = re.sub(r"\.(?:external|reproduced)/.*", ".json", change.path)
+    path = _beside(change)
     try:
         hashes = [each["model"]["weights_sha256"] for each in (_was(root, before, path), _now(root, path))]
     except UNREADABLE:
         return False
     return bool(hashes[0] != hashes[1])
+
+
+def _only_computed_again(root: Path, before: Tree, change: Change) -> bool:
+    """Whether only the results of an addition changed, beside an entry with new evidence (and new clean counts)."""
+    path = _beside(change)
+    try:
+        was, now = _was(root, before, change.path), _now(root, change.path)
+        hashes = [each["evidence"]["sha256"] for each in (_was(root, before, path), _now(root, path))]
+    except UNREADABLE:
+        return False
+    return bool(hashes[0] != hashes[1] and {**was, "results": None} == {**now, "results": None})
 
 
 def _was(root: Path, before: Tree, path: str) -> Any:
