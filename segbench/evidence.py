@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,14 @@ MAX_ROWS = 5_000_000  # 2000 images that show 20 of their classes in 125 groups
 MAX_BYTES = 2**28  # of all columns, uncompressed; MAX_ROWS with short names fit
 MAX_NAME = 1000  # characters of a loss or an image id
 MAX_GROUPS = 1000
+MAX_ROW_GROUPS = 64
+LOSS_NAME = "[a-z][a-z0-9_]{0,39}"
 MAX_CELLS = 50_000_000  # images x classes, over all groups
 MAX_PIXELS = 2**31 - 1  # of one image, so that sums stay in int64
 CLEAN = (0.0, "clean")
 CHECK_LOSS = "check"  # the loss name of the attack at a huge ε: a reliability check, never a candidate
+
+CHECK_EPS_255 = 64.0  # its radius
 
 Key = tuple[float, str]
 
@@ -131,6 +136,8 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
         with pq.ParquetFile(io.BytesIO(data), read_dictionary=list(NAMES)) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ContentError(f"{source} has {file.metadata.num_rows} rows; at most {MAX_ROWS} are read.")
+            if file.num_row_groups > MAX_ROW_GROUPS:
+                raise ContentError(f"{source} has {file.num_row_groups} row groups; at most {MAX_ROW_GROUPS} are read.")
             size = sum(abs(file.metadata.row_group(i).total_byte_size) for i in range(file.num_row_groups))
             if size > MAX_BYTES:
                 raise ContentError(f"{source} has {size} bytes when unpacked; at most {MAX_BYTES} are read.")
@@ -160,6 +167,8 @@ def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
     for name in (*loss_names, *image_names):
         if len(name) > MAX_NAME:
             raise ContentError(f"{source} has a name of {len(name)} characters; at most {MAX_NAME} are read.")
+    if wrong := [name for name in loss_names if not re.fullmatch(LOSS_NAME, name)]:
+        raise ContentError(f"{source} has an attack named {wrong[0][:40]!r}; names are of a-z, 0-9 and _.")
     if len(set(loss_names)) != len(loss_names) or len(set(image_names)) != len(image_names):
         raise ContentError(f"{source} is damaged: a name has two codes.")
     classes = table["class"].to_numpy()

@@ -454,7 +454,7 @@ def test_the_evidence_of_the_entry_itself_is_no_external_evaluation_of_other_res
     data = entry_path.with_suffix(".parquet").read_bytes()
     external.with_suffix(".parquet").write_bytes(data)
     (found,) = rewrite_document(external, lambda document: document["evidence"].update(sha256=sha256_bytes(data)))
-    assert "attacks at ε = 64/255, where the entry has no result" in found
+    assert "It has an attack named check at ε = 64/255: give it a name of its own" in found
 
 
 def test_a_damaged_and_a_missing_parquet_are_named(external: Path) -> None:
@@ -824,7 +824,7 @@ def entry_of(tier: str = "checked", images: int = 100, submitter: str | None = "
 
 
 def record_of(**changes: Any) -> dict[str, Any]:
-    return {"agrees": True, "images": 20, "by": "bob", "entry_evidence_sha256": "a" * 64} | changes
+    return {"agrees": True, "radii_255": [8.0], "images": 20, "by": "bob", "entry_evidence_sha256": "a" * 64} | changes
 
 
 @pytest.mark.parametrize(
@@ -842,6 +842,7 @@ def record_of(**changes: Any) -> dict[str, Any]:
         (entry_of(images=6), [record_of(images=5)], "checked"),
         (entry_of(), [record_of(entry_evidence_sha256="b" * 64)], "checked"),
         (entry_of(), [record_of(agrees=False)], "checked"),
+        (entry_of(), [record_of(radii_255=[0.001])], "checked"),  # no radius of the protocol
         (entry_of(), [record_of(by="alice"), record_of(images=19), record_of(agrees=False)], "checked"),
         (entry_of(), [record_of(agrees=False), record_of()], "reproduced"),
         (entry_of("reported"), [], "reported"),

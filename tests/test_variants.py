@@ -13,6 +13,7 @@ import segbench
 from segbench import content, entries
 from segbench.data import checking
 from segbench.data.catalogue import open_tree
+from segbench.entries import placement
 from segbench.files import sha256_file
 from tests import samples
 
@@ -32,6 +33,7 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(content, "folder", lambda name: root / name)
     monkeypatch.setattr(content, "checkout", lambda: root)
     monkeypatch.setitem(entries.FINGERPRINTS, VARIANT, "f" * 64)
+    monkeypatch.setattr(placement, "split_id", lambda _: None)  # a variant that only this test knows
     return root
 
 

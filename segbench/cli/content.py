@@ -89,6 +89,7 @@ def _changed(root: Path, revision: str, author: str | None, summary: Path | None
     problems = {"the change": rules}
     if all(change.mode == changes.PLAIN for change in found if change.status != "D"):  # a link leads anywhere
         problems |= {str(file.relative_to(root)): _problems(file) for file in _touched(root, found)}
+        rules += _second_names(root, found)
     text = ""
     if not any(problems.values()):
         before, after = _board_before(root, base), board.load(root, processes=cpu_count() or 1)
@@ -102,6 +103,21 @@ def _changed(root: Path, revision: str, author: str | None, summary: Path | None
     _report(problems, json)
     if not json and text:
         click.echo(text)
+
+
+def _second_names(root: Path, found: Sequence[changes.Change]) -> list[str]:
+    """Entries of the change that show the weights of another entry on the same data."""
+    added = {root / change.path for change in found if change.kind == "entry" and change.path.endswith(".json")}
+    texts = []
+    for path in sorted(added):
+        for other in sorted(path.parent.glob("*.json")):
+            try:
+                hashes = [entries.read_entry(each)["model"]["weights_sha256"] for each in (path, other)]
+            except ContentError:
+                continue  # said where it is validated
+            if other != path and hashes[0] is not None and hashes[0] == hashes[1]:
+                texts.append(f"{path.relative_to(root)}: {other.stem} has the same weights: a model has one name.")
+    return texts
 
 
 def _touched(root: Path, found: Sequence[changes.Change]) -> list[Path]:

@@ -84,7 +84,7 @@ def submit(
         _no_contradiction(found, model_id, given)
     before = board.load(root, processes=cpu_count() or 1)
     board.write_tables(root, before, check=True)  # their files must be there
-    who = ask("submitter", "Your GitHub account", submitter)
+    who = ask("Your GitHub account", submitter)
     done = submission.write(
         root, path, chosen, submitter=who, date=datetime.now(timezone.utc).date().isoformat(), reason=reason
     )
@@ -121,7 +121,7 @@ class _Asker:
     def __init__(self, asking: bool) -> None:
         self.asking = asking
 
-    def __call__(self, field: str, question: str, given: Any, default: Any = None) -> Any:
+    def __call__(self, question: str, given: Any, default: Any = None) -> Any:
         if given is not None or not self.asking:
             return default if given is None else given
         hint = "" if default is None else f" [{default}]"
@@ -133,30 +133,28 @@ def _details(name: str, entry: dict[str, Any], given: dict[str, Any], ask: _Aske
     """What a new card needs besides the entry; Enter leaves a thing unknown."""
     if ask.asking:
         note(f"{name} has no card yet. Some questions; Enter leaves the default in brackets, or unknown.")
-    title = ask("title", "Title, one line", given["title"], entry["model"]["title"])
-    method = ask("method", "Training method (clean, AT, PIR-AT, ...)", given["method"])
+    title = ask("Title, one line", given["title"], entry["model"]["title"])
+    method = ask("Training method (clean, AT, PIR-AT, ...)", given["method"])
     if method is None:
         raise UsageError("The card needs the training method: --method clean, --method AT, --method PIR-AT, ...")
     return {
         "id": name,
         "title": title,
-        "backbone": ask("backbone", "Backbone", given["backbone"]),
-        "sources": _source(ask("weights", "Weights (hub:user/name@COMMIT:FILE, https link)", given["weights"])),
-        "licence": ask("licence", "Licence of the weights", given["licence"]),
+        "backbone": ask("Backbone", given["backbone"]),
+        "sources": _source(ask("Weights (hub:user/name@COMMIT:FILE, https link)", given["weights"])),
+        "licence": ask("Licence of the weights", given["licence"]),
         "paper": _paper(given, ask),
         "training": {
             "method": method,
-            "eps_255": _number(ask("train-eps", "ε of the training attack, over 255", given["train_eps"]), float),
-            "attack_steps": _number(ask("attack-steps", "Steps of the training attack", given["attack_steps"]), int),
-            "epochs": _number(ask("epochs", "Epochs", given["epochs"]), float),
-            "initialisation": ask("initialisation", "Initialisation (random, clean, robust)", given["initialisation"]),
-            "extra_data": ask("extra-data", "Extra data", given["extra_data"]),
+            "eps_255": _number(ask("ε of the training attack, over 255", given["train_eps"]), float),
+            "attack_steps": _number(ask("Steps of the training attack", given["attack_steps"]), int),
+            "epochs": _number(ask("Epochs", given["epochs"]), float),
+            "initialisation": ask("Initialisation (random, clean, robust)", given["initialisation"]),
+            "extra_data": ask("Extra data", given["extra_data"]),
             "recipe": None,
             "log": None,
         },
-        "preprocessing": ask(
-            "preprocessing", "Preprocessing", given["preprocessing"], entry["dataset"]["preprocessing"] or "unknown"
-        ),
+        "preprocessing": ask("Preprocessing", given["preprocessing"], entry["dataset"]["preprocessing"] or "unknown"),
     }
 
 
@@ -188,14 +186,14 @@ def _source(weights: str | None) -> list[dict[str, str]]:
 
 
 def _paper(given: dict[str, Any], ask: _Asker) -> dict[str, Any] | None:
-    title = ask("paper-title", "Title of the paper", given["paper_title"])
+    title = ask("Title of the paper", given["paper_title"])
     if title is None:
         if stray := [name for name in PAPER if given[name] is not None]:
             raise UsageError(f"--{stray[0].replace('_', '-')} needs --paper-title.")
         return None
-    authors = ask("paper-authors", "Authors, separated by ';'", given["paper_authors"]) or ""
-    url = ask("paper-url", "Link of the paper, https://...", given["paper_url"])
-    year = _number(ask("paper-year", "Year", given["paper_year"]), int)
+    authors = ask("Authors, separated by ';'", given["paper_authors"]) or ""
+    url = ask("Link of the paper, https://...", given["paper_url"])
+    year = _number(ask("Year", given["paper_year"]), int)
     if not authors or url is None or year is None:
         raise UsageError("A paper needs --paper-authors, --paper-url and --paper-year.")
     file = given["paper_bibtex"]
@@ -207,7 +205,7 @@ def _paper(given: dict[str, Any], ask: _Asker) -> dict[str, Any] | None:
         "title": title,
         "authors": [author.strip() for author in authors.split(";") if author.strip()],
         "url": url,
-        "venue": ask("paper-venue", "Venue", given["paper_venue"]),
+        "venue": ask("Venue", given["paper_venue"]),
         "year": year,
         "bibtex": bibtex,
     }

@@ -19,6 +19,7 @@ from segbench.evidence import CHECK_LOSS, Evidence, Group
 from segbench.files import write_atomic
 
 PASSES = ("forwards", "backwards")
+ABOUT = ("id", "split", "available", "class_weights_from", "other_size")  # of the data set, where it says so
 FAULTS = ("zero_gradients", "nonfinite_gradients", "nonfinite_logits")
 
 
@@ -63,7 +64,7 @@ def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
             "identity": manifest["identity"],
             "protocol": manifest["protocol"],
             "checks": manifest["checks"],
-            "dataset": {key: manifest["dataset"][key] for key in ("id", "split", "available", "class_weights_from")},
+            "dataset": {key: manifest["dataset"][key] for key in ABOUT if manifest["dataset"].get(key)},
             "gradients": {name: totals[name] for name in ("attacks", *FAULTS)},
             "passes": {name: totals[name] for name in PASSES},
             "changed_pixels": totals["changed_pixels"],

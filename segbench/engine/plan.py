@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from segbench.errors import UsageError
-from segbench.evidence import CHECK_LOSS, CLEAN, Group
+from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Group
 
 CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
-CHECK_EPS_255 = 64.0
 CHECK_ITERATIONS = 50
 CHECK_IMAGES = 16
 

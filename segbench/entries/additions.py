@@ -19,7 +19,7 @@ from segbench.entries.reading import read_document
 from segbench.errors import ContentError, UsageError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group, Key
 from segbench.files import sha256_bytes
-from segbench.protocol import TOLERANCES, Tolerance
+from segbench.protocol import OFFICIAL_RADII_255, TOLERANCES, Tolerance
 
 EXTERNAL, REPRODUCED = "external", "reproduced"
 SAMPLE = 20  # images that a reproduction must have to raise a tier, if the entry has as many
@@ -76,6 +76,8 @@ def candidates(found: Evidence, external: Evidence) -> dict[Key, Counts]:
     for key, group in external.groups.items():
         if key == CLEAN:
             continue
+        if key[0] == CLEAN[0] or key[1] in (CLEAN[1], CHECK_LOSS):
+            raise ContentError(f"It has an attack named {key[1]} at ε = {key[0]:g}/255: give it a name of its own.")
         if unknown := [image_id for image_id in group.image_ids if image_id not in row_of]:
             raise ContentError(f"It holds the image {unknown[0]!r}, which the entry's evidence does not.")
         rows = np.array([row_of[image_id] for image_id in group.image_ids], np.intp)
@@ -241,7 +243,8 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
 
     Returns:
         For each (ε, attack): aAcc and mIoU of these images, stored and found, the ``largest`` difference of one
-        image's accuracy, and whether all are within the tolerance. Scores in [0,1].
+        image's accuracy, and whether all are within the tolerance; of fewer than `SAMPLE` images (and not all of
+        them) only single images are judged. Scores in [0,1].
 
     Raises:
         ContentError: the images, labels or attacks are not those of the stored evidence.
@@ -265,6 +268,7 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
         mious = before.miou(), group.counts.miou()
         gap = max(abs(scores[0] - scores[1]), abs(mious[0] - mious[1]))
         limit = tolerance.clean if key == CLEAN else tolerance.image
+        enough = len(group.image_ids) >= min(SAMPLE, len(old.image_ids))  # else sums of so few say little
         rows.append(
             {
                 "eps_255": key[0],
@@ -274,7 +278,7 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
                 "stored_miou": mious[0],
                 "found_miou": mious[1],
                 "largest": largest,
-                "agrees": largest <= limit and gap <= tolerance.pooled,
+                "agrees": largest <= limit and (gap <= tolerance.pooled or not enough),
             }
         )
     return rows
@@ -294,6 +298,7 @@ def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -
         record
         for record in reproductions
         if record["agrees"]
+        and set(record["radii_255"]) & set(OFFICIAL_RADII_255)
         and record["images"] >= min(SAMPLE, entry["dataset"]["images"])
         and record["by"] is not None
         and entry["claim"]["submitter"] is not None

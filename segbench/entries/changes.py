@@ -19,8 +19,8 @@ from segbench.errors import ContentError
 
 __all__ = ["MAX_WEIGHTS_BYTES", "PLAIN", "Change", "blobs", "card_changes", "changes", "committed", "problems", "tree"]
 
-GENERATED = ("README.md", "leaderboard/README.md")
-_TABLES = re.compile(r"<!-- (\w+): written by `segbench leaderboard`, do not edit -->.*?<!-- end of \1 -->", re.DOTALL)
+GENERATED = {"README.md": "models", "leaderboard/README.md": "tables"}  # page -> what is written between markers
+_TABLES = "<!-- {0}: written by `segbench leaderboard`, do not edit -->(?:(?!<!--).)*<!-- end of {0} -->"
 MEND = "A submission holds the files of its own model, and what `segbench leaderboard` writes."
 UNREADABLE = (OSError, ValueError, ContentError, KeyError, TypeError, AttributeError)
 
@@ -61,7 +61,43 @@ def problems(root: Path, base: str, found: Sequence[Change], *, author: str | No
             f"it changes {', '.join(sorted(listed))}" + (f" and adds {', '.join(sorted(new))}" if new else "") + ": "
             "one pull request adds new models, or changes one that is listed. Make one of each."
         )
+    texts += _taken(before, found) + _reproduced_at_once(root, found, author)
     return texts if author is None else texts + _foreign(root, before, found, author)
+
+
+def _taken(before: Tree, found: Sequence[Change]) -> list[str]:
+    """An id names one model: a card of the same id on another data set would take its place."""
+    cards = {path.split("/")[1]: set[str]() for path in before if path.startswith("model_zoo/")}
+    for path in before:
+        if path.startswith("model_zoo/") and path.endswith(".json"):
+            cards[path.split("/")[1]].add(Path(path).stem)
+    texts = []
+    for change in found:
+        if change.status == "A" and change.kind == "card":
+            own = change.path.split("/")[1]
+            others = [name for name, ids in cards.items() if change.model in ids and name != own]
+            if any(name.partition("-")[0] != own.partition("-")[0] for name in others):
+                texts.append(f"{change.path}: {change.model} is a model of {others[0]}: give this one another id.")
+    return texts
+
+
+def _reproduced_at_once(root: Path, found: Sequence[Change], author: str | None) -> list[str]:
+    """Nobody reproduces what they submit: a record comes alone, from who made it."""
+    texts, submitted = [], {change.model for change in found if change.kind == "entry"}
+    for change in found:
+        if change.kind != "beside" or ".reproduced/" not in change.path or change.status == "D":
+            continue
+        if change.model in submitted:
+            texts.append(f"{change.path}: a reproduction comes in a pull request of its own, after its entry.")
+        if author is None or not change.path.endswith(".json"):
+            continue
+        try:
+            by = _now(root, change.path)["by"]
+        except UNREADABLE:
+            continue  # what is wrong with it is said where it is validated
+        if by is None or account(by) != account(author):
+            texts.append(f"{change.path}: by is {by!r}, but {author} submits it: who reproduces adds the record.")
+    return texts
 
 
 def _file(root: Path, change: Change) -> list[str]:
@@ -80,7 +116,8 @@ def _page(root: Path, base: str, before: Tree, change: Change) -> list[str]:
     """Of a generated page only the tables may change."""
     if change.mode == PLAIN:
         both = (*blobs(root, [before[change.path][1]]), (root / change.path).read_bytes())
-        pages = [_TABLES.sub("", data.decode("utf-8", "replace").replace("\r\n", "\n")) for data in both]
+        pattern = re.compile(_TABLES.format(GENERATED[change.path]), re.DOTALL)
+        pages = [pattern.sub("", data.decode("utf-8", "replace").replace("\r\n", "\n"), count=1) for data in both]
         if pages[0] == pages[1]:
             return []
     return [f"{change.path}: something else than its tables changed. Restore it: git checkout {base[:12]} -- FILE"]
@@ -159,6 +196,7 @@ def _history(root: Path, before: Tree, change: Change) -> list[str]:
         old, new = _scores(was), _scores(now)
         told = list(was.get("history", [])), list(now["history"])
         tiers = was["claim"]["tier"], now["claim"]["tier"]
+        _ = was["model"]["weights_sha256"], now["model"]["weights_sha256"], now["claim"]["submitter"]
     except UNREADABLE as error:
         return [f"{change.path}: it cannot be compared with what was published: {error}"]
     if told[1][: len(told[0])] != told[0]:
@@ -170,6 +208,10 @@ def _history(root: Path, before: Tree, change: Change) -> list[str]:
     ]
     if tiers == ("checked", "reported"):
         differences.insert(0, "its evidence is gone")
+    if tiers == ("checked", "checked") and was["model"]["weights_sha256"] != now["model"]["weights_sha256"]:
+        differences.insert(0, "other weights")
+    if was["claim"]["submitter"] not in (None, now["claim"]["submitter"]):
+        differences.insert(0, "another submitter")
     if differences and len(told[1]) == len(told[0]):
         return [
             f"{change.path}: published scores changed or vanished ({'; '.join(differences[:4])}) without a line in "

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from segbench import cards, content
+from segbench.data.catalogue import split_id
 from segbench.entries.reading import read_document, read_evidence
-from segbench.errors import ContentError
+from segbench.errors import ContentError, UnknownNameError
 from segbench.evidence import CLEAN, Evidence
 from segbench.files import sha256_file
 
@@ -84,6 +85,13 @@ def placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
             f"the entry belongs at entries/{'/'.join(expected)}: "
             "move it, or correct protocol.name, dataset.id or model.id."
         )
+    radii = [row["eps_255"] for row in entry["results"]]
+    if odd := [eps for eps in radii if float(f"{eps:g}") != eps]:
+        found.append(f"results have ε = {odd[0]!r}/255: tables name an ε with at most six digits. Evaluate with such.")
+    try:
+        split_id(entry["dataset"]["id"])
+    except UnknownNameError as error:
+        found.append(f"dataset.id: {error}")
     found += _agrees_with_card(above.parent / "model_zoo", entry)
     if entry["claim"]["tier"] == "reported":
         return found

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segbench.entries.reading import read_evidence
-from segbench.entries.scores import recompute, reliability
+from segbench.entries.scores import deviations, recompute, reliability
 from segbench.errors import ContentError
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
+from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Evidence
 from segbench.protocol import digest_of
 
 TOLERANCE = 1e-9
@@ -65,17 +65,40 @@ def identity_problems(entry: Mapping[str, Any], found: Evidence, name: str) -> l
             f"dataset.num_classes is {entry['dataset']['num_classes']}, the evidence has "
             f"{found.metadata['num_classes']}: correct the entry."
         )
-    if entry["protocol"]["official"] and not any(loss == CHECK_LOSS for _, loss in found.groups):
-        problems.append("the evidence holds no attack at a huge ε, a reliability check: evaluate again.")
+    if entry["protocol"]["official"]:
+        problems += _not_official(entry, found, about, protocol)
     if found.groups.get(CLEAN) is None or len(found.groups[CLEAN].image_ids) != entry["dataset"]["images"]:
         problems.append(
             f"dataset.images is {entry['dataset']['images']}, the clean evidence holds another number of images."
         )
-    elif entry["protocol"]["official"] and about.get("available") != entry["dataset"]["images"]:
-        problems.append(
-            f"dataset.images is {entry['dataset']['images']}, the run had {about.get('available')} at hand: "
-            "evaluate on all of them."
-        )
+    return problems
+
+
+def _not_official(
+    entry: Mapping[str, Any], found: Evidence, about: Mapping[str, Any], protocol: Mapping[str, Any]
+) -> list[str]:
+    """Why an entry cannot call itself official, by what its evidence says of the run."""
+    clean = found.groups.get(CLEAN)
+    if clean is None:
+        return []
+    try:
+        dataset = {**about, "images": len(clean.image_ids)}
+        precision = entry["run"]["precision"] if entry["run"] else "fp32"
+        differences = deviations(protocol, entry["results"], dataset, precision)
+        attacks = len(clean.image_ids) * sum(key != CLEAN and key[1] != CHECK_LOSS for key in found.groups)
+        counted = found.metadata["gradients"]["attacks"]
+    except (KeyError, TypeError) as error:
+        raise ContentError(f"the evidence lacks the metadata of a run: {error}") from error
+    problems = [f"it is not official: {text}. Evaluate with the whole protocol." for text in differences]
+    if counted != attacks:
+        problems.append(f"the evidence counts {counted} attacks on an image, it holds {attacks}: evaluate again.")
+    checks = [(key[0], group) for key, group in found.groups.items() if key[1] == CHECK_LOSS]
+    if len(checks) != 1 or checks[0][0] != CHECK_EPS_255:
+        return [*problems, "the evidence holds no attack at a huge ε, a reliability check: evaluate again."]
+    group = checks[0][1]
+    rows = len(group.image_ids)
+    if group.image_ids != clean.image_ids[:rows] or (group.counts.target != clean.counts.target[:rows]).any():
+        problems.append("the attack at a huge ε was made on other images than the first ones: evaluate again.")
     return problems
 
 

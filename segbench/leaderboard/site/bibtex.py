@@ -80,6 +80,8 @@ def harmless(text: str) -> bool:
     if any(unicodedata.category(char)[0] == "C" and char not in "\n\r\t" for char in text):
         return False
     plain = _HARMLESS.sub("", text)
+    if plain.count('"') % 2:  # an open quote would swallow the entries behind it
+        return False
     if "\\" in plain or "^^" in plain or re.search(r"[%$#~]", plain) or "@" in plain[1:]:
         return False
     depth = 0
