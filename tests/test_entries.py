@@ -756,3 +756,74 @@ def test_a_reworded_flag_keeps_an_entry_valid(tmp_path: Path) -> None:
     entry["flags"][0]["level"] = "warning"
     samples.write_json(tmp_path / path.name, entry)
     assert any("flags.0.level" in text for text in entries.validate_entry(tmp_path / path.name, published=False))
+
+
+# What an attacker tried.
+
+
+def forged(path: Path, change: Callable[[Evidence], Evidence]) -> list[str]:
+    """Evidence of another kind, and every number computed from it again."""
+    found = change(evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="f"))
+    data, entry = evidence.to_bytes(found), json.loads(path.read_text())
+    entry |= entries.recompute(found, seed=0, orders=8)
+    entry["flags"] = entries.reliability(found, entry)
+    entry["evidence"]["sha256"] = sha256_bytes(data)
+    path.with_suffix(".parquet").write_bytes(data)
+    samples.write_json(path, entry)
+    return problems(path)
+
+
+def test_a_radius_that_tables_would_call_by_another_name_is_refused(entry_path: Path) -> None:
+    """4.0000001 would be shown as 4."""
+
+    def more(found: Evidence) -> Evidence:
+        groups = {
+            (eps + 1e-7, loss): found.groups[CLEAN] for eps, loss in found.groups if loss in ("mce", "js", "mce_bal")
+        }
+        return Evidence({**found.groups, **groups}, found.metadata)
+
+    assert any("tables name an ε with at most six digits" in text for text in forged(entry_path, more))
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"class_weights_from": "nothing at all"}, "it is not official: class weights from the nothing at all"),
+        ({"other_size": "smaller"}, "it is not official: pictures of smaller pixels"),
+        ({"available": 100}, "it is not official: 6 of 100 images"),
+    ],
+)
+def test_whether_a_run_was_official_is_computed_from_its_evidence(
+    entry_path: Path, about: dict[str, Any], said: str
+) -> None:
+    def other(found: Evidence) -> Evidence:
+        return Evidence(found.groups, {**found.metadata, "dataset": {**found.metadata["dataset"], **about}})
+
+    entry = json.loads(entry_path.read_text())
+    entry["dataset"] |= {key: value for key, value in about.items() if key in entry["dataset"]}
+    samples.write_json(entry_path, entry)
+    assert any(said in text for text in forged(entry_path, other))
+
+
+def test_the_reliability_check_must_be_that_of_the_protocol(entry_path: Path) -> None:
+    def elsewhere(found: Evidence) -> Evidence:
+        groups = {key: group for key, group in found.groups.items() if key[1] != CHECK_LOSS}
+        return Evidence({**groups, (255.0, CHECK_LOSS): found.groups[64.0, CHECK_LOSS]}, found.metadata)
+
+    assert any("no attack at a huge ε" in text for text in forged(entry_path, elsewhere))
+
+
+def test_attacks_that_were_not_made_are_not_counted(entry_path: Path) -> None:
+    def none(found: Evidence) -> Evidence:
+        gradients = {**found.metadata["gradients"], "attacks": 0}
+        return Evidence(found.groups, {**found.metadata, "gradients": gradients})
+
+    assert any("counts 0 attacks on an image, it holds 54" in text for text in forged(entry_path, none))
+
+
+def test_a_variant_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    path = samples.publish(samples.checkout(tmp_path), MODEL, dataset="camvid")
+    entry = json.loads(path.read_text()) | {}
+    entry["dataset"]["id"] = "camvid/official"
+    samples.write_json(path, entry)
+    assert any("Unknown data set 'camvid/official'" in text for text in problems(path))

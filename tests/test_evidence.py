@@ -352,7 +352,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused(way: str, monkeypatch: pyt
         table, buffer, compression="zstd", use_dictionary=False, row_group_size=rows if way == "one page" else 1
     )
     monkeypatch.setattr(evidence, "MAX_BYTES", 2**20)
-    with pytest.raises(ContentError, match="bytes when unpacked; at most 1048576|200 row groups; at most 64 are read"):
+    with pytest.raises(ContentError, match=r"bytes when unpacked; at most 1048576|200 row groups; at most 64 are read"):
         from_bytes(buffer.getvalue(), source="f")
 
 

@@ -1186,7 +1186,7 @@ def test_a_closed_terminal_leaves_the_checkout_untouched(
     assert files(root) == before
 
 
-def test_a_bad_answer_is_told_and_nothing_is_written(
+def test_a_bad_answer_is_told_and_asked_again(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal]
 ) -> None:
     root, run = camvid
@@ -1198,8 +1198,14 @@ def test_a_bad_answer_is_told_and_nothing_is_written(
     terminal.read("Weights")
     terminal.read(": ")
     terminal.answer("somewhere\n")
-    assert terminal.end() == 2, terminal.text
-    assert "Write hub:user/name@COMMIT:FILE, an https link, or none." in " ".join(terminal.text.split())
+    terminal.read("or none.")  # what is right
+    terminal.read("Weights")
+    terminal.read(": ")
+    terminal.answer("\n")
+    terminal.read("ε of the training attack")
+    terminal.read(": ")
+    terminal.answer("\x03")
+    assert terminal.end() == 130, terminal.text
     assert files(root) == before
 
 

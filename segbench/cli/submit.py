@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from os import cpu_count
 from pathlib import Path
@@ -21,6 +22,7 @@ from segbench.entries import submission
 from segbench.errors import UsageError
 from segbench.leaderboard import preview
 
+INITIALISATIONS = ("random", "clean", "robust")
 PAPER = ("paper_title", "paper_authors", "paper_url", "paper_venue", "paper_year", "paper_bibtex")
 
 
@@ -39,7 +41,7 @@ PAPER = ("paper_title", "paper_authors", "paper_url", "paper_venue", "paper_year
 @click.option("--train-eps", type=float, help="ε of the training attack, over 255.")
 @click.option("--attack-steps", type=int, help="Steps of the training attack.")
 @click.option("--epochs", type=float)
-@click.option("--initialisation", type=click.Choice(["random", "clean", "robust"]))
+@click.option("--initialisation", type=click.Choice(INITIALISATIONS))
 @click.option("--extra-data", help="Data besides the training split, e.g. ImageNet-1k (backbone).")
 @click.option("--paper-title")
 @click.option("--paper-authors", help="Separated by ';'.")
@@ -121,12 +123,29 @@ class _Asker:
     def __init__(self, asking: bool) -> None:
         self.asking = asking
 
-    def __call__(self, question: str, given: Any, default: Any = None) -> Any:
+    def __call__(
+        self,
+        question: str,
+        given: Any,
+        default: Any = None,
+        *,
+        check: Callable[[Any], Any] = lambda answer: answer,
+        needed: bool = False,
+    ) -> Any:
+        """The answer, as ``check`` gives it; on a terminal, what it refuses is asked again."""
         if given is not None or not self.asking:
-            return default if given is None else given
+            value = default if given is None else given
+            return None if value is None else check(value)
         hint = "" if default is None else f" [{default}]"
-        answer = click.prompt(f"{question}{hint}", default="", show_default=False, err=True).strip()
-        return answer or default
+        while True:
+            answer = click.prompt(f"{question}{hint}", default="", show_default=False, err=True).strip() or default
+            if answer is None and needed:
+                note("This one is needed; Ctrl-C ends without a trace.")
+                continue
+            try:
+                return None if answer is None else check(answer)
+            except UsageError as error:
+                note(str(error))
 
 
 def _details(name: str, entry: dict[str, Any], given: dict[str, Any], ask: _Asker) -> dict[str, Any]:
@@ -134,22 +153,24 @@ def _details(name: str, entry: dict[str, Any], given: dict[str, Any], ask: _Aske
     if ask.asking:
         note(f"{name} has no card yet. Some questions; Enter leaves the default in brackets, or unknown.")
     title = ask("Title, one line", given["title"], entry["model"]["title"])
-    method = ask("Training method (clean, AT, PIR-AT, ...)", given["method"])
+    method = ask("Training method (clean, AT, PIR-AT, ...)", given["method"], needed=True)
     if method is None:
         raise UsageError("The card needs the training method: --method clean, --method AT, --method PIR-AT, ...")
     return {
         "id": name,
         "title": title,
         "backbone": ask("Backbone", given["backbone"]),
-        "sources": _source(ask("Weights (hub:user/name@COMMIT:FILE, https link)", given["weights"])),
+        "sources": ask("Weights (hub:user/name@COMMIT:FILE, https link)", given["weights"], check=_source) or [],
         "licence": ask("Licence of the weights", given["licence"]),
         "paper": _paper(given, ask),
         "training": {
             "method": method,
-            "eps_255": _number(ask("ε of the training attack, over 255", given["train_eps"]), float),
-            "attack_steps": _number(ask("Steps of the training attack", given["attack_steps"]), int),
-            "epochs": _number(ask("Epochs", given["epochs"]), float),
-            "initialisation": ask("Initialisation (random, clean, robust)", given["initialisation"]),
+            "eps_255": ask("ε of the training attack, over 255", given["train_eps"], check=_float),
+            "attack_steps": ask("Steps of the training attack", given["attack_steps"], check=_whole),
+            "epochs": ask("Epochs", given["epochs"], check=_float),
+            "initialisation": ask(
+                "Initialisation (random, clean, robust)", given["initialisation"], check=_initialisation
+            ),
             "extra_data": ask("Extra data", given["extra_data"]),
             "recipe": None,
             "log": None,
@@ -158,16 +179,27 @@ def _details(name: str, entry: dict[str, Any], given: dict[str, Any], ask: _Aske
     }
 
 
-def _number(answer: Any, kind: type[int] | type[float]) -> Any:
-    if answer is None:
-        return None
+def _float(answer: Any) -> float | int:
     try:
-        number = kind(answer)
+        number = float(answer)
     except (ValueError, OverflowError) as error:
         raise UsageError(f"{str(answer)[:40]!r} is not a number.") from error
     if not math.isfinite(number):
         raise UsageError(f"{answer} is not a number that a card can hold.")
+    return int(number) if number.is_integer() else number
+
+
+def _whole(answer: Any) -> int:
+    number = _float(answer)
+    if not isinstance(number, int):
+        raise UsageError(f"{answer} is not a whole number.")
     return number
+
+
+def _initialisation(answer: str) -> str:
+    if answer not in INITIALISATIONS:
+        raise UsageError(f"{answer[:40]!r} is none of {', '.join(INITIALISATIONS)}.")
+    return answer
 
 
 def _source(weights: str | None) -> list[dict[str, str]]:
@@ -191,9 +223,9 @@ def _paper(given: dict[str, Any], ask: _Asker) -> dict[str, Any] | None:
         if stray := [name for name in PAPER if given[name] is not None]:
             raise UsageError(f"--{stray[0].replace('_', '-')} needs --paper-title.")
         return None
-    authors = ask("Authors, separated by ';'", given["paper_authors"]) or ""
-    url = ask("Link of the paper, https://...", given["paper_url"])
-    year = _number(ask("Year", given["paper_year"]), int)
+    authors = ask("Authors, separated by ';'", given["paper_authors"], needed=True) or ""
+    url = ask("Link of the paper, https://...", given["paper_url"], needed=True)
+    year = ask("Year", given["paper_year"], check=_whole, needed=True)
     if not authors or url is None or year is None:
         raise UsageError("A paper needs --paper-authors, --paper-url and --paper-year.")
     file = given["paper_bibtex"]
