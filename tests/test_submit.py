@@ -1202,9 +1202,9 @@ def test_a_bad_answer_is_told_and_asked_again(
     terminal.read("Weights")
     terminal.read(": ")
     terminal.answer("\n")
-    terminal.read("ε of the training attack")
+    terminal.read("Title of the paper")
     terminal.read(": ")
-    terminal.answer("\x03")
+    terminal.interrupt()
     assert terminal.end() == 130, terminal.text
     assert files(root) == before
 
