@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -430,3 +434,23 @@ def test_wrong_usage_exits_with_2(cli: Cli, args: list[str]) -> None:
     code, out, err = cli(*args)
     assert (code, out) == (2, "")
     assert "Error" in err
+
+
+def test_serve_shows_the_site_until_ctrl_c(tmp_path: Path) -> None:
+    root = samples.checkout(tmp_path / "checkout")
+    samples.publish(root, ROBUST)
+    command = [sys.executable, "-m", "segbench", "leaderboard", "serve", "--port", "0", "--no-browser"]
+    process = subprocess.Popen(
+        [*command, "--root", str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for background jobs
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            assert ROBUST in answer.read().decode("utf-8")
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.splitlines()[-1]) == (0, "Ended.")
