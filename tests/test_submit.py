@@ -177,6 +177,9 @@ def test_a_new_model_from_options(root: Path, run: Path, cli: Cli) -> None:
     assert parquet.read_bytes() == (run / f"{NEW}.parquet").read_bytes()
     valid(root)
     assert out.splitlines()[0] == f"shapes (sea-v1): {NEW} not listed -> rank 2 of 3 entries"
+    (row,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["->"]]  # it, between its neighbours
+    assert row[1:3] == ["2", NEW]
+    assert all(f" {other} " in out for other in (A, B))
     for file in (card, entry, parquet, root / "README.md", root / "leaderboard" / "README.md"):
         assert f"wrote {file.relative_to(root)}\n" in err
 

@@ -17,7 +17,7 @@ import click
 
 from segbench import cards, content, schemas
 from segbench import leaderboard as board
-from segbench.cli.app import fail, note, print_json, printable
+from segbench.cli.app import fail, note, print_json, print_table, printable
 from segbench.entries import submission
 from segbench.errors import UsageError
 from segbench.leaderboard import preview
@@ -104,7 +104,7 @@ def submit(
             }
         )
     else:
-        _show(done, generated, moves)
+        _show(done, generated, moves, after)
     _open(root, commands, submission.pull_request_command(done), pr, asking, quiet=json)
 
 
@@ -243,15 +243,19 @@ def _paper(given: dict[str, Any], ask: _Asker) -> dict[str, Any] | None:
     }
 
 
-def _show(done: submission.Submission, generated: list[Path], moves: list[preview.Move]) -> None:
+def _show(done: submission.Submission, generated: list[Path], moves: list[preview.Move], after: board.Board) -> None:
     for file in (*done.files, *generated):
         note(f"wrote {file}")
     for move in moves:
         before = "not listed" if move.before is None else f"rank {move.before}"
-        after = "no rank" if move.after is None else f"rank {move.after}"
+        now = "no rank" if move.after is None else f"rank {move.after}"
         click.echo(
-            printable(f"{move.dataset} ({move.protocol}): {move.model} {before} -> {after} of {move.rows} entries")
+            printable(f"{move.dataset} ({move.protocol}): {move.model} {before} -> {now} of {move.rows} entries")
         )
+        for table in after.tables:
+            if (table.dataset, table.protocol) == (move.dataset, move.protocol):
+                columns, rows = preview.around(table, move.model)
+                print_table(columns, rows)
 
 
 def _open(

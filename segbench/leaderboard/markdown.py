@@ -53,15 +53,16 @@ def _line(row: Mapping[str, Any], shown: Sequence[float]) -> list[str]:
         f"`{row['id']}`",
         escape(row["backbone"] or row["architecture"] or "–"),
         "–" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}M",
-        _score(scores["clean"]),
-        *(_score(scores[view_of(eps)]) for eps in shown),
-        _score(mean),
+        score(scores["clean"]),
+        *(score(scores[view_of(eps)]) for eps in shown),
+        score(mean),
         escape(", ".join(warnings) or ("none" if row["flags"] else "–")),
         row["tier"],
     ]
 
 
-def _score(view: Mapping[str, Any] | None) -> str:
+def score(view: Mapping[str, Any] | None) -> str:
+    """AAcc / mIoU of a view in percent."""
     if view is None:
         return "–"
     return " / ".join("–" if view[name] is None else f"{100 * view[name]['value']:.1f}" for name in ("aacc", "miou"))

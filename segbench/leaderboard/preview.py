@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from segbench.leaderboard.board import Board
-from segbench.leaderboard.markdown import escape, render
+from segbench.leaderboard.board import Board, Table
+from segbench.leaderboard.markdown import escape, render, score
 
 
 class Move(NamedTuple):
@@ -49,6 +49,19 @@ def summary(before: Board, after: Board, models: Collection[str]) -> str:
     touched = {(move.dataset, move.protocol) for move in found}
     tables = [table for table in after.tables if (table.dataset, table.protocol) in touched]
     return "\n".join(lines) + "\n\n" + render(Board(tables)) + "\n"
+
+
+def around(table: Table, model: str) -> tuple[list[str], list[list[str]]]:
+    """The row of a model and its neighbours: headings (``>`` for right-aligned) and cells, scores as aAcc / mIoU."""
+    place = next(place for place, row in enumerate(table.rows) if row["id"] == model)
+    views = [view for view in table.views if table.rows[place]["scores"][view]]
+    headings = [view if view in ("clean", "mean") else f"ε {view}/255" for view in views]
+    rows = []
+    for row in table.rows[max(place - 2, 0) : place + 3]:
+        mean, mark = row["scores"]["mean"], "->" if row["id"] == model else ""
+        cells = [score(row["scores"][view]) for view in views]
+        rows.append([mark, _text(mean and mean["miou"]["rank"]), row["id"], *cells, row["tier"]])
+    return ["", ">#", "model", *(f">{heading}" for heading in headings), "tier"], rows
 
 
 def _text(rank: int | None) -> str:
