@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from segbench.data import weights
 from segbench.data.dataset import SegmentationDataset
 from segbench.data.protocols import DataProtocol
+from segbench.data.resizing import Whole
 from segbench.data.sets import ade20k, camvid, cityscapes, folder, pascal_voc, shapes
 from segbench.data.trees import PairedFiles, Tree, other_size
 from segbench.errors import DataError, UnknownNameError, unknown_name
@@ -155,6 +156,17 @@ def load_dataset(
     if dataset_id == EMBEDDED:
         return shapes.load_shapes(split)
     return of_tree(open_tree(dataset_id, root), split, keep_leaks=keep_leaks)
+
+
+def load_whole(dataset_id: str, root: str | Path | None = None, *, split: str = "train") -> SegmentationDataset:
+    """A split with its pictures at the size in which they are stored, for training that scales and crops them itself.
+
+    Arguments and errors as in `load_dataset`.
+    """
+    if dataset_id == EMBEDDED:
+        return shapes.load_shapes(split)
+    tree = open_tree(dataset_id, root)
+    return of_tree(replace(tree, protocol=replace(tree.protocol, resize=Whole())), split)
 
 
 def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> SegmentationDataset:

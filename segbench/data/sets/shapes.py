@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -27,6 +27,8 @@ CLASS_NAMES = ("background", "disc", "square", "triangle", "ring", "cross", "sta
 VALIDATION_SEED = 20261122
 VALIDATION_IMAGES = 32
 TRAINING_IMAGES = 4096
+OBJECT = 48  # side of a crop around a single object in pixels
+OBJECTS = {"train": (1, 8192), "val": (2, 512)}  # seed and number of crops
 VALIDATION_SHA256 = "2f5247e7c6bb25d99cb7a69b264dafe624b5d338e4c338f3a104877bcb53777d"
 # 1/N_c normalised to sum 1, N_c counted over the training split drawn from seed 0 (`class_weights_of_training`).
 CLASS_WEIGHTS = (0.01127, 0.11515, 0.11780, 0.15096, 0.12637, 0.14061, 0.13569, 0.20216)
@@ -102,6 +104,30 @@ def _background(rng: np.random.Generator, x: Array, y: Array) -> Array:
     return image
 
 
+def _add_object(
+    rng: np.random.Generator, image: Array, x: Array, y: Array, kind: int, radius: float, angle: float, at: Array
+) -> tuple[Array, Array]:
+    """The image with an object of class ``kind + 1`` on it, and the signed distance to its outline in pixels."""
+    u = ((x - at[0]) * np.cos(angle) + (y - at[1]) * np.sin(angle)) / radius
+    v = ((y - at[1]) * np.cos(angle) - (x - at[0]) * np.sin(angle)) / radius
+    distance = OUTLINES[kind](u, v) * radius
+    cover = np.clip(0.5 - distance, 0, 1)
+    colour = _hue(kind / len(OUTLINES) + rng.normal(0, 0.09), rng.uniform(0.35, 0.8), rng.uniform(0.45, 0.9))
+    turn = np.pi * kind / len(OUTLINES)  # the texture's direction belongs to the class, not to the object's pose
+    grain = np.sin(2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / 3.2 + rng.uniform(0, 6.28))
+    light = 1 + 0.25 * (u * rng.uniform(-1, 1) + v * rng.uniform(-1, 1)) + 0.05 * grain
+    return image * (1 - cover[..., None]) + light[..., None] * colour * cover[..., None], distance
+
+
+def _photographed(rng: np.random.Generator, image: Array, x: Array, y: Array) -> npt.NDArray[np.uint8]:
+    """The scene under a lamp, with noise, in 8 bits."""
+    lamp = np.hypot(x - rng.uniform(0, SIZE), y - rng.uniform(0, SIZE)) / SIZE
+    image = image * (rng.uniform(0.95, 1.15) - rng.uniform(0.1, 0.4) * lamp)[..., None]
+    image = image + rng.normal(0, 0.02, image.shape)
+    pixels: npt.NDArray[np.uint8] = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return pixels
+
+
 def draw_scene(seed: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """One scene: image (64,64,3) uint8 and label (64,64) uint8, a function of ``seed`` and ``index`` alone."""
     rng = np.random.default_rng([seed, index])
@@ -111,21 +137,21 @@ def draw_scene(seed: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArra
     for _ in range(int(rng.integers(3, 7))):
         kind = int(rng.integers(len(OUTLINES)))
         radius, angle = rng.uniform(10, 20), rng.uniform(0, 2 * np.pi)
-        cx, cy = rng.uniform(6, SIZE - 6, 2)
-        u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / radius
-        v = ((y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)) / radius
-        distance = OUTLINES[kind](u, v) * radius
-        cover = np.clip(0.5 - distance, 0, 1)
-        colour = _hue(kind / len(OUTLINES) + rng.normal(0, 0.09), rng.uniform(0.35, 0.8), rng.uniform(0.45, 0.9))
-        turn = np.pi * kind / len(OUTLINES)  # the texture's direction belongs to the class, not to the object's pose
-        grain = np.sin(2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / 3.2 + rng.uniform(0, 6.28))
-        light = 1 + 0.25 * (u * rng.uniform(-1, 1) + v * rng.uniform(-1, 1)) + 0.05 * grain
-        image = image * (1 - cover[..., None]) + light[..., None] * colour * cover[..., None]
+        image, distance = _add_object(rng, image, x, y, kind, radius, angle, rng.uniform(6, SIZE - 6, 2))
         label[distance < 0] = kind + 1
-    lamp = np.hypot(x - rng.uniform(0, SIZE), y - rng.uniform(0, SIZE)) / SIZE
-    image = image * (rng.uniform(0.95, 1.15) - rng.uniform(0.1, 0.4) * lamp)[..., None]
-    image = image + rng.normal(0, 0.02, image.shape)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), label
+    return _photographed(rng, image, x, y), label
+
+
+def draw_object(seed: int, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """A crop around a single object: image (48,48,3) uint8 and its outline in 0..6."""
+    rng = np.random.default_rng([seed, index, OBJECT])  # another stream than that of the scenes
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
+    kind = int(rng.integers(len(OUTLINES)))
+    radius, angle = rng.uniform(10, 20), rng.uniform(0, 2 * np.pi)
+    at = SIZE / 2 + rng.uniform(-6, 6, 2)
+    image, _ = _add_object(rng, _background(rng, x, y), x, y, kind, radius, angle, at)
+    margin = (SIZE - OBJECT) // 2
+    return _photographed(rng, image, x, y)[margin:-margin, margin:-margin], kind
 
 
 def draw_split(seed: int, count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -180,4 +206,37 @@ def load_shapes(split: str = "val", *, seed: int = 0, count: int = TRAINING_IMAG
         read=lambda image_id: (images[rows[image_id]], labels[rows[image_id]]),
         count_weights=lambda: (np.array(CLASS_WEIGHTS), COUNTED),
         palette=voc_colours(len(CLASS_NAMES)),
+    )
+
+
+def load_objects(split: str = "val", *, count: int | None = None) -> SegmentationDataset:
+    """Crops around single objects for training a classifier, the small stand-in for ImageNet; 7 classes.
+
+    Each label map holds the object's class at every pixel. Other seeds than those of the scenes: no scene is seen.
+
+    Args:
+        split: ``train`` or ``val``.
+        count: number of crops, if not all.
+
+    Raises:
+        DataError: unknown split.
+    """
+    if split not in OBJECTS:
+        raise DataError(f"The objects of 'shapes' have the splits 'val' and 'train', not {split!r}.")
+    seed, number = OBJECTS[split]
+    ids = [f"{index:05d}" for index in range(count or number)]
+
+    @cache  # each is drawn when it is first read
+    def read(image_id: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        pixels, kind = draw_object(seed, int(image_id))
+        return pixels, np.full((OBJECT, OBJECT), kind, np.uint8)
+
+    return SegmentationDataset(
+        id="shapes",
+        split=split,
+        class_names=CLASS_NAMES[1:],
+        image_ids=tuple(ids),
+        read=read,
+        count_weights=lambda: (np.full(len(OUTLINES), 1 / len(OUTLINES)), "all classes are drawn equally often"),
+        palette=voc_colours(len(CLASS_NAMES))[1:],
     )
