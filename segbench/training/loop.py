@@ -1,320 +1,366 @@
-"""The training loop: clean, or PGD adversarial training with all inputs adversarial (SEA.md, section 8)."""
+"""The training loop: clean, adversarial, or PIR-AT (Croce, Singh, Hein, ECCV 2024; SEA.md, section 8).
+
+A step is a function of the recipe, the step's number and the weights before it: order, views and random numbers are
+drawn anew from (seed, epoch, place) or (seed, step, rank). So a killed run that continues, or one that is divided
+differently among processes, does what the undivided one would have done.
+"""
 
 from __future__ import annotations
 
-import io
-import json
+import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from segbench import counts, schemas
-from segbench.cards import CARD_VERSION, ModelCard
-from segbench.data import SegmentationDataset
-from segbench.errors import ContentError, DataError, ModelError, RunError, UsageError
-from segbench.files import sha256_bytes, write_atomic
+from segbench.data.protocols import IGNORE_INDEX
+from segbench.errors import ModelError, RunError
 from segbench.models.architectures import build_described
-from segbench.models.upernet import UPerNet
-from segbench.training.recipe import MIN_SIDE, Recipe
+from segbench.training import checkpoint, finishing, metrics, optimisation
+from segbench.training.attack import training_attack
+from segbench.training.checkpoint import Position
+from segbench.training.classifier import Classifier
+from segbench.training.data import Batch, TrainingData, batches, steps_an_epoch
+from segbench.training.distributed import Processes
+from segbench.training.finishing import Trained
+from segbench.training.initialisation import RUNS, initialise
+from segbench.training.monitor import LossWatch, clean_scores, diverged, robust_scores
+from segbench.training.recipe import CLASSIFICATION, Recipe
 
 
 class Progress(NamedTuple):
-    """State of a training run after a step: what a progress bar shows."""
+    """State of a run after a step: what a progress bar shows.
+
+    Attributes:
+        step: steps done, of all epochs.
+        steps: in all.
+        loss: of the step.
+        row: the latest measurements (`segbench.training.metrics.COLUMNS`), if this step ended an epoch.
+    """
 
     epoch: int
     step: int
     steps: int
     loss: float
+    row: dict[str, Any] | None = None
 
 
-class Split(NamedTuple):
-    """A whole split in memory: images (N,H,W,3) uint8 and labels (N,H,W) uint8."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What `train` wrote."""
-
-    card: ModelCard
-    card_path: Path
-    weights_path: Path
-
-
-def load_split(dataset: SegmentationDataset) -> Split:
-    """Reads every image; training on sets larger than memory is not what this first loop is for.
+def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The model of a recipe with random weights, drawn from its seed.
 
     Raises:
-        DataError: a damaged image, images of several sizes, or too small ones.
+        ModelError: the architecture does not take the recipe's arguments, or has no auxiliary head to weigh.
     """
-    samples = list(dataset)
-    for sample in samples:
-        if sample.image.shape != samples[0].image.shape:
-            (height, width), (other, wide) = samples[0].image.shape[1:], sample.image.shape[1:]
-            raise DataError(
-                f"Training needs images of one size: {samples[0].image_id!r} is {width}x{height}, "
-                f"{sample.image_id!r} is {wide}x{other} pixels. Crop or resize the files of {dataset.id}."
-            )
-    if min(samples[0].label.shape) < MIN_SIDE:
-        raise DataError(
-            f"Training needs images of {MIN_SIDE}x{MIN_SIDE} pixels or more; those of {dataset.id} are smaller."
-        )
-    images = torch.stack([(sample.image * 255).round().to(torch.uint8) for sample in samples])
-    return Split(images, torch.stack([sample.label.to(torch.uint8) for sample in samples]))
+    torch.manual_seed(recipe.seed)
+    architecture = {"name": recipe.architecture, "arguments": dict(recipe.architecture_arguments)}
+    model = build_described(architecture, num_classes=num_classes)
+    if recipe.task == CLASSIFICATION:
+        return Classifier(model, num_classes)
+    if recipe.auxiliary_weight and not hasattr(model, "forward_with_auxiliary"):
+        raise ModelError(f"{recipe.architecture} has no auxiliary head: --set auxiliary_weight=0")
+    return model
 
 
-def batches(split: Split, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, flipped and cropped batches: a function of (seed, epoch) alone. The last, short batch is dropped."""
-    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-    order = torch.randperm(len(split.images), generator=generator)
-    height, width = split.labels.shape[1:]
-    size = (min(recipe.crop or height, height), min(recipe.crop or width, width))
-    for chunk in torch.split(order, recipe.batch_size):
-        if len(chunk) < recipe.batch_size:
-            return
-        top = int(torch.randint(height - size[0] + 1, (), generator=generator))
-        left = int(torch.randint(width - size[1] + 1, (), generator=generator))
-        window = (slice(None), ..., slice(top, top + size[0]), slice(left, left + size[1]))
-        images, labels = split.images[chunk][window].clone(), split.labels[chunk][window].clone()
-        flip = torch.rand(len(chunk), generator=generator) < 0.5
-        images[flip], labels[flip] = images[flip].flip(-1), labels[flip].flip(-1)
-        yield images.float() / 255, labels.long()
+class TrainingLoss(nn.Module):
+    """Cross-entropy of both heads, summed over valid pixels: one module, so that it can be distributed and compiled."""
+
+    def __init__(self, model: nn.Module, auxiliary_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.auxiliary_weight = auxiliary_weight
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images (N,3,H,W) in [0,1] and labels (N,H,W) to a scalar."""
+        if not self.auxiliary_weight:
+            return _summed(self.model(images), labels)
+        model: Any = self.model  # `build_model` has seen to it
+        logits, auxiliary = model.forward_with_auxiliary(images)
+        return _summed(logits, labels) + self.auxiliary_weight * _summed(auxiliary, labels)
 
 
-@contextmanager
-def attack_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, frozen statistics and parameters without gradients while attacking; training mode afterwards."""
-    model.eval()
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
-        model.train()
-
-
-def training_attack(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """The last iterate of PGD on cross-entropy from δ = 0."""
-    eps, step_size = recipe.eps_255 / 255, recipe.step_size_255 / 255
-    x = images
-    with attack_mode(model):
-        for _ in range(recipe.attack_steps):
-            x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels, ignore_index=255), x)
-            x = torch.minimum(
-                torch.maximum(x.detach() + step_size * gradient.sign(), images - eps), images + eps
-            ).clamp(0, 1)
-    return x.detach()
-
-
-def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
-    """Linear warm-up over ``warmup`` steps, then linear decay to 0 at ``steps``.
-
-    >>> [learning_rate_factor(step, 2, 6) for step in (0, 1, 2, 4)]
-    [0.5, 1.0, 1.0, 0.5]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return (steps - step) / max(steps - warmup, 1)
+def _summed(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def train(
     recipe: Recipe,
-    dataset: SegmentationDataset,
-    validation: SegmentationDataset,
+    data: TrainingData,
     out: Path,
     *,
-    device: str = "cpu",
+    processes: Processes | None = None,
+    checkpoint_minutes: float = 10.0,
+    runs: Path = RUNS,
+    offline: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Trained:
-    """Trains one model; writes ``<id>.safetensors``, ``<id>.json`` (card) and ``log.csv`` into ``out``.
+    """Trains one model; writes weights, card, metrics and curves into ``out``.
 
-    A checkpoint is written after each epoch; a killed run continues from it, on one machine's CPU to the same weights.
+    Args:
+        recipe: what is trained and how.
+        data: `segbench.training.data.open_data` of the recipe.
+        out: folder; a checkpoint in it is continued.
+        processes: this process among those of ``torchrun``; by default one on the CPU.
+        checkpoint_minutes: between two checkpoints; one is also written at the end, and on Ctrl-C or SIGTERM.
+        runs: folder of the classifiers trained here, for ``init``.
+        offline: never use the network.
+        progress: called after each step.
 
     Raises:
-        UsageError: the recipe would end in a card that is not valid.
-        ModelError: the architecture does not take the recipe's arguments.
-        DataError: damaged images, or several sizes.
-        RunError: ``out`` cannot be used, holds a damaged checkpoint or one of another recipe, or the loss is no longer
-            finite.
+        UsageError: the recipe would end in a card that is not valid, or lacks a backbone.
+        ModelError: the architecture does not take the recipe's arguments, or the backbone is of another one.
+        DataError: damaged images, or several sizes in a batch.
+        RunError: ``out`` cannot be used, holds a damaged checkpoint or one of another recipe; or training diverged.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when the checkpoint has been written.
     """
-    torch.manual_seed(recipe.seed)
-    architecture = {"name": recipe.architecture, "arguments": dict(recipe.architecture_arguments)}
-    model = build_described(architecture, num_classes=dataset.num_classes)
-    if not isinstance(model, UPerNet):
-        raise ModelError(f"Training needs an architecture with an auxiliary head; {recipe.architecture} has none.")
-    card = _card(recipe, architecture, dataset, model, device)
+    processes = processes or Processes(torch.device("cpu"))
+    model = build_model(recipe, data.train.num_classes)
+    draft = finishing.draft(recipe, data, model, processes.device)
+    epoch_steps = steps_an_epoch(recipe, data.train, processes)
+    _make_folder(out)
+    backbone = ""
+    if not (out / checkpoint.NAME).exists():  # else its weights take the place of these
+        start = initialise(model, recipe, runs=runs, offline=offline)
+        backbone = start.sha256 if start else ""
+    run = _Run(recipe, data, out, processes, model, epoch_steps, checkpoint_minutes, progress)
+    run.restore(backbone)
+    with _stop_signals() as stopped:
+        while run.position.epoch < recipe.epochs:
+            run.epoch(stopped)
+    trained = finishing.finish(draft, run.best_model().eval(), data, out, run.position, processes)
+    processes.wait()
+    return trained
+
+
+class _Run:
+    """Model, optimiser and position of a run, and an epoch of it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        out: Path,
+        processes: Processes,
+        model: nn.Module,
+        epoch_steps: int,
+        checkpoint_minutes: float,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.recipe, self.data, self.out, self.processes = recipe, data, out, processes
+        self.epoch_steps, self.checkpoint_minutes, self.progress = epoch_steps, checkpoint_minutes, progress
+        if processes.device.type == "cuda" and processes.world > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        self.model: nn.Module = model.to(processes.device)
+        self.optimizer = optimisation.make_optimizer(model, recipe)
+        self.schedule = optimisation.make_schedule(self.optimizer, recipe, epoch_steps)
+        self.average = optimisation.make_average(model, recipe)
+        self.step = _Step(model, recipe, processes)
+        self.position = Position()
+        self.watch = LossWatch(math.log(data.train.num_classes) * (1 + recipe.auxiliary_weight))
+        self.loss = self.learning_rate = 0.0  # of the last step
+        self.saved = self.clock = time.monotonic()
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the position."""
+        found: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return found | ({"average": self.average} if self.average else {})
+
+    def restore(self, backbone: str) -> None:
+        """Goes on where the checkpoint of the folder stands, if there is one."""
+        found = checkpoint.load(self.out / checkpoint.NAME, self.recipe, self.parts())
+        self.position = found or Position(backbone=backbone)
+        self.watch.smoothed, self.watch.lowest = self.position.smoothed, self.position.lowest
+
+    def epoch(self, stopped: threading.Event) -> None:
+        """What is left of the epoch under way, its measurements, and a checkpoint if it is time for one."""
+        position, recipe = self.position, self.recipe
+        self.model.train()
+        self.clock = time.monotonic()
+        for batch in batches(self.data.train, recipe, position.epoch, self.processes, position.step):
+            self._step(batch, stopped)
+            if position.step < self.epoch_steps:
+                self.progress(self._progress())
+                self.save_if_due()
+        self._stop_clock()
+        position.rows.append(self._measured())
+        position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
+        if self.processes.leads:
+            metrics.write(self.out, position.rows)
+            metrics.board(self.out, position.rows)
+        self.save() if position.epoch == recipe.epochs else self.save_if_due()
+        self.progress(self._progress(position.rows[-1]))
+
+    def _step(self, batch: Batch, stopped: threading.Event) -> None:
+        """One optimiser step."""
+        position = self.position
+        seed_step(self.recipe, position.epoch * self.epoch_steps + position.step, self.processes.rank)
+        loss = self.step.gradient(batch, stop=stopped.is_set())
+        if loss is None:  # one process was asked to stop, and now all know
+            self.save()
+            raise KeyboardInterrupt
+        self.watch.check(loss, f"epoch {position.epoch + 1}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.learning_rate = float(self.schedule.get_last_lr()[0])
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        position.step += 1
+        position.loss_sum += loss
+        position.smoothed, position.lowest = self.watch.smoothed, self.watch.lowest
+        self.loss = loss
+
+    def save_if_due(self) -> None:
+        """A checkpoint, if the last one is old enough."""
+        if time.monotonic() - self.saved > 60 * self.checkpoint_minutes:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint. The process that leads writes it.
+
+        Raises:
+            RunError: a weight is not finite; the checkpoint before stays.
+        """
+        self._stop_clock()
+        if self.processes.leads:
+            if not optimisation.all_finite(self.model.parameters()):
+                raise RunError(diverged("A weight is no longer a number", f"epoch {self.position.epoch + 1}"))
+            checkpoint.save(self.out / checkpoint.NAME, self.recipe, self.position, self.parts())
+        self.saved = self.clock = time.monotonic()
+
+    def best_model(self) -> nn.Module:
+        """The averaged model if the recipe has one."""
+        return self.average.module if self.average else self.model
+
+    def _stop_clock(self) -> None:
+        """Seconds of training so far, without measuring and saving."""
+        self.position.seconds += time.monotonic() - self.clock
+        self.clock = time.monotonic()
+
+    def _progress(self, row: dict[str, Any] | None = None) -> Progress:
+        position = self.position
+        done, total = position.epoch * self.epoch_steps + position.step, self.recipe.epochs * self.epoch_steps
+        if row is not None:
+            return Progress(position.epoch - 1, done, total, row["loss"], row)
+        return Progress(position.epoch, done, total, self.loss)
+
+    def _measured(self) -> dict[str, Any]:
+        """The row of the epoch that has just ended; scores on the held-out images where they are due."""
+        recipe, position, data = self.recipe, self.position, self.data
+        epoch = position.epoch + 1
+        seconds = position.seconds - (position.rows[-1]["seconds"] if position.rows else 0.0)
+        row: dict[str, Any] = dict.fromkeys(metrics.COLUMNS)
+        row |= {
+            "epoch": epoch,
+            "step": epoch * self.epoch_steps,
+            "loss": position.loss_sum / self.epoch_steps,
+            "learning_rate": self.learning_rate,
+            "seconds": round(position.seconds, 3),
+            "images_per_second": round(self.epoch_steps * recipe.batch_size / max(seconds, 1e-9), 2),
+        }
+        due = recipe.monitor_every and (epoch % recipe.monitor_every == 0 or epoch == recipe.epochs)
+        if due and len(data.held_out) and self.processes.leads:
+            model = self.best_model().eval()
+            clean = clean_scores(model, data.held_out, self.processes.device)
+            robust = robust_scores(model, data.held_out, recipe, self.processes.device)
+            row |= {"clean_aacc": clean.aacc, "clean_miou": clean.miou}
+            row |= {"robust_aacc": robust.aacc, "robust_miou": robust.miou}
+            self.clock = time.monotonic()
+        return row
+
+
+def seed_step(recipe: Recipe, step: int, rank: int) -> None:
+    """Random numbers of a step (drop path, dropout): a function of (seed, step, rank), so that none need be saved."""
+    torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank)
+
+
+class _Step:
+    """The gradient of one optimiser step, over all processes and all parts of a batch."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, processes: Processes) -> None:
+        self.model, self.recipe, self.processes = model, recipe, processes
+        loss: nn.Module = TrainingLoss(model, recipe.auxiliary_weight)
+        if recipe.compile:
+            loss.compile()
+        if processes.world > 1:
+            loss = DistributedDataParallel(loss)
+        self.loss = loss
+        self._called: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
+
+    def gradient(self, batch: Batch, *, stop: bool) -> float | None:
+        """Adds the gradient of the mean loss over the valid pixels of the whole batch; gives that loss.
+
+        None, and no gradient, if any process wants to stop.
+        """
+        device, parts = self.processes.device, self.recipe.accumulation
+        images = batch.images.to(device, non_blocking=True)
+        labels = batch.labels.to(device, non_blocking=True).long()
+        valid, wish = self.processes.total(float((labels != IGNORE_INDEX).sum()), float(stop))
+        if wish:
+            return None
+        total = 0.0
+        size = len(images) // parts
+        for part in range(parts):
+            some, their_labels = (whole[part * size : (part + 1) * size] for whole in (images, labels))
+            some = some.float() / 255
+            if self.recipe.eps_255:
+                some = training_attack(self.model, some, their_labels, self.recipe, self._logits)
+            with self._synchronised(last=part == parts - 1):
+                with self._autocast():
+                    loss = self.loss(some, their_labels)
+                # DistributedDataParallel takes the mean over processes, each of which has a part of the sum.
+                (loss * (self.processes.world / max(valid, 1))).backward()
+            total += loss.item()
+        return self.processes.total(total)[0] / max(valid, 1)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._called(images).float()
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self.recipe.precision == "bf16"
+        return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=bf16)
+
+    def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes exchange gradients with the last part only."""
+        if isinstance(self.loss, DistributedDataParallel) and not last:
+            return self.loss.no_sync()
+        return contextlib.nullcontext()
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"Cannot write to {out}: {error}. Give another --out folder.") from error
-    model.to(device).train()
-    split = load_split(dataset)
-    steps_an_epoch = len(split.images) // recipe.batch_size
-    if not steps_an_epoch:
-        raise RunError(
-            f"{len(split.images)} training images do not fill one batch of {recipe.batch_size}: lower batch_size."
-        )
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps_an_epoch, steps_an_epoch * recipe.epochs)
-    )
-    log, seconds = _resume(out / "checkpoint.pt", recipe, model, optimizer, scheduler)
-    for epoch in range(len(log), recipe.epochs):
-        started, total = time.monotonic(), 0.0
-        for number, (images, labels) in enumerate(batches(split, recipe, epoch)):
-            images, labels = images.to(device), labels.to(device)
-            if recipe.eps_255:
-                images = training_attack(model, images, labels, recipe)
-            logits, auxiliary = model.forward_with_auxiliary(images)
-            loss = F.cross_entropy(logits, labels, ignore_index=255)
-            loss = loss + recipe.auxiliary_weight * F.cross_entropy(auxiliary, labels, ignore_index=255)
-            if not math.isfinite(loss.item()):
-                raise RunError(
-                    f"The loss is {loss.item()} in epoch {epoch + 1}; lower learning_rate. "
-                    "The last good checkpoint is kept."
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            scheduler.step()
-            total += loss.item()
-            progress(Progress(epoch, epoch * steps_an_epoch + number + 1, recipe.epochs * steps_an_epoch, loss.item()))
-        seconds += time.monotonic() - started
-        log.append(total / steps_an_epoch)
-        _save(out / "checkpoint.pt", recipe, model, optimizer, scheduler, log, seconds)
-    return _finish(card, model.eval(), validation, out, log, seconds, device)
 
 
-def _save(
-    path: Path, recipe: Recipe, model: nn.Module, optimizer: Any, scheduler: Any, log: list[float], seconds: float
-) -> None:
-    buffer = io.BytesIO()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-    torch.save({"recipe": _recipe_json(recipe), **state, "log": log, "seconds": seconds}, buffer)
-    write_atomic(path, buffer.getvalue())
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that a step is finished first; a second Ctrl-C stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
 
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
-def _resume(path: Path, recipe: Recipe, model: nn.Module, optimizer: Any, scheduler: Any) -> tuple[list[float], float]:
-    """The losses of the epochs done and the seconds they took; the rest of the state goes where it belongs."""
-    if not path.exists():
-        return [], 0.0
+    for each in before:
+        signal.signal(each, stop)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["recipe"] != _recipe_json(recipe):
-            raise RunError(f"{path} belongs to another recipe. Give another --out folder, or delete the checkpoint.")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        return state["log"], state["seconds"]
-    except RunError:
-        raise
-    except Exception as error:  # what a damaged file gives is not known
-        raise RunError(
-            f"The checkpoint {path} is damaged ({type(error).__name__}). Delete it to start again, "
-            "or give another --out folder."
-        ) from error
-
-
-def _recipe_json(recipe: Recipe) -> str:
-    return json.dumps(asdict(recipe), sort_keys=True)
-
-
-def clean_scores(model: nn.Module, dataset: SegmentationDataset, device: str) -> tuple[float, float]:
-    """Clean aAcc and mIoU in [0,1]."""
-    parts = []
-    with torch.no_grad():  # unlike inference_mode, it suits models that keep tensors for later passes
-        for sample in dataset:
-            prediction = model(sample.image[None].to(device)).max(dim=1).indices.cpu().numpy()
-            parts.append(counts.count(prediction, sample.label[None].numpy(), dataset.num_classes))
-    merged = counts.merge(parts)
-    return merged.aacc(), merged.miou()
-
-
-def _card(
-    recipe: Recipe, architecture: dict[str, Any], dataset: SegmentationDataset, model: nn.Module, device: str
-) -> ModelCard:
-    """The card of the run before it starts, without what training finds: losses, seconds, scores and hash.
-
-    Raises:
-        UsageError: it is not valid, so the run could not end with a valid one.
-    """
-    card = ModelCard(
-        schema_version=CARD_VERSION,
-        id=recipe.id,
-        title=recipe.title,
-        architecture=architecture,
-        backbone=architecture["arguments"].get("backbone"),
-        dataset=dataset.id,  # which may be a variant: --data-root decides the layout of camvid
-        num_classes=dataset.num_classes,
-        parameters=sum(p.numel() for p in model.parameters()),
-        sources=[{"type": "package", "file": f"{recipe.id}.safetensors"}],
-        sha256=None,
-        licence="MIT",
-        paper=None,
-        training={
-            "method": recipe.method,
-            "eps_255": recipe.eps_255,
-            "attack_steps": recipe.attack_steps,
-            "epochs": recipe.epochs,
-            "initialisation": "random",
-            "extra_data": None,
-            "recipe": asdict(recipe),
-            "log": {"images": len(dataset), "device": device, "torch": str(torch.__version__)},
-        },
-        preprocessing="images in [0,1] at the size of the data set; nothing else",
-        expected=None,
-    )
-    try:
-        found = schemas.problems("card", schemas.parse(card.to_json(), source="it"))
-    except (ContentError, TypeError, ValueError) as error:
-        found = [str(error)]
-    if found:
-        raise UsageError("The recipe's card would not be valid; correct the recipe:\n  " + "\n  ".join(found[:10]))
-    return card
-
-
-def _finish(
-    card: ModelCard,
-    model: nn.Module,
-    validation: SegmentationDataset,
-    out: Path,
-    log: list[float],
-    seconds: float,
-    device: str,
-) -> Trained:
-    aacc, miou = clean_scores(model, validation, device)
-    weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
-    weights_path, card_path = out / f"{card.id}.safetensors", out / f"{card.id}.json"
-    write_atomic(weights_path, weights)
-    rows = "".join(f"{epoch},{loss:.6f}\n" for epoch, loss in enumerate(log, 1))
-    write_atomic(out / "log.csv", ("epoch,loss\n" + rows).encode())
-    found = {"loss_first_epoch": log[0], "loss_last_epoch": log[-1], "seconds": round(seconds, 1)}
-    card = replace(
-        card,
-        sha256=sha256_bytes(weights),
-        training={**card.training, "log": {**found, **card.training["log"]}},
-        expected={"aacc": float(np.round(aacc, 6)), "miou": float(np.round(miou, 6))},
-    )
-    write_atomic(card_path, card.to_json().encode())
-    return Trained(card, card_path, weights_path)
+        yield stopped
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,81 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segbench.errors import RunError
+from segbench.files import write_atomic
+from segbench.training.recipe import Recipe
+
+NAME = "checkpoint.pt"
+
+
+@dataclass
+class Position:
+    """Where a run stands, and what it has measured.
+
+    Attributes:
+        epoch: epochs done.
+        step: optimiser steps done in the epoch that is under way.
+        loss_sum: of these steps.
+        smoothed, lowest: of `segbench.training.monitor.LossWatch`.
+        rows: what was measured in each epoch done.
+        seconds: of training so far, without measuring.
+        backbone: SHA-256 of the classifier that the run started from; empty if from none.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    smoothed: float = float("nan")
+    lowest: float = float("inf")
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    backbone: str = ""
+
+
+def save(path: Path, recipe: Recipe, position: Position, parts: dict[str, Any]) -> None:
+    """Writes a checkpoint atomically.
+
+    No random state is in it: random numbers are a function of the seed and of the step (`loop.seed_step`).
+
+    Args:
+        path: the file.
+        recipe: of the run.
+        position: where it stands.
+        parts: name to what has a ``state_dict()``.
+    """
+    states = {name: part.state_dict() for name, part in parts.items()}
+    buffer = io.BytesIO()
+    torch.save({"recipe": recipe.to_json(), "position": vars(position), **states}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: Path, recipe: Recipe, parts: dict[str, Any]) -> Position | None:
+    """Puts the states of a checkpoint where they belong; None if there is no checkpoint.
+
+    Raises:
+        RunError: it is damaged, or of another recipe.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["recipe"] != recipe.to_json():
+            raise RunError(f"{path} belongs to another recipe. Give another --out folder, or delete the checkpoint.")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return Position(**state["position"])
+    except RunError:
+        raise
+    except Exception as error:  # what a damaged file gives is not known
+        raise RunError(
+            f"The checkpoint {path} is damaged ({type(error).__name__}). Delete it to start again, "
+            "or give another --out folder."
+        ) from error

@@ -1,0 +1,134 @@
+"""What a recipe trains on, and its batches: a function of (seed, epoch, rank) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segbench.data import SegmentationDataset, load_dataset, load_whole
+from segbench.data.dataset import Labels, Pixels
+from segbench.data.parallel import default_workers, in_order
+from segbench.data.sets.shapes import load_objects
+from segbench.errors import DataError, RunError, UsageError
+from segbench.training.augmentation import augment
+from segbench.training.distributed import Processes
+from segbench.training.recipe import CLASSIFICATION, MIN_SIDE, Recipe
+
+ORDER, VIEW = 0, 1  # streams of random numbers: the order of an epoch, the views of its images
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a run.
+
+    Attributes:
+        train: as stored, the training split without ``held_out``.
+        held_out: images of the training split as evaluation sees them; scores on them are shown while training.
+        validation: as evaluation sees it.
+    """
+
+    train: SegmentationDataset
+    held_out: SegmentationDataset
+    validation: SegmentationDataset
+
+
+class Batch(NamedTuple):
+    """Images (N,3,H,W) and labels (N,H,W), both uint8."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def open_data(recipe: Recipe, root: str | Path | None = None) -> TrainingData:
+    """The data that a recipe names.
+
+    Raises:
+        UsageError: a classifier of a data set that has no single objects.
+        DataError: the data are missing or damaged.
+    """
+    if recipe.task == CLASSIFICATION:
+        if recipe.dataset != "shapes":
+            raise UsageError(f"Classifiers are trained on single objects of 'shapes', not on {recipe.dataset!r}.")
+        whole = seen = load_objects("train")
+        validation = load_objects("val")
+    else:
+        whole = load_whole(recipe.dataset, root, split=recipe.split)
+        scaled = recipe.dataset != "shapes" and (recipe.base or recipe.crop)
+        seen = load_dataset(recipe.dataset, root, split=recipe.split) if scaled else whole
+        validation = load_dataset(recipe.dataset, root)
+    kept_back = _evenly(whole.image_ids, min(recipe.held_out, len(whole) // 4))
+    return TrainingData(_subset(whole, set(whole.image_ids) - kept_back), _subset(seen, kept_back), validation)
+
+
+def _evenly(ids: tuple[str, ...], number: int) -> set[str]:
+    """``number`` ids, evenly spaced: the same ones for every seed."""
+    return {ids[index * len(ids) // number] for index in range(number)}
+
+
+def _subset(data: SegmentationDataset, ids: set[str]) -> SegmentationDataset:
+    return replace(data, image_ids=tuple(image_id for image_id in data.image_ids if image_id in ids))
+
+
+def steps_an_epoch(recipe: Recipe, data: SegmentationDataset, processes: Processes) -> int:
+    """Optimiser steps of an epoch; the last images that fill no batch wait for another epoch's order.
+
+    Raises:
+        RunError: not one batch, or a batch that cannot be divided.
+    """
+    parts = processes.world * recipe.accumulation
+    if recipe.batch_size % parts:
+        raise RunError(
+            f"A batch of {recipe.batch_size} images cannot be divided among {processes.world} processes with "
+            f"accumulation {recipe.accumulation}: take a multiple of {parts}, --set batch_size=N."
+        )
+    if len(data) < recipe.batch_size:
+        raise RunError(f"{len(data)} training images do not fill one batch of {recipe.batch_size}: lower batch_size.")
+    return len(data) // recipe.batch_size
+
+
+def batches(
+    data: SegmentationDataset, recipe: Recipe, epoch: int, processes: Processes, first_step: int = 0
+) -> Iterator[Batch]:
+    """The share that this process has of each step's images, from ``first_step`` on.
+
+    An image's view depends on the seed, the epoch and its place in the order, not on how a batch is divided.
+
+    Raises:
+        DataError: a damaged image; images of several sizes without a crop; or too small ones.
+    """
+    order = np.random.default_rng([recipe.seed, ORDER, epoch]).permutation(len(data))
+    share = recipe.batch_size // processes.world
+
+    def batch(step: int) -> Batch:
+        start = step * recipe.batch_size + processes.rank * share
+        examples = [_example(data, recipe, epoch, int(order[place]), place) for place in range(start, start + share)]
+        shapes = {pixels.shape for pixels, _ in examples}
+        if len(shapes) > 1:
+            (height, width, _), (other, wide, _) = sorted(shapes)[:2]
+            raise DataError(
+                f"Images of {width}x{height} and of {wide}x{other} pixels do not fit one batch. Give the recipe a crop."
+            )
+        images = np.stack([pixels for pixels, _ in examples])
+        labels = np.stack([label for _, label in examples])
+        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
+
+    steps = range(first_step, len(data) // recipe.batch_size)
+    return in_order(batch, steps, default_workers() if data.files else 0)
+
+
+def _example(data: SegmentationDataset, recipe: Recipe, epoch: int, index: int, place: int) -> tuple[Pixels, Labels]:
+    pixels, labels = data.checked(data.image_ids[index])
+    if not recipe.crop and min(labels.shape) < MIN_SIDE:
+        raise DataError(
+            f"Training needs images of {MIN_SIDE}x{MIN_SIDE} pixels or more: {data.where(data.image_ids[index])}. "
+            "Give the recipe a crop."
+        )
+    rng = np.random.default_rng([recipe.seed, VIEW, epoch, place])
+    pixels, labels = augment(pixels, labels, recipe, rng)
+    return pixels, labels.astype(np.uint8)
