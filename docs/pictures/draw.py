@@ -20,7 +20,7 @@ from segbench.protocol import SEA_V1
 
 MODELS = {
     "clean training": "clean_convnext_mini_shapes",
-    "adversarial training": "at_convnext_mini_shapes",
+    "PIR-AT": "pirat_convnext_mini_shapes",
 }
 COLOURS = ["ebebe6", "d64541", "3f7fbf", "f0b429", "269173", "7e57c2", "e9782d", "5a626e"]
 PALETTE = np.array([tuple(bytes.fromhex(colour)) for colour in COLOURS], np.uint8)
