@@ -33,7 +33,7 @@ def augment(pixels: Pixels, labels: Labels, recipe: Recipe, rng: np.random.Gener
     Returns:
         Pixels and labels of ``crop`` x ``crop``, or of the given size if the recipe has no crop.
     """
-    scale, down, right, flip, blur, sigma = rng.uniform(size=6)
+    scale, down, right, flip, blur, sigma = rng.uniform(size=6).tolist()  # Pillow wants Python's numbers
     if recipe.base:
         low, high = recipe.scale
         rule = ShortSide(max(1, round(recipe.base * (low + scale * (high - low)))))
