@@ -34,9 +34,11 @@ class Start(NamedTuple):
 
 def classifier_recipe(recipe: Recipe) -> str | None:
     """The classification recipe whose result a recipe starts from; None if it is something else."""
-    name = recipe.backbone
-    is_one = name in list_recipes() and load_recipe(name).task == CLASSIFICATION
-    return name if is_one else None
+    return recipe.backbone if _is_classifier(recipe.backbone) else None
+
+
+def _is_classifier(name: str) -> bool:
+    return name in list_recipes() and load_recipe(name).task == CLASSIFICATION
 
 
 def classifier_file(name: str, runs: Path = RUNS) -> Path:
@@ -73,10 +75,10 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
         return Start(name, sha256_bytes(b"".join(v.cpu().numpy().tobytes() for v in report.state.values())))
     path = _file(name, runs, offline)
     if not path.is_file():
-        if name in list_recipes():
+        if _is_classifier(name):
             raise ModelError(f"The classifier {name} is not trained yet ({path} is missing): segbench train {name}")
         if "/" not in name and "." not in name:
-            known = [*BACKBONES, *(each for each in list_recipes() if load_recipe(each).task == CLASSIFICATION)]
+            known = [*BACKBONES, *filter(_is_classifier, list_recipes())]
             raise UnknownNameError(unknown_name("backbone", name, known))
         raise ModelError(f"The backbone {name} does not exist. Correct its path: --set backbone=FILE")
     report = load_backbone(model, read_weights(path), source=str(path), normalization=normalization)
@@ -88,7 +90,7 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
 
 
 def _file(name: str, runs: Path, offline: bool) -> Path:
-    if name.startswith("https://"):
+    if "://" in name:
         return downloads.fetch(
             [{"type": "url", "url": name}],
             name=f"backbone_{sha256_bytes(name.encode())[:16]}",
@@ -96,6 +98,6 @@ def _file(name: str, runs: Path, offline: bool) -> Path:
             offline=offline,
             command="the same without --offline",
         ).path
-    if name in list_recipes():
+    if _is_classifier(name):
         return classifier_file(name, runs)
     return Path(name).expanduser()

@@ -25,6 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from segbench.data.protocols import IGNORE_INDEX
 from segbench.errors import ModelError, RunError
 from segbench.models.architectures import build_described
+from segbench.models.pspnet import PSPNet
+from segbench.models.upernet import UPerNet
 from segbench.training import checkpoint, finishing, metrics, optimisation
 from segbench.training.attack import training_attack
 from segbench.training.checkpoint import Position
@@ -64,9 +66,12 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     architecture = {"name": recipe.architecture, "arguments": dict(recipe.architecture_arguments)}
     model = build_described(architecture, num_classes=num_classes)
     if recipe.task == CLASSIFICATION:
-        return Classifier(model, num_classes)
+        model = Classifier(model, num_classes)
     if recipe.auxiliary_weight and not hasattr(model, "forward_with_auxiliary"):
-        raise ModelError(f"{recipe.architecture} has no auxiliary head: --set auxiliary_weight=0")
+        kind = "A classifier" if recipe.task == CLASSIFICATION else recipe.architecture
+        raise ModelError(f"{kind} has no auxiliary head: --set auxiliary_weight=0")
+    if not recipe.auxiliary_weight and isinstance(model, UPerNet | PSPNet):
+        model.auxiliary_head.requires_grad_(False)
     return model
 
 
@@ -205,6 +210,7 @@ class _Run:
         loss = self.step.gradient(batch, stop=stopped.is_set())
         if loss is None:  # one process was asked to stop, and now all know
             self.save()
+            self.processes.wait()  # for the one that writes
             raise KeyboardInterrupt
         self.watch.check(loss, f"epoch {position.epoch + 1}")
         self.optimizer.step()
@@ -231,7 +237,7 @@ class _Run:
         """
         self._stop_clock()
         if self.processes.leads:
-            if not optimisation.all_finite(self.model.parameters()):
+            if not optimisation.all_finite(self.model.state_dict().values()):
                 raise RunError(diverged("A weight is no longer a number", f"epoch {self.position.epoch + 1}"))
             checkpoint.save(self.out / checkpoint.NAME, self.recipe, self.position, self.parts())
         self.saved = self.clock = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from segbench import attacks, counts, ensemble
 from segbench.counts import Counts
-from segbench.data import SegmentationDataset
+from segbench.data import Sample, SegmentationDataset
 from segbench.errors import RunError
 from segbench.protocol import SEA_V1
 from segbench.training.recipe import Recipe
@@ -43,15 +44,14 @@ def robust_scores(model: nn.Module, data: SegmentationDataset, recipe: Recipe, d
 
     Args:
         model: in eval mode.
-        data: images of one size.
+        data: images, of any sizes.
         recipe: its ``monitor_eps_255`` and ``monitor_iterations``.
         device: of the model.
     """
     eps = recipe.monitor_eps_255 / 255
     found: dict[str, list[Counts]] = {name: [] for name in ("clean", *SEA_V1.losses)}
     weights = data.class_weights().to(device)
-    for first in range(0, len(data), CHUNK):
-        samples = [data[index] for index in range(first, min(first + CHUNK, len(data)))]
+    for samples in _chunks(data):
         images = torch.stack([sample.image for sample in samples]).to(device)
         labels = torch.stack([sample.label for sample in samples])
         with torch.no_grad():
@@ -72,6 +72,18 @@ def robust_scores(model: nn.Module, data: SegmentationDataset, recipe: Recipe, d
                 found[loss].append(_counted(model, result.adversarial, labels, data.num_classes))
     worst = ensemble.worst_case([counts.merge(parts) for parts in found.values()])
     return Scores(worst.aacc, worst.miou)
+
+
+def _chunks(data: SegmentationDataset) -> Iterator[list[Sample]]:
+    """Images of one size together, a few at a time."""
+    waiting: list[Sample] = []
+    for sample in data:
+        if waiting and (len(waiting) == CHUNK or waiting[0].label.shape != sample.label.shape):
+            yield waiting
+            waiting = []
+        waiting.append(sample)
+    if waiting:
+        yield waiting
 
 
 def _counted(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Counts:

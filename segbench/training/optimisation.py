@@ -58,6 +58,6 @@ def make_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
-def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether no number is NaN or infinite."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
