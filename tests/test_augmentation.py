@@ -103,7 +103,7 @@ def test_the_short_side_takes_every_size_from_half_to_twice_the_base():
     labels[:, 45:] = 1
     pixels = np.repeat(labels[..., None] * 200, 3, axis=-1)
     sizes = []
-    for seed in range(2000):
+    for seed in range(800):
         recipe = replace(PLAIN, base=40, scale=(0.5, 2.0), crop=128)
         found, theirs = augment(pixels, labels, recipe, rng(seed))
         inside = theirs != 255
@@ -114,7 +114,7 @@ def test_the_short_side_takes_every_size_from_half_to_twice_the_base():
         assert abs((found[0, :, 0] > 100).sum() - ones) <= 1
         sizes.append(height)
     assert set(sizes) == set(range(20, 81))
-    assert np.mean(sizes) == pytest.approx(50, abs=1)
+    assert np.mean(sizes) == pytest.approx(50, abs=2)
     assert {
         augment(pixels, labels, replace(PLAIN, base=40, scale=(1, 1), crop=40), rng(seed))[0].shape for seed in range(9)
     } == {(40, 40, 3)}

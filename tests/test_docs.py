@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shutil
 from pathlib import Path
@@ -74,3 +76,14 @@ def test_a_stronger_attack_is_added_as_the_documentation_says(tmp_path, monkeypa
     assert score["best_known"] < score["value"]
     assert [result["best_known"]["by"] for result in row["results"]] == [[], ["my_attack"], ["my_attack"]]
     assert any(flag["name"] == "sea_overestimates" for flag in row["flags"])
+
+
+def test_the_table_of_the_benchmark_is_that_of_its_figures():
+    """docs/pirat.md shows what benchmarks/results/pirat.json holds."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "pirat.json").read_text("utf-8"))["rows"]
+    spec = importlib.util.spec_from_file_location("pirat", ROOT / "benchmarks" / "pirat.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.table(rows).strip() in (ROOT / "docs" / "pirat.md").read_text("utf-8")
