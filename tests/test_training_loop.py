@@ -806,3 +806,11 @@ def test_each_architecture_trains_and_its_weights_load_again(tmp_path, architect
     model = load_model(str(trained.document_path))
     assert equal(model.state_dict(), weights(tmp_path))
     assert clean_scores(model, load_shapes().first(1), "cpu").aacc == pytest.approx(trained.scores["aacc"], abs=1e-4)
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path):
+    train(tiny(epochs=1), data(12), tmp_path)
+    kept = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(RunError, match=r"run on other images\. Give the same --data-root, or another --out folder"):
+        train(tiny(epochs=1), data(16), tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept

@@ -27,7 +27,7 @@ class Position:
         smoothed, lowest: of `segbench.training.monitor.LossWatch`.
         rows: what was measured in each epoch done.
         seconds: of training so far, without measuring.
-        backbone: SHA-256 of the classifier that the run started from; empty if from none.
+        backbone: source and SHA-256 of the classifier that the run started from; None if from none.
     """
 
     epoch: int = 0
@@ -37,10 +37,10 @@ class Position:
     lowest: float = float("inf")
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    backbone: str = ""
+    backbone: dict[str, str] | None = None
 
 
-def save(path: Path, recipe: Recipe, position: Position, parts: dict[str, Any]) -> None:
+def save(path: Path, recipe: Recipe, images: str, position: Position, parts: dict[str, Any]) -> None:
     """Writes a checkpoint atomically.
 
     No random state is in it: random numbers are a function of the seed and of the step (`loop.seed_step`).
@@ -48,20 +48,21 @@ def save(path: Path, recipe: Recipe, position: Position, parts: dict[str, Any]) 
     Args:
         path: the file.
         recipe: of the run.
+        images: SHA-256 of the ids of the training images.
         position: where it stands.
         parts: name to what has a ``state_dict()``.
     """
     states = {name: part.state_dict() for name, part in parts.items()}
     buffer = io.BytesIO()
-    torch.save({"recipe": recipe.to_json(), "position": vars(position), **states}, buffer)
+    torch.save({"recipe": recipe.to_json(), "images": images, "position": vars(position), **states}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, recipe: Recipe, parts: dict[str, Any]) -> Position | None:
+def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Position | None:
     """Puts the states of a checkpoint where they belong; None if there is no checkpoint.
 
     Raises:
-        RunError: it is damaged, or of another recipe.
+        RunError: it is damaged, or of another recipe or other images.
     """
     if not path.exists():
         return None
@@ -69,6 +70,10 @@ def load(path: Path, recipe: Recipe, parts: dict[str, Any]) -> Position | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["recipe"] != recipe.to_json():
             raise RunError(f"{path} belongs to another recipe. Give another --out folder, or delete the checkpoint.")
+        if state["images"] != images:
+            raise RunError(
+                f"{path} belongs to a run on other images. Give the same --data-root, or another --out folder."
+            )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return Position(**state["position"])

@@ -28,7 +28,7 @@ class TrainingData:
     """The images of a run.
 
     Attributes:
-        train: as stored, the training split without ``held_out``.
+        train: the training split without ``held_out``; as stored if the recipe scales or crops, else as evaluated.
         held_out: images of the training split as evaluation sees them; scores on them are shown while training.
         validation: as evaluation sees it.
     """
@@ -58,9 +58,9 @@ def open_data(recipe: Recipe, root: str | Path | None = None) -> TrainingData:
         whole = seen = load_objects("train")
         validation = load_objects("val")
     else:
-        whole = load_whole(recipe.dataset, root, split=recipe.split)
-        scaled = recipe.dataset != "shapes" and (recipe.base or recipe.crop)
-        seen = load_dataset(recipe.dataset, root, split=recipe.split) if scaled else whole
+        seen = whole = load_dataset(recipe.dataset, root, split=recipe.split)
+        if recipe.base or recipe.crop:
+            whole = load_whole(recipe.dataset, root, split=recipe.split)
         validation = load_dataset(recipe.dataset, root)
     kept_back = _evenly(whole.image_ids, min(recipe.held_out, len(whole) // 4))
     return TrainingData(_subset(whole, set(whole.image_ids) - kept_back), _subset(seen, kept_back), validation)

@@ -82,7 +82,7 @@ def draft(recipe: Recipe, data: TrainingData, model: nn.Module, device: torch.de
             "epochs": recipe.epochs,
             "initialisation": recipe.init,
             "extra_data": recipe.extra_data or None,
-            "recipe": dataclasses.asdict(recipe),
+            "recipe": _public(recipe),
             "log": {"images": len(data.train), "device": device.type, "torch": str(torch.__version__)},
         },
         preprocessing=f"images in [0,1]; {data.validation.preprocessing}",
@@ -108,7 +108,7 @@ def finish(
         "loss_first_epoch": position.rows[0]["loss"],
         "loss_last_epoch": position.rows[-1]["loss"],
         "seconds": round(position.seconds, 1),
-        "backbone": {"source": recipe.backbone, "sha256": position.backbone} if position.backbone else None,
+        "backbone": position.backbone,
     }
     clean = clean_scores(model, data.validation, processes.device)
     if card is None:
@@ -132,6 +132,12 @@ def finish(
     return Trained(recipe, card, document_path, weights_path, scores, curves)
 
 
+def _public(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe; of a file on this machine only its name."""
+    name = recipe.backbone
+    return dataclasses.asdict(recipe) | {"backbone": name if "://" in name else Path(name).name}
+
+
 def _report(recipe: Recipe, sha256: str, scores: dict[str, float], images: int, log: dict[str, Any]) -> str:
     """What is known of a classifier, as JSON."""
     report = {
@@ -141,7 +147,7 @@ def _report(recipe: Recipe, sha256: str, scores: dict[str, float], images: int, 
         **scores,
         "robust_eps_255": recipe.monitor_eps_255,
         "images": images,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": _public(recipe),
         "log": {**log, "torch": str(torch.__version__)},
     }
     return json.dumps(report, indent=2, allow_nan=False) + "\n"

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segbench.data.protocols import IGNORE_INDEX
 from segbench.errors import ModelError, RunError
+from segbench.files import sha256_bytes
 from segbench.models.architectures import build_described
 from segbench.models.pspnet import PSPNet
 from segbench.models.upernet import UPerNet
@@ -34,7 +35,7 @@ from segbench.training.classifier import Classifier
 from segbench.training.data import Batch, TrainingData, batches, steps_an_epoch
 from segbench.training.distributed import Processes
 from segbench.training.finishing import Trained
-from segbench.training.initialisation import RUNS, initialise
+from segbench.training.initialisation import RUNS, Start, initialise
 from segbench.training.monitor import LossWatch, clean_scores, diverged, robust_scores
 from segbench.training.recipe import CLASSIFICATION, Recipe
 
@@ -131,12 +132,11 @@ def train(
     draft = finishing.draft(recipe, data, model, processes.device)
     epoch_steps = steps_an_epoch(recipe, data.train, processes)
     _make_folder(out)
-    backbone = ""
+    start = None
     if not (out / checkpoint.NAME).exists():  # else its weights take the place of these
         start = initialise(model, recipe, runs=runs, offline=offline)
-        backbone = start.sha256 if start else ""
     run = _Run(recipe, data, out, processes, model, epoch_steps, checkpoint_minutes, progress)
-    run.restore(backbone)
+    run.restore(start)
     with _stop_signals() as stopped:
         while run.position.epoch < recipe.epochs:
             run.epoch(stopped)
@@ -169,6 +169,7 @@ class _Run:
         self.average = optimisation.make_average(model, recipe)
         self.step = _Step(model, recipe, processes)
         self.position = Position()
+        self.images = sha256_bytes("\n".join(data.train.image_ids).encode())
         self.watch = LossWatch(math.log(data.train.num_classes) * (1 + recipe.auxiliary_weight))
         self.loss = self.learning_rate = 0.0  # of the last step
         self.saved = self.clock = time.monotonic()
@@ -178,10 +179,10 @@ class _Run:
         found: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         return found | ({"average": self.average} if self.average else {})
 
-    def restore(self, backbone: str) -> None:
+    def restore(self, start: Start | None) -> None:
         """Goes on where the checkpoint of the folder stands, if there is one."""
-        found = checkpoint.load(self.out / checkpoint.NAME, self.recipe, self.parts())
-        self.position = found or Position(backbone=backbone)
+        found = checkpoint.load(self.out / checkpoint.NAME, self.recipe, self.images, self.parts())
+        self.position = found or Position(backbone=start._asdict() if start else None)
         self.watch.smoothed, self.watch.lowest = self.position.smoothed, self.position.lowest
 
     def epoch(self, stopped: threading.Event) -> None:
@@ -237,9 +238,10 @@ class _Run:
         """
         self._stop_clock()
         if self.processes.leads:
+            epoch = min(self.position.epoch + 1, self.recipe.epochs)
             if not optimisation.all_finite(self.model.state_dict().values()):
-                raise RunError(diverged("A weight is no longer a number", f"epoch {self.position.epoch + 1}"))
-            checkpoint.save(self.out / checkpoint.NAME, self.recipe, self.position, self.parts())
+                raise RunError(diverged("A weight is no longer a number", f"epoch {epoch}"))
+            checkpoint.save(self.out / checkpoint.NAME, self.recipe, self.images, self.position, self.parts())
         self.saved = self.clock = time.monotonic()
 
     def best_model(self) -> nn.Module:

@@ -218,6 +218,8 @@ def _checked(name: str, values: dict[str, Any]) -> Recipe:
 
 def _converted(name: str, key: str, kind: str, value: Any) -> Any:
     allowed = _KINDS[kind]
+    if value is None and kind == "str":  # --set backbone=
+        return ""
     if type(value) not in allowed:  # a bool is an int for isinstance
         wanted = " or ".join(each.__name__ for each in allowed)
         hint = " (YAML reads 1e-3 as text: write 1.0e-3)" if kind == "float" and isinstance(value, str) else ""
