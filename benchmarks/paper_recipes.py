@@ -215,6 +215,8 @@ def measure_speed(way: str, options: argparse.Namespace, device: torch.device) -
 
 
 def speed(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        torch.cuda.init()  # else there are no statistics of memory to reset
     recipe = load_recipe(SPEED)
     side = options.crop or recipe.crop
     rows = [measure_speed(way, options, device) for way in options.way]
@@ -255,6 +257,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--child", choices=MEMORY, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.warmup < 1 or options.iterations < 1:
+        parser.error("--warmup and --iterations must be 1 or more")
     if options.child:
         print(json.dumps(measure_memory(options.child)))
         return

@@ -365,7 +365,10 @@ def test_hf_tensors_in_a_bin_file_are_read(saved, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save(safetensors.torch.load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     images = torch.rand(1, 3, 40, 40)
-    assert torch.equal(adapt(f"hf:{tmp_path}").module(images), adapt(f"hf:{folder}").module(images))
+    found, expected = adapt(f"hf:{tmp_path}").module, adapt(f"hf:{folder}").module
+    theirs = expected.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in found.state_dict().items())
+    torch.testing.assert_close(found(images), expected(images))  # rounding may depend on where the tensors lie
 
 
 def test_hf_code_is_never_run(saved, tmp_path):

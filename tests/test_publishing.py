@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 import segbench
-from segbench import cards
+from segbench import cards, entries
 from segbench.files import sha256_bytes, sha256_file
 from tests import servers
 
@@ -40,9 +40,11 @@ def test_dry_run_writes_weights_config_and_a_card_that_the_hub_understands(cli, 
     assert (data.library_name, data.pipeline_tag, data.license) == ("segbench", "image-segmentation", "mit")
     assert data.datasets == ["shapes"]
     scores = {result.metric_name: result.metric_value for result in data.eval_results}
-    assert scores["clean mIoU"] == pytest.approx(52.3, abs=0.05)
-    assert scores["mIoU under sea-v1, ε = 8/255"] == pytest.approx(23.3, abs=0.05)
-    assert "| worst case under sea-v1, ε = 12/255 | 49.2 | 12.0 |" in (folder / "README.md").read_text()
+    (entry,) = entries.entries_of(cards.get_card(MODEL))
+    assert scores["clean mIoU"] == pytest.approx(100 * segbench.get_card(MODEL).expected["miou"], abs=0.05)
+    assert scores["mIoU under sea-v1, ε = 8/255"] == pytest.approx(100 * entry["results"][1]["miou"], abs=0.05)
+    aacc, miou = (100 * entry["results"][2][key] for key in ("aacc", "miou"))
+    assert f"| worst case under sea-v1, ε = 12/255 | {aacc:.1f} | {miou:.1f} |" in (folder / "README.md").read_text()
 
 
 def test_a_pickle_of_tensors_becomes_safetensors_in_our_layout(cli, tmp_path):

@@ -71,6 +71,11 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
             f"{recipe.init}ly trained classifier, a file or a link: --set backbone=FILE"
         )
     if name in BACKBONES:
+        if BACKBONES[name].url is None:
+            raise ModelError(
+                f"{name} has no link of its own ({BACKBONES[name].source}). Fetch it there, and give its file: "
+                "--set backbone=FILE backbone_normalization=imagenet"
+            )
         report = robust_backbone(model, name, offline=offline)
         return Start(name, sha256_bytes(b"".join(v.cpu().numpy().tobytes() for v in report.state.values())))
     path = _file(name, runs, offline)
