@@ -81,7 +81,7 @@ def draft(recipe: Recipe, data: TrainingData, model: nn.Module, device: torch.de
             "attack_steps": recipe.attack_steps,
             "epochs": recipe.epochs,
             "initialisation": recipe.init,
-            "extra_data": recipe.extra_data if recipe.extra_data and recipe.init != "random" else None,
+            "extra_data": recipe.extra_data or None,
             "recipe": _public(recipe),
             "log": {"images": len(data.train), "device": device.type, "torch": str(torch.__version__)},
         },

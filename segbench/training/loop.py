@@ -2,7 +2,8 @@
 
 A step is a function of the recipe, the step's number and the weights before it: order, views and random numbers are
 drawn anew from (seed, epoch, place) or (seed, step, rank). So a killed run that continues, or one that is divided
-differently among processes, does what the undivided one would have done.
+differently among processes, does what the undivided one would have done: on one machine's CPU bit for bit, if as many
+threads compute.
 """
 
 from __future__ import annotations
