@@ -204,8 +204,7 @@ def main() -> None:
             Job("camvid", method, steps, 0, Schedule(None, {}, (0,)), arguments.camvid, arguments.out)
             for method, steps in reversed(ON_CAMVID)
         ]
-    known = json.loads(arguments.json.read_text())["rows"] if arguments.json and arguments.json.exists() else []
-    rows = [row for row in known if any(same_model(row, job) for job in jobs)]
+    rows = json.loads(arguments.json.read_text())["rows"] if arguments.json and arguments.json.exists() else []
     jobs = [job for job in jobs if not any(same_model(row, job) for row in rows)]
     started = time.monotonic()
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn"), initializer=one_core) as pool:

@@ -603,7 +603,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("steps", "signum"),
-    [([1], signal.SIGTERM), ([3], signal.SIGINT), ([2, 4, 5], signal.SIGINT)],
+    [([1], signal.SIGTERM), ([3], signal.SIGINT), ([2, 4, 5], signal.SIGINT), ([6], signal.SIGTERM)],
 )
 def test_a_run_that_is_stopped_ends_as_if_it_had_not_been(undisturbed, tmp_path, steps, signum):
     """In the middle of an epoch, at its end, and again and again: the same weights bit for bit, the same metrics."""

@@ -141,6 +141,8 @@ def train(
     with _stop_signals() as stopped:
         while run.position.epoch < recipe.epochs:
             run.epoch(stopped)
+        if stopped.is_set():  # while the last epoch was measured
+            raise KeyboardInterrupt
     trained = finishing.finish(draft, run.best_model().eval(), data, out, run.position, processes)
     processes.wait()
     return trained
