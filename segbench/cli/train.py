@@ -189,9 +189,10 @@ def _line(row: dict[str, Any], recipe: Recipe) -> str:
     left = (recipe.epochs - row["epoch"]) * row["seconds"] / row["epoch"]
     text = f"epoch {row['epoch']}/{recipe.epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
     if row["clean_miou"] is not None:
+        score, name = ("aacc", "accuracy") if recipe.task == "classification" else ("miou", "mIoU")
         text += (
-            f"  held out: clean mIoU {100 * row['clean_miou']:.1f}, "
-            f"robust {100 * row['robust_miou']:.1f} at {recipe.monitor_eps_255:g}/255"
+            f"  held out: clean {name} {100 * row[f'clean_{score}']:.1f}, "
+            f"robust {100 * row[f'robust_{score}']:.1f} at {recipe.monitor_eps_255:g}/255"
         )
     return text + (f"  about {_duration(left)} left" if left else "")
 
