@@ -186,10 +186,12 @@ def _progress(recipe: Recipe, quiet: bool) -> AbstractContextManager[Callable[[P
 
 def _line(row: dict[str, Any], recipe: Recipe) -> str:
     """An epoch for people."""
+    from segbench.training.recipe import CLASSIFICATION
+
     left = (recipe.epochs - row["epoch"]) * row["seconds"] / row["epoch"]
     text = f"epoch {row['epoch']}/{recipe.epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
     if row["clean_miou"] is not None:
-        score, name = ("aacc", "accuracy") if recipe.task == "classification" else ("miou", "mIoU")
+        score, name = ("aacc", "accuracy") if recipe.task == CLASSIFICATION else ("miou", "mIoU")
         text += (
             f"  held out: clean {name} {100 * row[f'clean_{score}']:.1f}, "
             f"robust {100 * row[f'robust_{score}']:.1f} at {recipe.monitor_eps_255:g}/255"
