@@ -49,7 +49,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from segbench.data import FAMILIES, SegmentationDataset
-from segbench.engine.batching import exact_float32
+from segbench.models.devices import exact_float32
 from segbench.models.upernet import UPerNet
 from segbench.training import loop
 from segbench.training.data import TrainingData

@@ -70,14 +70,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from segbench.training import finishing, loop
+from segbench.training import finishing, loop, step as steps
 from segbench.training.distributed import joined
 from tests.tiny import CONVNEXT, VIT, data, tiny
 
 folder = Path(sys.argv[1])
 finishing.draw = lambda *_: None
 exchanged, summed, attacks = [0], [0], []
-all_reduce, attack, parallel = dist.all_reduce, loop.training_attack, loop.DistributedDataParallel
+all_reduce, attack, parallel = dist.all_reduce, steps.training_attack, steps.DistributedDataParallel
 
 
 class Counted(parallel):
@@ -105,7 +105,7 @@ def counted_attack(*arguments):
     return found
 
 
-loop.DistributedDataParallel, dist.all_reduce, loop.training_attack = Counted, counted_sum, counted_attack
+steps.DistributedDataParallel, dist.all_reduce, steps.training_attack = Counted, counted_sum, counted_attack
 found = {}
 with joined(torch.device("cpu")) as processes:
     rank = processes.rank
@@ -126,13 +126,30 @@ with joined(torch.device("cpu")) as processes:
         if at.step == 4 and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.DistributedDataParallel, dist.all_reduce, loop.training_attack = parallel, all_reduce, attack
+    steps.DistributedDataParallel, dist.all_reduce, steps.training_attack = parallel, all_reduce, attack
     stopped = folder / "stopped"
     try:
         loop.train(tiny(**settings), data(), stopped, processes=processes, progress=stop)
     except KeyboardInterrupt:
         found["position"] = torch.load(stopped / "checkpoint.pt", weights_only=True)["position"]["step"]
     loop.train(tiny(**settings), data(), stopped, processes=processes)
+
+    def stop_last(at):
+        if at.step == at.steps and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    last = folder / "stopped at the end"
+    try:
+        loop.train(tiny(**settings, epochs=1), data(), last, processes=processes, progress=stop_last)
+    except KeyboardInterrupt:
+        found["stopped at the end"] = not list(last.glob("*.safetensors"))
+    found["continued"] = loop.train(tiny(**settings, epochs=1), data(), last, processes=processes) is not None
+    if rank == 1:  # whose machine has another folder
+        last = folder / "another machine"
+    try:
+        loop.train(tiny(**settings, epochs=1), data(), last, processes=processes)
+    except loop.RunError as error:
+        found["refused"] = str(error)
 
     # Batch norm, averaged weights, random numbers, and an auxiliary head that is not trained.
     convnext = {"architecture_arguments": CONVNEXT["architecture_arguments"] | {"drop_path_rate": 0.2}}
@@ -164,7 +181,8 @@ def test_processes_agree(together, tmp_path):
     # Each gradient is exchanged once a step, with and without parts; an attack exchanges nothing.
     for each in seen:
         assert each["exchanged"][:12] == [learned] * 12
-        assert each["summed"][:12] == [3] * 12  # valid pixels and the wish to stop; the gradients; the loss
+        sums = each["summed"][:12]  # valid pixels and the wish to stop; the gradients; the loss
+        assert sums == [4, *[3] * 5, 5, *[3] * 5]  # and where a run goes on, and whether it is to stop at its end
         assert each["attacks"] == [[0, 0]] * (6 + 12)
 
     # The weights are those of a single process, also if a process was stopped and the run continued.
@@ -174,6 +192,11 @@ def test_processes_agree(together, tmp_path):
     stopped, whole = weights(together / "stopped"), weights(together / "whole_0")
     assert all(torch.equal(stopped[key], whole[key]) for key in whole)
     assert [each["position"] for each in seen] == [1, 1]
+    assert [each["stopped at the end"] for each in seen] == [True, True]
+    assert [each["continued"] for each in seen] == [True, False]  # only the process that leads writes
+    for each in seen:
+        assert "do not find the same checkpoint" in each["refused"]
+        assert "--out must be a folder that all machines share" in each["refused"]
 
     # Only the process that leads writes.
     for name in ("whole", "parts"):
@@ -206,8 +229,39 @@ def test_a_single_process_needs_no_others(monkeypatch):
     assert not Processes(CPU, 1, 2).leads
 
 
+# Of one among two processes, as torchrun sets them.
+VARIABLES = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RANK", None, r"RANK=\(not set\)"),
+        ("RANK", "first", "RANK=first"),
+        ("RANK", "2", "WORLD_SIZE=2, RANK=2"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE=two"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE=0"),
+        ("LOCAL_RANK", "-1", "LOCAL_RANK=-1"),
+        ("MASTER_ADDR", None, r"MASTER_ADDR=\(not set\)"),
+        ("MASTER_PORT", "", r"MASTER_PORT=\(not set\)"),
+        ("MASTER_PORT", "http", "MASTER_PORT=http"),
+    ],
+)
+def test_variables_that_torchrun_has_not_set_are_answered_with_its_command(monkeypatch, name, value, said):
+    for each in VARIABLES:
+        monkeypatch.delenv(each, raising=False)
+    for each, text in (VARIABLES | {name: value}).items():
+        if text is not None:
+            monkeypatch.setenv(each, text)
+    with (
+        pytest.raises(UsageError, match=f"(?s){said}.*torchrun --nproc-per-node 2 -m segbench train.*unset WORLD_SIZE"),
+        joined(CPU),
+    ):
+        pass
+
+
 def test_more_processes_than_devices_are_refused(monkeypatch):
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+    for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with (

@@ -22,12 +22,13 @@ from torch import nn
 import segbench
 from segbench import entries, evidence
 from segbench.engine import worker as worker_module
-from segbench.engine.batching import Metered, cpu_batch, exact_float32
+from segbench.engine.batching import Metered, cpu_batch
 from segbench.engine.checks import probe, verify_images
 from segbench.engine.merge import merge
 from segbench.engine.plan import parse_shard, plan
 from segbench.engine.store import Store
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
+from segbench.models.devices import exact_float32
 
 MODEL = "clean_convnext_mini_shapes"
 SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4, "progress": False}

@@ -14,10 +14,9 @@ from PIL import Image
 from torch import nn
 
 import segbench
-from segbench.engine.evaluate import as_fed
 from segbench.errors import ModelError, UsageError
 from segbench.models import SlidingWindow
-from segbench.models.sliding import starts
+from segbench.models.sliding import as_fed, starts
 
 
 @given(st.integers(1, 300), st.integers(1, 80), st.data())

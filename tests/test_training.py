@@ -17,7 +17,7 @@ import segbench
 from segbench.cards import read_card
 from segbench.cli.app import app
 from segbench.data.sets.shapes import load_shapes
-from segbench.errors import DataError, UsageError
+from segbench.errors import DataError, RunError, UsageError
 from segbench.models.architectures import ARCHITECTURES
 from segbench.training import finishing
 from segbench.training import recipe as recipes
@@ -26,7 +26,7 @@ from segbench.training.distributed import Processes
 from segbench.training.initialisation import initialise
 from segbench.training.loop import build_model
 from segbench.training.recipe import Recipe, list_recipes, load_recipe
-from tests.tiny import FIELDS, data, folder, measured, recipe_file, tiny, weights
+from tests.tiny import FIELDS, VIT, data, folder, measured, recipe_file, tiny, weights
 
 NAME = "at_convnext_mini_shapes"
 ALONE = Processes(torch.device("cpu"))
@@ -81,7 +81,9 @@ def test_a_recipe_is_the_same_after_a_round_trip_through_its_line():
         ({"architecture_arguments": "{depths: 2020-01-01}"}, "architecture_arguments must map names"),
         ({"architecture_arguments": "{1: 2}"}, "architecture_arguments must map names"),
         ({"architecture_arguments": "{channels: .nan}"}, "architecture_arguments must map names"),
-        ({"architecture_arguments": "&a {depths: *a}"}, "architecture_arguments must map names"),
+        ({"architecture_arguments": "&a {depths: *a}"}, r"not valid YAML: aliases \(\*name\) are not allowed"),
+        ({"architecture_arguments": "{channels: 8, channels: 9}"}, "not valid YAML: the key 'channels' occurs twice"),
+        ({"architecture_arguments": "!!bool x"}, r"not valid YAML: a tag \(!!name\) does not fit its value"),
         ({"architecture_arguments": "[1]"}, "architecture_arguments must be dict"),
         ({"task": "detection"}, "Unknown task 'detection'.*Known: classification, segmentation"),
         ({"init": "robus"}, "Did you mean 'robust'"),
@@ -94,6 +96,7 @@ def test_a_recipe_is_the_same_after_a_round_trip_through_its_line():
         ({"seed": str(10**20)}, r"seed must be a finite number below 2\^63"),
         ({"seed": str(2**32)}, r"seed must be in 0\.\.4294967295"),
         ({"seed": "-1"}, "seed must be in"),
+        ({"seed": "010"}, "not valid YAML: 010 has a leading zero.* Write 10"),
         ({"batch_size": "1"}, "batch_size must be 2 or more"),
         ({"batch_size": "-4"}, "batch_size must be 2 or more"),
         ({"learning_rate": ".inf"}, "learning_rate must be a finite number"),
@@ -124,8 +127,11 @@ def test_a_recipe_is_the_same_after_a_round_trip_through_its_line():
         ({"eps_255": "0", "step_size_255": "-1"}, "step_size_255 must not be negative"),
         ({"crop": "-1"}, "crop must be 0"),
         ({"crop": "31"}, "crop must be 0 or a side of 32"),
+        ({"crop": "9434"}, "crop must be a side of 9433 pixels at most, not 9434"),
+        ({"crop": "1000000000"}, "crop must be a side of 9433 pixels at most"),
         ({"base": "-1"}, "base must not be negative"),
         ({"base": "64"}, r"\(base\), so they need a crop"),
+        ({"base": "4717", "crop": "64"}, r"base times the largest scale must be 9433 pixels at most, not 4717 \* 2"),
         ({"scale": "[2, 0.5]"}, "scale must be two factors .*the smaller first"),
         ({"scale": "[0, 1]"}, "scale must be two factors above 0"),
         ({"scale": "[1, 11]"}, "scale must be two factors above 0 and up to 10"),
@@ -173,6 +179,20 @@ def test_recipes_that_are_no_text_or_no_mapping_are_refused(tmp_path):
     path.write_text("id: x\ntitle: t\n")
     with pytest.raises(UsageError, match="lacks dataset, architecture, architecture_arguments, epochs, batch_size"):
         load_recipe(str(path))
+
+
+def test_recipes_that_multiply_aliases_or_say_a_field_twice_are_refused(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)))
+    with pytest.raises(UsageError, match=r"r\.yaml is not valid YAML: aliases \(\*name\) are not allowed"):
+        load_recipe(str(path))
+    path.write_text(f"extends: {NAME}\nepochs: 3\nseed: 1\nepochs: 4\n")
+    with pytest.raises(UsageError, match=r"r\.yaml is not valid YAML: the key 'epochs' occurs twice"):
+        load_recipe(str(path))
+
+
+def test_crops_and_scaled_images_may_be_as_large_as_a_picture():
+    assert load_recipe(NAME, {"crop": "9433", "base": "4716"}).crop == 9433
 
 
 def write(path, **values):
@@ -267,10 +287,17 @@ def test_training_sees_images_as_stored_and_scores_are_measured_as_in_evaluation
 
 def test_another_split_is_trained_on_if_the_recipe_says_so(tmp_path):
     root = folder(tmp_path / "data", train=8, val=5)
-    opened = open_data(tiny(dataset="folder", split="val"), root)
-    assert len(opened.train) == 5
+    assert len(open_data(tiny(dataset="folder", split="train"), root).train) == 8
     with pytest.raises(DataError, match="tests"):
         open_data(tiny(dataset="folder", split="tests"), root)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_nothing_is_trained_on_the_validation_split(monkeypatch, task):
+    monkeypatch.setattr("segbench.data.sets.shapes.OBJECTS", {"train": (1, 8), "val": (2, 2)})
+    said = f"The recipe {NAME} trains on the split 'val' of 'shapes', on which .* --set split=train"
+    with pytest.raises(UsageError, match=said):
+        open_data(tiny(task=task, split="val", auxiliary_weight=0))
 
 
 def test_data_that_are_not_there_are_named(tmp_path):
@@ -292,11 +319,28 @@ def test_embedded_scenes_need_no_root(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulation", "world", "steps"), [(4, 1, 1, 3), (4, 2, 2, 3), (12, 3, 4, 1), (5, 1, 1, 2)]
+    ("batch", "accumulation", "world", "steps"),
+    [(4, 1, 1, 3), (4, 1, 2, 3), (4, 2, 1, 3), (12, 3, 2, 1), (5, 1, 1, 2)],
 )
 def test_an_epoch_has_as_many_steps_as_there_are_whole_batches(batch, accumulation, world, steps):
     recipe = tiny(batch_size=batch, accumulation=accumulation)
     assert steps_an_epoch(recipe, data().train, Processes(torch.device("cpu"), 0, world)) == steps
+
+
+@pytest.mark.parametrize(("accumulation", "world"), [(2, 1), (1, 2), (2, 2)])
+def test_parts_of_one_image_are_refused_where_batch_norm_sees_nothing_else(accumulation, world):
+    parts = accumulation * world
+    settings, images = {"batch_size": parts, "accumulation": accumulation}, data().train
+    together = Processes(torch.device("cpu"), 0, world)
+    with pytest.raises(RunError, match=f"parts of one image, .* needs two: --set batch_size={2 * parts}, or"):
+        steps_an_epoch(tiny(**settings), images, together)
+    assert steps_an_epoch(tiny(**settings | {"batch_size": 2 * parts}), images, together) == 12 // (2 * parts)
+    assert steps_an_epoch(tiny(**VIT, **settings), images, together) == 12 // parts
+
+
+def test_batch_norm_sees_the_images_of_all_gpus():
+    settings = tiny(batch_size=4, accumulation=2)
+    assert steps_an_epoch(settings, data().train, Processes(torch.device("cuda"), 0, 2)) == 3
 
 
 # The command

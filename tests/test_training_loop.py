@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -22,11 +23,15 @@ from torch.nn import functional as F
 
 from segbench import attacks, counts
 from segbench.cards import read_card
-from segbench.data.sets.shapes import load_shapes
-from segbench.errors import ModelError, RunError, UsageError
+from segbench.data.sets.shapes import CLASS_NAMES, load_shapes
+from segbench.engine.evaluate import evaluate
+from segbench.errors import DataError, ModelError, RunError, UsageError
+from segbench.models import SlidingWindow
+from segbench.models.architectures import build_described
 from segbench.models.load import load_model
 from segbench.protocol import SEA_V1
 from segbench.training import finishing, loop, monitor
+from segbench.training import step as gradients
 from segbench.training.attack import training_attack
 from segbench.training.data import batches, open_data
 from segbench.training.distributed import Processes
@@ -539,7 +544,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_byte_for_byte(t
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), data(), tmp_path, progress=halted_at(2))
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(RunError, match=r"The loss is nan in epoch 2.*The last good checkpoint is kept"):
+    with pytest.raises(RunError, match=r"loss is nan in epoch 2.*A checkpoint in the folder is an earlier, good one"):
         train(tiny(), data(), tmp_path, progress=poisoned(4))
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert not list(tmp_path.glob("*.safetensors"))
@@ -640,6 +645,25 @@ def test_a_run_that_raises_between_two_checkpoints_continues_from_the_last(undis
     assert measured(tmp_path) == measured(undisturbed)
 
 
+def test_a_signal_that_follows_at_once_is_the_same_wish(undisturbed, tmp_path, monkeypatch):
+    """Schedulers tell each process, and torchrun tells its processes once more; a second Ctrl-C later means now."""
+
+    def told(at):
+        if at.step == 2:
+            for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), signum)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(**EVERYTHING), data(14, 2), tmp_path, progress=told)
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["position"]["step"] == 2
+    train(tiny(**EVERYTHING), data(14, 2), tmp_path)
+    assert equal(weights(tmp_path), weights(undisturbed))
+    monkeypatch.setattr(loop, "ECHO_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data(), tmp_path / "now", progress=told)
+    assert not (tmp_path / "now" / CHECKPOINT).exists()
+
+
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path):
     """Whoever has opened one reads it to its end, as the file system does for one that is killed while it writes."""
     opened = {}
@@ -667,12 +691,169 @@ def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):
 
 def test_another_recipe_does_not_continue_a_checkpoint(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "out")
-    for change in ({"seed": 1}, {"epochs": 3}, {"learning_rate": 0.1}, {"accumulation": 2}):
-        with pytest.raises(RunError, match=r"checkpoint\.pt belongs to another recipe\. Give another --out folder"):
+    for change in ({"seed": 1}, {"epochs": 3}, {"learning_rate": 0.1}, {"precision": "bf16", "monitor_every": 2}):
+        said = rf"checkpoint\.pt belongs to another recipe \({next(iter(change))} differ\)\. Give another --out folder"
+        with pytest.raises(RunError, match=said):
             train(replace(tiny(**EVERYTHING), **change), data(14, 2), tmp_path / "out")
     assert (tmp_path / "out" / CHECKPOINT).read_bytes() == (undisturbed / CHECKPOINT).read_bytes()
     train(tiny(**EVERYTHING), data(14, 2), tmp_path / "elsewhere")  # another folder starts anew
     assert equal(weights(tmp_path / "elsewhere"), weights(undisturbed))
+
+
+def test_what_is_shown_and_how_much_is_computed_at_once_may_change_when_a_run_continues(tmp_path):
+    """For these mend a device with too little memory. Without batch norm, parts change nothing but rounding."""
+    recipe = tiny(**VIT | {"optimizer": "sgd", "learning_rate": 0.3}, held_out=2, monitor_every=1)
+    train(recipe, data(14, 2), tmp_path / "undisturbed")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data(14, 2), tmp_path / "out", progress=halted_at(2))
+    mended = replace(recipe, accumulation=2, monitor_every=0)
+    card = train(mended, data(14, 2), tmp_path / "out").card
+    assert (card.training["recipe"]["accumulation"], card.training["recipe"]["monitor_every"]) == (2, 0)
+    ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "undisturbed")
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_a_checkpoint_from_before_a_field_was_added_continues(tmp_path):
+    """The field had its default then."""
+    recipe = tiny(epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data(), tmp_path, progress=halted_at(1))
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    older = json.loads(state["recipe"])
+    assert (older.pop("power"), older.pop("scale")) == (1.0, [0.5, 2.0])
+    torch.save(state | {"recipe": json.dumps(older)}, tmp_path / CHECKPOINT)
+    train(recipe, data(), tmp_path)
+    torch.save(state | {"recipe": json.dumps(older)}, tmp_path / CHECKPOINT)
+    with pytest.raises(RunError, match=r"another recipe \(power differ\)"):
+        train(replace(recipe, power=2.0), data(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied"), "Cannot read the checkpoint .*Permission denied"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Not enough memory to continue"),
+    ],
+)
+def test_a_healthy_checkpoint_is_not_called_damaged(tmp_path, monkeypatch, error, said):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data(), tmp_path, progress=halted_at(1))
+
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RunError, match=rf"{said}.*It stays as it is"):
+        train(tiny(), data(), tmp_path)
+
+
+# Devices without enough memory or without a compiler
+
+
+def short_of_memory(monkeypatch, module, name, fits):
+    """Lets a function raise what a GPU raises when it gets more images than fit; gives the sizes that it got."""
+    function, sizes = getattr(module, name), []
+
+    def limited(model, images, *arguments, **options):
+        sizes.append(len(images))
+        if len(images) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return function(model, images, *arguments, **options)
+
+    monkeypatch.setattr(module, name, limited)
+    return sizes
+
+
+def test_a_step_that_does_not_fit_says_which_option_makes_it_fit_and_continues_with_it(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data(), tmp_path, progress=halted_at(2))
+    short_of_memory(monkeypatch, gradients, "training_attack", fits=2)
+    with pytest.raises(RunError, match=r"Not enough memory on cpu for 4 images at once.*--set accumulation=2"):
+        train(tiny(), data(), tmp_path)
+    train(tiny(accumulation=2), data(), tmp_path)
+    assert len(measured(tmp_path)) == 2
+
+
+def test_scores_take_fewer_images_at_once_where_memory_is_short(monkeypatch):
+    model, images = build_model(tiny(), 8).eval(), load_shapes().first(5)
+    whole = robust_scores(model, images, tiny(), "cpu")
+    sizes = short_of_memory(monkeypatch, attacks, "red_eps_apgd", fits=2)
+    assert robust_scores(model, images, tiny(), "cpu") == pytest.approx(whole, abs=1e-3)
+    assert sizes == [5, 2, 2, 2, 3, 1, 1, 1, 2, 2, 2]
+    short_of_memory(monkeypatch, attacks, "red_eps_apgd", fits=0)
+    with pytest.raises(RunError, match=r"Not enough memory to score .* of \(64, 64\) pixels.*--set monitor_every=0"):
+        robust_scores(model, images, tiny(), "cpu")
+
+
+def test_other_errors_of_a_model_stay_what_they_are(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(gradients, "training_attack", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(tiny(), data(), tmp_path)
+
+
+def test_compilation_without_a_compiler_says_to_do_without(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    with pytest.raises(RunError, match=r"torch\.compile does not work here: .*--set compile=false"):
+        train(tiny(compile=True), data(), tmp_path)
+
+
+def test_weights_are_written_before_they_are_scored(tmp_path):
+    """So that a damaged image of the validation split costs no training."""
+
+    def damaged(image_id):
+        raise DataError(f"{image_id} is damaged")
+
+    whole = data()
+    broken = replace(whole, validation=replace(whole.validation, read=damaged))
+    with pytest.raises(DataError, match="is damaged"):
+        train(tiny(), broken, tmp_path)
+    found = weights(tmp_path)
+    assert not list(tmp_path.glob("at_*.json"))
+    train(tiny(), whole, tmp_path)
+    assert equal(weights(tmp_path), found)
+    assert list(tmp_path.glob("at_*.json"))
+
+
+def test_a_data_set_with_windows_is_scored_as_it_is_evaluated(tmp_path):
+    """The card's score and those on held-out images are the protocol's."""
+    root = folder(tmp_path / "data", sizes=((48, 64),))
+    (root / "classes.txt").unlink()
+    (root / "dataset.yaml").write_text(
+        f"classes: {list(CLASS_NAMES)}\nwindow: {{size: [32, 32], stride: [16, 16]}}\n", "utf-8"
+    )
+    recipe = tiny(dataset="folder", held_out=2, monitor_every=1, crop=32, epochs=1)
+    seen = []
+    trained = train(recipe, open_data(recipe, root), tmp_path / "out", progress=seen.append)
+    model, held_out = load_model(str(trained.document_path)), open_data(recipe, root).held_out
+    assert held_out.window is not None
+    inside = SlidingWindow(model, (32, 32), (16, 16))
+    expected = clean_scores(inside, held_out, "cpu")
+    assert seen[-1].row["clean_miou"] == pytest.approx(expected.miou, abs=1e-6)
+    assert clean_scores(model, held_out, "cpu") != expected
+    result = evaluate(str(trained.document_path), data_root=root, out=tmp_path / "run", eps=4, iterations=1,
+                      progress=False)  # fmt: skip
+    assert result.entry()["clean"]["miou"] == pytest.approx(trained.scores["miou"], abs=1e-6)
+
+
+def test_statistics_over_several_gpus_leave_activations_in_place():
+    """What torch's own function drops where timm joins a norm and its activation."""
+    torch.manual_seed(0)
+    model = build_described(
+        {"name": "upernet_timm", "arguments": {"backbone": "efficientnet_b0", "channels": 8}}, num_classes=3
+    ).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        after = loop.convert_sync_batchnorm(model)(images)
+    assert sum(isinstance(part, nn.SyncBatchNorm) for part in model.modules()) > 40
+    assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other content", "a part is missing", "other shapes"])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from segbench.training.data import TrainingData
     from segbench.training.distributed import Processes
     from segbench.training.finishing import Trained
     from segbench.training.loop import Progress
@@ -74,13 +75,15 @@ def train(
     with joined(choose_device(device)) as processes:
         quiet = quiet or not processes.leads
         run = _Run(processes, checkpoint_minutes, offline, quiet)
+        data = run.read(chosen, data_root)
         first = classifier_recipe(chosen)
         if first and not classifier_file(first).is_file():
             if not quiet:
                 note(f"{chosen.id} starts from {first}, which is trained first, into {classifier_file(first).parent}.")
-            run(load_recipe(first), classifier_file(first).parent, None)
-        trained = run(chosen, out or RUNS / f"train-{chosen.id}", data_root)
-        if processes.leads:
+            classifier = load_recipe(first)
+            run(classifier, run.read(classifier, None), classifier_file(first).parent)
+        trained = run(chosen, data, out or RUNS / f"train-{chosen.id}")
+        if trained:
             _tell(trained, data_root, json)
 
 
@@ -105,13 +108,19 @@ class _Run:
     def __init__(self, processes: Processes, checkpoint_minutes: float, offline: bool, quiet: bool) -> None:
         self.processes, self.minutes, self.offline, self.quiet = processes, checkpoint_minutes, offline, quiet
 
-    def __call__(self, recipe: Recipe, folder: Path, data_root: Path | None) -> Trained:
-        from segbench.training.data import open_data
-        from segbench.training.loop import train
+    def read(self, recipe: Recipe, root: Path | None) -> TrainingData:
+        """The data of a recipe, refused here if they make no batch, which is before anything is trained."""
+        from segbench.training.data import open_data, steps_an_epoch
 
         if not self.quiet:
             note(f"Reading {recipe.dataset} ...")
-        data = open_data(recipe, data_root)
+        data = open_data(recipe, root)
+        steps_an_epoch(recipe, data.train, self.processes)
+        return data
+
+    def __call__(self, recipe: Recipe, data: TrainingData, folder: Path) -> Trained | None:
+        from segbench.training.loop import train
+
         with _progress(recipe, self.quiet) as show:
             return train(
                 recipe, data, folder, processes=self.processes, checkpoint_minutes=self.minutes,
@@ -134,7 +143,8 @@ def _tell(trained: Trained, data_root: Path | None, json: bool) -> None:
     note(f"{'card' if card else 'report'}      {trained.document_path}\nweights   {trained.weights_path}")
     note(f"curves    {trained.curves}" if trained.curves else NOTE)
     if not card:
-        note(f"Start a model from it: --set init=robust backbone={trained.weights_path}")
+        kind = "robust" if trained.recipe.eps_255 else "clean"
+        note(f"Start a model from it: --set init={kind} backbone={shlex.quote(str(trained.weights_path))}")
         return
     root = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
     run = shlex.quote(str(trained.document_path.parent / "evaluation"))

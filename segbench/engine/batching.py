@@ -1,4 +1,4 @@
-"""How images reach the model: batches of one fixed shape on a CPU, counted, in exact float32.
+"""How images reach the model: batches of one fixed shape on a CPU, counted.
 
 On a CPU the kernels' rounding depends on the shape of the batch, and a sign attack turns a different last bit into a
 different image. So there the model always sees batches of one size, chosen from the image's size alone; short ones
@@ -7,9 +7,7 @@ are filled up with black images. This makes results independent of batch size, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -65,25 +63,3 @@ class Metered(nn.Module):
             filled = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
             outputs.append(self.model(filled)[: len(part)])
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32 operations, whatever the caller had set; restored afterwards."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        name: str = "fp32_precision"
-        value: str | bool = "ieee"
-        holders: list[Any] = [torch.backends.cuda.matmul]
-        for backend in (torch.backends.cudnn, torch.backends.mkldnn):
-            holders += [getattr(backend, kind) for kind in ("conv", "rnn", "matmul") if hasattr(backend, kind)]
-    else:  # torch before 2.9
-        name, value = "allow_tf32", False
-        holders = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [getattr(holder, name) for holder in holders]
-    for holder in holders:
-        setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        for holder, old in zip(holders, before, strict=True):
-            setattr(holder, name, old)

@@ -16,7 +16,7 @@ from torch import nn
 from segbench import content
 from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
-from segbench.engine.batching import exact_float32, small_on_cpu
+from segbench.engine.batching import small_on_cpu
 from segbench.engine.checks import probe
 from segbench.engine.manifest import command_line, describe
 from segbench.engine.merge import merge
@@ -27,8 +27,9 @@ from segbench.engine.worker import Worker
 from segbench.errors import DataError, IncompleteError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import STATELESS
+from segbench.models.devices import exact_float32
 from segbench.models.load import Subject, choose_device, find, resolve
-from segbench.models.sliding import SlidingWindow
+from segbench.models.sliding import as_fed
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
 
 if TYPE_CHECKING:
@@ -178,11 +179,6 @@ def _look_at_labels(data: SegmentationDataset, clean: Sequence[Finished], *, who
         logging.getLogger("segbench").warning(
             "%s: no pixel of %s in %r. Is it so? segbench data info %s", data.id, ", ".join(empty), data.split, data.id
         )
-
-
-def as_fed(module: nn.Module, data: SegmentationDataset) -> nn.Module:
-    """The module as the data set's protocol applies it: in windows, where it declares them."""
-    return SlidingWindow(module, data.window.size, data.window.stride) if data.window else module
 
 
 @contextmanager

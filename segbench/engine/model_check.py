@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from segbench import counts
 from segbench.data import SegmentationDataset, load_dataset
-from segbench.engine.batching import exact_float32
 from segbench.engine.checks import mixing, probe, tolerance
-from segbench.engine.evaluate import as_fed, in_eval_mode
+from segbench.engine.evaluate import in_eval_mode
 from segbench.engine.progress import watch
 from segbench.errors import DataError, UnknownNameError, UsageError
+from segbench.models.devices import exact_float32
 from segbench.models.load import choose_device, resolve
+from segbench.models.sliding import as_fed
 from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
 
 LEVELS = ("ok", "note", "warning", "fail")

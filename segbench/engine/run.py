@@ -14,12 +14,12 @@ from segbench.attacks.problem import frozen
 from segbench.counts import Counts
 from segbench.data import Sample
 from segbench.data.dataset import Fingerprint
-from segbench.engine.batching import exact_float32
 from segbench.engine.plan import CHECK_ITERATIONS, Finished, Unit
 from segbench.engine.prefetch import Prefetcher
 from segbench.engine.progress import Report, bar
 from segbench.engine.worker import Worker
 from segbench.evidence import CHECK_LOSS, CLEAN, Key
+from segbench.models.devices import exact_float32
 from segbench.protocol import Protocol
 
 

@@ -23,6 +23,7 @@ from segbench.engine.checks import verify_images
 from segbench.engine.plan import CHECK_ITERATIONS, CHUNK, Finished, Unit
 from segbench.errors import ModelError, RunError
 from segbench.evidence import CHECK_LOSS, CLEAN, Group
+from segbench.models.devices import is_out_of_memory
 from segbench.protocol import Protocol
 
 STATISTICS = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
@@ -99,7 +100,7 @@ class Worker:
             try:
                 found, numbers = self._do_batch(model, unit, batch)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == 1:
                     raise RunError(
@@ -184,11 +185,6 @@ def _same_size(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     for sample in samples:
         groups.setdefault(tuple(sample.image.shape), []).append(sample)
     yield from groups.values()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def device_name(device: torch.device) -> str:

@@ -100,6 +100,8 @@ def load_backbone(
 ) -> BackboneReport:
     """Copies a classifier's weights into the backbone of ``model``; everything else keeps its initialisation.
 
+    Keys that nobody knows are logged.
+
     Args:
         model: of `segbench.models.architectures`.
         state_dict: of an ImageNet classifier, or a checkpoint that holds one.
@@ -124,6 +126,11 @@ def load_backbone(
             f"Likely cause: {_likely_cause(report)}"
         )
     model.load_state_dict({**own, **report.state})
+    if report.unknown:
+        logging.getLogger("segbench").warning(
+            "%s: %d keys are not known and were left out: %s",
+            source, len(report.unknown), ", ".join(report.unknown[:10]),
+        )  # fmt: skip
     return report
 
 
@@ -132,8 +139,7 @@ def robust_backbone(
 ) -> BackboneReport:
     """Fetches a robust classifier and copies it into the backbone of ``model``, the start of PIR-AT.
 
-    The hash of the download is shown and remembered; another file behind the same link is refused later. Keys that
-    nobody knows are logged.
+    The hash of the download is shown and remembered; another file behind the same link is refused later.
 
     Args:
         model: of `segbench.models.architectures`.
@@ -146,28 +152,43 @@ def robust_backbone(
         UnknownNameError: no backbone of that name.
         ModelError, DownloadError: it cannot be had, or does not fit the backbone of ``model``.
     """
+    path = Path(file) if file else fetch_backbone(name, offline=offline, progress=progress)
+    normalization = backbone_named(name).normalization
+    return load_backbone(model, read_weights(path), source=f"{name} ({path})", normalization=normalization)
+
+
+def fetch_backbone(name: str, *, offline: bool = False, progress: bool = True) -> Path:
+    """Fetches the file of a robust classifier; its hash is shown and remembered, as `robust_backbone` says.
+
+    Raises:
+        UnknownNameError: no backbone of that name.
+        ModelError, DownloadError: it cannot be had.
+    """
+    backbone = backbone_named(name)
+    if backbone.url is None:
+        raise ModelError(
+            f"{name} has no link of its own ({backbone.source}). Fetch it there, and give its file; to segbench train: "
+            "--set backbone=FILE backbone_normalization=imagenet"
+        )
+    return downloads.fetch(
+        [{"type": "url", "url": backbone.url}],
+        name=f"backbone_{name}",
+        sha256=None,
+        offline=offline,
+        progress=progress,
+        command="the same without --offline",
+    ).path
+
+
+def backbone_named(name: str) -> RobustBackbone:
+    """One of `BACKBONES`.
+
+    Raises:
+        UnknownNameError: no backbone of that name.
+    """
     if name not in BACKBONES:
         raise UnknownNameError(unknown_name("backbone", name, BACKBONES))
-    backbone = BACKBONES[name]
-    if file is None and backbone.url is None:
-        raise ModelError(f"{name} has no link of its own ({backbone.source}). Fetch it there, and give its file.")
-    if file is None:
-        file = downloads.fetch(
-            [{"type": "url", "url": backbone.url}],
-            name=f"backbone_{name}",
-            sha256=None,
-            offline=offline,
-            progress=progress,
-            command="the same without offline",
-        ).path
-    report = load_backbone(
-        model, read_weights(Path(file)), source=f"{name} ({file})", normalization=backbone.normalization
-    )
-    if report.unknown:
-        logging.getLogger("segbench").warning(
-            "%s: %d keys are not known and were left out: %s", name, len(report.unknown), ", ".join(report.unknown[:10])
-        )
-    return report
+    return BACKBONES[name]
 
 
 def _likely_cause(report: BackboneReport) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segbench.data import SegmentationDataset
 from segbench.errors import UsageError
 from segbench.models.contract import check_logits
 
@@ -101,3 +102,8 @@ def starts(side: int, window: int, stride: int) -> list[int]:
         return [0]
     last = side - window
     return [*range(0, last, stride), last]
+
+
+def as_fed(module: nn.Module, data: SegmentationDataset) -> nn.Module:
+    """The module as the data set's protocol applies it: in windows, where it declares them."""
+    return SlidingWindow(module, data.window.size, data.window.stride) if data.window else module

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ import torch
 
 from segbench.errors import RunError
 from segbench.files import write_atomic
+from segbench.models.devices import is_out_of_memory
 from segbench.training.recipe import Recipe
 
 NAME = "checkpoint.pt"
+# What may differ when a run goes on: what is shown meanwhile, and how a device computes the same thing.
+MAY_CHANGE = frozenset({"monitor_every", "monitor_eps_255", "monitor_iterations", "accumulation", "compile"})
 
 
 @dataclass
@@ -62,14 +67,17 @@ def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Posi
     """Puts the states of a checkpoint where they belong; None if there is no checkpoint.
 
     Raises:
-        RunError: it is damaged, or of another recipe or other images.
+        RunError: it is damaged or cannot be read, or is of another recipe or other images.
     """
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["recipe"] != recipe.to_json():
-            raise RunError(f"{path} belongs to another recipe. Give another --out folder, or delete the checkpoint.")
+        if changed := _differences(state["recipe"], recipe):
+            raise RunError(
+                f"{path} belongs to another recipe ({', '.join(changed)} differ). Give another --out folder, or delete "
+                "the checkpoint."
+            )
         if state["images"] != images:
             raise RunError(
                 f"{path} belongs to a run on other images. Give the same --data-root, or another --out folder."
@@ -80,7 +88,20 @@ def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Posi
     except RunError:
         raise
     except Exception as error:  # what a damaged file gives is not known
+        if isinstance(error, OSError):
+            raise RunError(f"Cannot read the checkpoint {path}: {error}. It stays as it is.") from error
+        if is_out_of_memory(error):
+            raise RunError(f"Not enough memory to continue {path}: {error}. It stays as it is.") from error
         raise RunError(
             f"The checkpoint {path} is damaged ({type(error).__name__}). Delete it to start again, "
             "or give another --out folder."
         ) from error
+
+
+def _differences(known: str, recipe: Recipe) -> list[str]:
+    """Fields in which a checkpoint's recipe is another one. A field that it does not know had its default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    old = json.loads(json.dumps({key: value for key, value in defaults.items() if value is not dataclasses.MISSING}))
+    old |= json.loads(known)
+    new = json.loads(recipe.to_json())
+    return sorted(key for key in old.keys() | new.keys() if key not in MAY_CHANGE and old.get(key) != new.get(key))

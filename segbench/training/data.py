@@ -20,6 +20,7 @@ from segbench.training.augmentation import augment
 from segbench.training.distributed import Processes
 from segbench.training.recipe import CLASSIFICATION, MIN_SIDE, Recipe
 
+WITHOUT_BATCH_NORM = ("segmenter_vit",)  # architectures that train on one image at a time
 ORDER, VIEW = 0, 1  # streams of random numbers: the order of an epoch, the views of its images
 
 
@@ -49,7 +50,7 @@ def open_data(recipe: Recipe, root: str | Path | None = None) -> TrainingData:
     """The data that a recipe names.
 
     Raises:
-        UsageError: a classifier of a data set that has no single objects.
+        UsageError: a classifier of a data set that has no single objects; or training on the validation split.
         DataError: the data are missing or damaged.
     """
     if recipe.task == CLASSIFICATION:
@@ -62,6 +63,11 @@ def open_data(recipe: Recipe, root: str | Path | None = None) -> TrainingData:
         if recipe.base or recipe.crop:
             whole = load_whole(recipe.dataset, root, split=recipe.split)
         validation = load_dataset(recipe.dataset, root)
+    if recipe.split == validation.split:
+        raise UsageError(
+            f"The recipe {recipe.id} trains on the split {recipe.split!r} of {recipe.dataset!r}, on which models are "
+            "validated. Take another one: --set split=train"
+        )
     kept_back = _evenly(whole.image_ids, min(recipe.held_out, len(whole) // 4))
     return TrainingData(_subset(whole, set(whole.image_ids) - kept_back), _subset(seen, kept_back), validation)
 
@@ -79,13 +85,20 @@ def steps_an_epoch(recipe: Recipe, data: SegmentationDataset, processes: Process
     """Optimiser steps of an epoch; the last images that fill no batch wait for another epoch's order.
 
     Raises:
-        RunError: not one batch, or a batch that cannot be divided.
+        RunError: not one batch, a batch that cannot be divided, or parts too small for batch normalisation.
     """
     parts = processes.world * recipe.accumulation
     if recipe.batch_size % parts:
         raise RunError(
             f"A batch of {recipe.batch_size} images cannot be divided among {processes.world} processes with "
             f"accumulation {recipe.accumulation}: take a multiple of {parts}, --set batch_size=N."
+        )
+    synchronised = processes.device.type == "cuda" and processes.world > 1  # batch norms see the parts of all
+    if recipe.batch_size == parts and not synchronised and recipe.architecture not in WITHOUT_BATCH_NORM:
+        raise RunError(
+            f"A batch of {recipe.batch_size} images among {processes.world} processes with accumulation "
+            f"{recipe.accumulation} has parts of one image, but batch normalisation needs two: "
+            f"--set batch_size={2 * parts}, or take a lower accumulation or fewer processes."
         )
     if len(data) < recipe.batch_size:
         raise RunError(f"{len(data)} training images do not fill one batch of {recipe.batch_size}: lower batch_size.")

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from segbench.errors import UsageError
 
 PATIENCE = timedelta(hours=2)  # of processes that wait while the first one scores held-out images
+# The variables of torchrun, and what holds where one is not set.
+VARIABLES = {"WORLD_SIZE": "1", "RANK": "", "LOCAL_RANK": "0", "MASTER_PORT": "", "MASTER_ADDR": ""}
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,12 @@ def joined(device: torch.device) -> Iterator[Processes]:
         device: ``cuda`` without a number becomes the device of this process's local rank.
 
     Raises:
-        UsageError: more processes on this machine than it has devices.
+        UsageError: more processes on this machine than it has devices; or only some of the variables of torchrun.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, rank, local = _given()
     if world == 1:
         yield Processes(device)
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise UsageError(
@@ -78,3 +79,18 @@ def joined(device: torch.device) -> Iterator[Processes]:
         yield Processes(device, rank, world)
     finally:
         dist.destroy_process_group()
+
+
+def _given() -> tuple[int, int, int]:
+    """The number of processes, the rank of this one, and the rank on its machine, from the environment."""
+    given = {name: os.environ.get(name, default) for name, default in VARIABLES.items()}
+    *numbers, address = given.values()
+    world, rank, local, port = (int(text) if text.isdecimal() else -1 for text in numbers)
+    if world != 1 and not (0 <= rank < world and local >= 0 and port >= 0 and address):
+        found = ", ".join(f"{name}={text or '(not set)'}" for name, text in given.items())
+        raise UsageError(
+            f"The variables that torchrun sets are incomplete or wrong: {found}. "
+            "Start several processes with: torchrun --nproc-per-node 2 -m segbench train RECIPE\n"
+            "For a single process: unset WORLD_SIZE"
+        )
+    return world, rank, local

@@ -16,11 +16,12 @@ from segbench import schemas
 from segbench.cards import CARD_VERSION, ModelCard
 from segbench.errors import ContentError, UsageError
 from segbench.files import sha256_bytes, write_atomic
+from segbench.models.sliding import as_fed
 from segbench.training.checkpoint import Position
 from segbench.training.classifier import Classifier
 from segbench.training.curves import draw
 from segbench.training.data import TrainingData
-from segbench.training.distributed import Processes
+from segbench.training.initialisation import public_name
 from segbench.training.monitor import clean_scores, robust_scores
 from segbench.training.recipe import CLASSIFICATION, Recipe
 
@@ -98,44 +99,43 @@ def draft(recipe: Recipe, data: TrainingData, model: nn.Module, device: torch.de
 
 
 def finish(
-    started: Draft, model: nn.Module, data: TrainingData, out: Path, position: Position, processes: Processes
+    started: Draft, model: nn.Module, data: TrainingData, out: Path, position: Position, device: torch.device
 ) -> Trained:
-    """Scores the model; the process that leads writes its files."""
+    """Writes the weights, scores the model, then writes what tells of them.
+
+    Raises:
+        RunError, DataError: it cannot be scored; the weights are written.
+    """
     recipe, card = started.recipe, started.card
+    weights_path, document_path = out / f"{recipe.id}.safetensors", out / f"{recipe.id}.json"
     state = model.weights() if isinstance(model, Classifier) else model.state_dict()
     weights = safetensors.torch.save({key: value.contiguous().cpu() for key, value in state.items()})
+    write_atomic(weights_path, weights)
     log: dict[str, Any] = {
         "loss_first_epoch": position.rows[0]["loss"],
         "loss_last_epoch": position.rows[-1]["loss"],
         "seconds": round(position.seconds, 1),
         "backbone": position.backbone,
     }
-    clean = clean_scores(model, data.validation, processes.device)
+    fed = as_fed(model, data.validation)
+    clean = clean_scores(fed, data.validation, device)
     if card is None:
-        scores = {
-            "accuracy": clean.aacc,
-            "robust_accuracy": robust_scores(model, data.validation, recipe, processes.device).aacc,
-        }
+        robust = robust_scores(fed, data.validation, recipe, device)
+        scores = {"accuracy": clean.aacc, "robust_accuracy": robust.aacc}
         document = _report(recipe, sha256_bytes(weights), scores, len(data.validation), log)
     else:
         scores = {"aacc": round(clean.aacc, 6), "miou": round(clean.miou, 6)}
         training = {**card.training, "log": {**log, **card.training["log"]}}
         card = replace(card, sha256=sha256_bytes(weights), training=training, expected=scores)
         document = card.to_json()
-    weights_path, document_path = out / f"{recipe.id}.safetensors", out / f"{recipe.id}.json"
-    curves: Path | None = None
-    if processes.leads:
-        write_atomic(weights_path, weights)
-        write_atomic(document_path, document.encode())
-        drawn = draw(out, position.rows, recipe.title)
-        curves = drawn[1] if drawn else None
-    return Trained(recipe, card, document_path, weights_path, scores, curves)
+    write_atomic(document_path, document.encode())
+    drawn = draw(out, position.rows, recipe.title)
+    return Trained(recipe, card, document_path, weights_path, scores, drawn[1] if drawn else None)
 
 
 def _public(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe; of a file on this machine only its name."""
-    name = recipe.backbone
-    return dataclasses.asdict(recipe) | {"backbone": name if "://" in name else Path(name).name}
+    """The fields of a recipe, with what its backbone may be called in public."""
+    return dataclasses.asdict(recipe) | {"backbone": public_name(recipe.backbone)}
 
 
 def _report(recipe: Recipe, sha256: str, scores: dict[str, float], images: int, log: dict[str, Any]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from torch import nn
 
 from segbench import downloads
 from segbench.errors import ModelError, UnknownNameError, UsageError, unknown_name
 from segbench.files import sha256_bytes, sha256_file
-from segbench.models.backbones import BACKBONES, load_backbone, robust_backbone
+from segbench.models.backbones import BACKBONES, IMAGENET, fetch_backbone, load_backbone
 from segbench.models.classifiers import Normalization
 from segbench.models.weights import read_weights
 from segbench.training.recipe import CLASSIFICATION, Recipe, list_recipes, load_recipe
@@ -20,9 +20,10 @@ from segbench.training.recipe import CLASSIFICATION, Recipe, list_recipes, load_
 RUNS = Path("runs")  # where `segbench train` writes, below the current folder
 NORMALIZATIONS: Mapping[str, Normalization | None] = {
     "none": None,
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": IMAGENET,
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+PUBLIC_IN_LINKS = ("id", "dl", "export")  # parameters of share links that name a file and open nothing
 
 
 class Start(NamedTuple):
@@ -71,13 +72,7 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
             f"{recipe.init}ly trained classifier, a file or a link: --set backbone=FILE"
         )
     if name in BACKBONES:
-        if BACKBONES[name].url is None:
-            raise ModelError(
-                f"{name} has no link of its own ({BACKBONES[name].source}). Fetch it there, and give its file: "
-                "--set backbone=FILE backbone_normalization=imagenet"
-            )
-        report = robust_backbone(model, name, offline=offline)
-        return Start(name, sha256_bytes(b"".join(v.cpu().numpy().tobytes() for v in report.state.values())))
+        normalization = BACKBONES[name].normalization
     path = _file(name, runs, offline)
     if not path.is_file():
         if _is_classifier(name):
@@ -86,15 +81,27 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
             known = [*BACKBONES, *filter(_is_classifier, list_recipes())]
             raise UnknownNameError(unknown_name("backbone", name, known))
         raise ModelError(f"The backbone {name} does not exist. Correct its path: --set backbone=FILE")
-    report = load_backbone(model, read_weights(path), source=str(path), normalization=normalization)
-    if report.unknown:
-        logging.getLogger("segbench").warning(
-            "%s: %d keys are not known and were left out: %s", name, len(report.unknown), ", ".join(report.unknown[:10])
-        )
-    return Start(name if classifier_recipe(recipe) or "://" in name else path.name, sha256_file(path))
+    source = f"{public_name(name)} ({path})" if name in BACKBONES or "://" in name else str(path)
+    load_backbone(model, read_weights(path), source=source, normalization=normalization)
+    return Start(public_name(name), sha256_file(path))
+
+
+def public_name(backbone: str) -> str:
+    """What may stand on a card: a file's name without its folders, a link without what may be a key to it.
+
+    >>> public_name("/home/me/weights.pt"), public_name("https://example.org/a.pt?id=7&sig=secret")
+    ('weights.pt', 'https://example.org/a.pt?id=7')
+    """
+    if "://" not in backbone:
+        return Path(backbone).name
+    parts = urlsplit(backbone)
+    kept = [(key, value) for key, value in parse_qsl(parts.query) if key in PUBLIC_IN_LINKS]
+    return urlunsplit(parts._replace(query=urlencode(kept), fragment=""))
 
 
 def _file(name: str, runs: Path, offline: bool) -> Path:
+    if name in BACKBONES:
+        return fetch_backbone(name, offline=offline)
     if "://" in name:
         return downloads.fetch(
             [{"type": "url", "url": name}],

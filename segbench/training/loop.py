@@ -1,14 +1,13 @@
 """The training loop: clean, adversarial, or PIR-AT (Croce, Singh, Hein, ECCV 2024; SEA.md, section 8).
 
 A step is a function of the recipe, the step's number and the weights before it: order, views and random numbers are
-drawn anew from (seed, epoch, place) or (seed, step, rank). So a killed run that continues, or one that is divided
-differently among processes, does what the undivided one would have done: on one machine's CPU bit for bit, if as many
-threads compute.
+drawn anew from (seed, epoch, place) or (seed, step, rank). So a killed run that continues does what it would have done
+anyway: on one machine's CPU bit for bit, if as many threads compute. One that is divided among processes sees the same
+images, and the same gradient but for stochastic depth, dropout, and on CPUs batch statistics.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import threading
@@ -19,18 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
+from torch import nn
 
-from segbench.data.protocols import IGNORE_INDEX
 from segbench.errors import ModelError, RunError
 from segbench.files import sha256_bytes
 from segbench.models.architectures import build_described
 from segbench.models.pspnet import PSPNet
+from segbench.models.sliding import as_fed
 from segbench.models.upernet import UPerNet
 from segbench.training import checkpoint, finishing, metrics, optimisation
-from segbench.training.attack import training_attack
 from segbench.training.checkpoint import Position
 from segbench.training.classifier import Classifier
 from segbench.training.data import Batch, TrainingData, batches, steps_an_epoch
@@ -39,6 +36,9 @@ from segbench.training.finishing import Trained
 from segbench.training.initialisation import RUNS, Start, initialise
 from segbench.training.monitor import LossWatch, clean_scores, diverged, robust_scores
 from segbench.training.recipe import CLASSIFICATION, Recipe
+from segbench.training.step import StepGradient, seed_step
+
+ECHO_SECONDS = 2.0  # after a signal, in which another one is the same wish
 
 
 class Progress(NamedTuple):
@@ -77,27 +77,6 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     return model
 
 
-class TrainingLoss(nn.Module):
-    """Cross-entropy of both heads, summed over valid pixels: one module, so that it can be distributed and compiled."""
-
-    def __init__(self, model: nn.Module, auxiliary_weight: float) -> None:
-        super().__init__()
-        self.model = model
-        self.auxiliary_weight = auxiliary_weight
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images (N,3,H,W) in [0,1] and labels (N,H,W) to a scalar."""
-        if not self.auxiliary_weight:
-            return _summed(self.model(images), labels)
-        model: Any = self.model  # `build_model` has seen to it
-        logits, auxiliary = model.forward_with_auxiliary(images)
-        return _summed(logits, labels) + self.auxiliary_weight * _summed(auxiliary, labels)
-
-
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-
-
 def train(
     recipe: Recipe,
     data: TrainingData,
@@ -108,7 +87,7 @@ def train(
     runs: Path = RUNS,
     offline: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Trained:
+) -> Trained | None:
     """Trains one model; writes weights, card, metrics and curves into ``out``.
 
     Args:
@@ -120,6 +99,9 @@ def train(
         runs: folder of the classifiers trained here, for ``init``.
         offline: never use the network.
         progress: called after each step.
+
+    Returns:
+        What was written; None in a process that does not lead, and writes nothing.
 
     Raises:
         UsageError: the recipe would end in a card that is not valid, or lacks a backbone.
@@ -141,9 +123,11 @@ def train(
     with _stop_signals() as stopped:
         while run.position.epoch < recipe.epochs:
             run.epoch(stopped)
-        if stopped.is_set():  # while the last epoch was measured
+        if processes.total(float(stopped.is_set()))[0]:  # while the last epoch was measured
             raise KeyboardInterrupt
-    trained = finishing.finish(draft, run.best_model().eval(), data, out, run.position, processes)
+    trained = None
+    if processes.leads:
+        trained = finishing.finish(draft, run.final_model().eval(), data, out, run.position, processes.device)
     processes.wait()
     return trained
 
@@ -165,12 +149,13 @@ class _Run:
         self.recipe, self.data, self.out, self.processes = recipe, data, out, processes
         self.epoch_steps, self.checkpoint_minutes, self.progress = epoch_steps, checkpoint_minutes, progress
         if processes.device.type == "cuda" and processes.world > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            # torch's own function would drop the activations that timm puts into its norms
+            model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model: nn.Module = model.to(processes.device)
         self.optimizer = optimisation.make_optimizer(model, recipe)
         self.schedule = optimisation.make_schedule(self.optimizer, recipe, epoch_steps)
         self.average = optimisation.make_average(model, recipe)
-        self.step = _Step(model, recipe, processes)
+        self.gradient = StepGradient(model, recipe, processes)
         self.position = Position()
         self.images = sha256_bytes("\n".join(data.train.image_ids).encode())
         self.watch = LossWatch(math.log(data.train.num_classes) * (1 + recipe.auxiliary_weight))
@@ -187,6 +172,12 @@ class _Run:
         found = checkpoint.load(self.out / checkpoint.NAME, self.recipe, self.images, self.parts())
         self.position = found or Position(backbone=start._asdict() if start else None)
         self.watch.smoothed, self.watch.lowest = self.position.smoothed, self.position.lowest
+        done, squared = self.processes.total(step := self._steps_done(), step * step)
+        if self.processes.world * squared != done * done:
+            raise RunError(
+                f"The processes do not find the same checkpoint in {self.out}: --out must be a folder that all "
+                "machines share. Copy it to all of them, or give another one."
+            )
 
     def epoch(self, stopped: threading.Event) -> None:
         """What is left of the epoch under way, its measurements, and a checkpoint if it is time for one."""
@@ -210,8 +201,8 @@ class _Run:
     def _step(self, batch: Batch, stopped: threading.Event) -> None:
         """One optimiser step."""
         position = self.position
-        seed_step(self.recipe, position.epoch * self.epoch_steps + position.step, self.processes.rank)
-        loss = self.step.gradient(batch, stop=stopped.is_set())
+        seed_step(self.recipe, self._steps_done(), self.processes.rank)
+        loss = self.gradient.add(batch, stop=stopped.is_set())
         if loss is None:  # one process was asked to stop, and now all know
             self.save()
             self.processes.wait()  # for the one that writes
@@ -247,9 +238,12 @@ class _Run:
             checkpoint.save(self.out / checkpoint.NAME, self.recipe, self.images, self.position, self.parts())
         self.saved = self.clock = time.monotonic()
 
-    def best_model(self) -> nn.Module:
-        """The averaged model if the recipe has one."""
+    def final_model(self) -> nn.Module:
+        """The weights that the run ends with: averaged, if the recipe says so."""
         return self.average.module if self.average else self.model
+
+    def _steps_done(self) -> int:
+        return self.position.epoch * self.epoch_steps + self.position.step
 
     def _stop_clock(self) -> None:
         """Seconds of training so far, without measuring and saving."""
@@ -258,7 +252,7 @@ class _Run:
 
     def _progress(self, row: dict[str, Any] | None = None) -> Progress:
         position = self.position
-        done, total = position.epoch * self.epoch_steps + position.step, self.recipe.epochs * self.epoch_steps
+        done, total = self._steps_done(), self.recipe.epochs * self.epoch_steps
         if row is not None:
             return Progress(position.epoch - 1, done, total, row["loss"], row)
         return Progress(position.epoch, done, total, self.loss)
@@ -279,72 +273,13 @@ class _Run:
         }
         due = recipe.monitor_every and (epoch % recipe.monitor_every == 0 or epoch == recipe.epochs)
         if due and len(data.held_out) and self.processes.leads:
-            model = self.best_model().eval()
+            model = as_fed(self.final_model().eval(), data.held_out)
             clean = clean_scores(model, data.held_out, self.processes.device)
             robust = robust_scores(model, data.held_out, recipe, self.processes.device)
             row |= {"clean_aacc": clean.aacc, "clean_miou": clean.miou}
             row |= {"robust_aacc": robust.aacc, "robust_miou": robust.miou}
             self.clock = time.monotonic()
         return row
-
-
-def seed_step(recipe: Recipe, step: int, rank: int) -> None:
-    """Random numbers of a step (drop path, dropout): a function of (seed, step, rank), so that none need be saved."""
-    torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + rank)
-
-
-class _Step:
-    """The gradient of one optimiser step, over all processes and all parts of a batch."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, processes: Processes) -> None:
-        self.model, self.recipe, self.processes = model, recipe, processes
-        loss: nn.Module = TrainingLoss(model, recipe.auxiliary_weight)
-        if recipe.compile:
-            loss.compile()
-        if processes.world > 1:
-            loss = DistributedDataParallel(loss)
-        self.loss = loss
-        self._called: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
-
-    def gradient(self, batch: Batch, *, stop: bool) -> float | None:
-        """Adds the gradient of the mean loss over the valid pixels of the whole batch; gives that loss.
-
-        None, and no gradient, if any process wants to stop.
-        """
-        device, parts = self.processes.device, self.recipe.accumulation
-        images = batch.images.to(device, non_blocking=True)
-        labels = batch.labels.to(device, non_blocking=True).long()
-        valid, wish = self.processes.total(float((labels != IGNORE_INDEX).sum()), float(stop))
-        if wish:
-            return None
-        total = 0.0
-        size = len(images) // parts
-        for part in range(parts):
-            some, their_labels = (whole[part * size : (part + 1) * size] for whole in (images, labels))
-            some = some.float() / 255
-            if self.recipe.eps_255:
-                some = training_attack(self.model, some, their_labels, self.recipe, self._logits)
-            with self._synchronised(last=part == parts - 1):
-                with self._autocast():
-                    loss = self.loss(some, their_labels)
-                # DistributedDataParallel takes the mean over processes, each of which has a part of the sum.
-                (loss * (self.processes.world / max(valid, 1))).backward()
-            total += loss.item()
-        return self.processes.total(total)[0] / max(valid, 1)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            return self._called(images).float()
-
-    def _autocast(self) -> torch.autocast:
-        bf16 = self.recipe.precision == "bf16"
-        return torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=bf16)
-
-    def _synchronised(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Processes exchange gradients with the last part only."""
-        if isinstance(self.loss, DistributedDataParallel) and not last:
-            return self.loss.no_sync()
-        return contextlib.nullcontext()
 
 
 def _make_folder(out: Path) -> None:
@@ -356,20 +291,25 @@ def _make_folder(out: Path) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a step is finished first; a second Ctrl-C stops at once."""
+    """An event that Ctrl-C and SIGTERM set, so that a step is finished first; another Ctrl-C later stops at once.
+
+    Signals that follow at once are echoes: a terminal and torchrun send one to each process, and so do schedulers.
+    """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    asked = 0.0
 
     def stop(number: int, frame: Any) -> None:
-        stopped.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        nonlocal asked
+        if not stopped.is_set():
+            asked = time.monotonic()
+            stopped.set()
+        elif number == signal.SIGINT and time.monotonic() - asked > ECHO_SECONDS:
+            raise KeyboardInterrupt
 
-    for each in before:
-        signal.signal(each, stop)
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,12 +14,13 @@ from segbench import attacks, counts, ensemble
 from segbench.counts import Counts
 from segbench.data import Sample, SegmentationDataset
 from segbench.errors import RunError
+from segbench.models.devices import exact_float32, is_out_of_memory
 from segbench.protocol import SEA_V1
 from segbench.training.recipe import Recipe
 
 SMOOTHING = 0.95  # of the loss that is watched: about the last 20 steps
 EXPLODED = 3.0  # times chance level, and times the lowest so far
-CHUNK = 16  # images attacked at once
+CHUNK = 16  # images attacked at once, or fewer where memory is short
 
 
 class Scores(NamedTuple):
@@ -30,48 +31,91 @@ class Scores(NamedTuple):
 
 
 def clean_scores(model: nn.Module, data: SegmentationDataset, device: torch.device | str) -> Scores:
-    """AAcc and mIoU on clean images."""
-    parts = []
-    with torch.no_grad():  # unlike inference_mode, it suits models that keep tensors for later passes
-        for sample in data:
-            parts.append(_counted(model, sample.image[None].to(device), sample.label[None], data.num_classes))
-    merged = counts.merge(parts)
-    return Scores(merged.aacc(), merged.miou())
+    """AAcc and mIoU on clean images, as the protocol measures them.
+
+    Args:
+        model: in eval mode, in the windows of ``data`` (`segbench.models.sliding.as_fed`).
+        data: images, of any sizes.
+        device: of the model.
+
+    Raises:
+        RunError: not enough memory for one image.
+    """
+
+    def counted(samples: Sequence[Sample]) -> dict[str, Counts]:
+        return {"clean": _counted(model, *_stacked(samples, device), data.num_classes)}
+
+    clean = counts.merge([found["clean"] for found in _on_all(counted, ([sample] for sample in data))])
+    return Scores(clean.aacc(), clean.miou())
 
 
 def robust_scores(model: nn.Module, data: SegmentationDataset, recipe: Recipe, device: torch.device | str) -> Scores:
     """The worst case of a short SEA: the three losses of sea-v1, ``monitor_iterations`` each, at one radius.
 
     Args:
-        model: in eval mode.
+        model: in eval mode, in the windows of ``data``.
         data: images, of any sizes.
         recipe: its ``monitor_eps_255`` and ``monitor_iterations``.
         device: of the model.
+
+    Raises:
+        RunError: not enough memory for one image.
     """
     eps = recipe.monitor_eps_255 / 255
-    found: dict[str, list[Counts]] = {name: [] for name in ("clean", *SEA_V1.losses)}
     weights = data.class_weights().to(device)
-    for samples in _chunks(data):
-        images = torch.stack([sample.image for sample in samples]).to(device)
-        labels = torch.stack([sample.label for sample in samples])
-        with torch.no_grad():
-            found["clean"].append(_counted(model, images, labels, data.num_classes))
+
+    def attacked(samples: Sequence[Sample]) -> dict[str, Counts]:
+        images, labels = _stacked(samples, device)
+        found = {"clean": _counted(model, images, labels, data.num_classes)}
         for loss in SEA_V1.losses:
             seeds = [SEA_V1.start_seed(sample.image_id, loss, recipe.monitor_eps_255) for sample in samples]
             result = attacks.red_eps_apgd(
                 model,
                 images,
-                labels.to(device),
+                labels,
                 eps=eps,
                 loss=loss,
                 iterations=recipe.monitor_iterations,
                 start=attacks.random_start(images, eps=2 * eps, seeds=seeds),
                 class_weights=weights,
             )
-            with torch.no_grad():
-                found[loss].append(_counted(model, result.adversarial, labels, data.num_classes))
-    worst = ensemble.worst_case([counts.merge(parts) for parts in found.values()])
+            found[loss] = _counted(model, result.adversarial, labels, data.num_classes)
+        return found
+
+    parts = list(_on_all(attacked, _chunks(data)))
+    worst = ensemble.worst_case([counts.merge([part[name] for part in parts]) for name in parts[0]])
     return Scores(worst.aacc, worst.miou)
+
+
+def _on_all(
+    do: Callable[[Sequence[Sample]], dict[str, Counts]], chunks: Iterable[Sequence[Sample]]
+) -> Iterator[dict[str, Counts]]:
+    """What ``do`` finds on each chunk, in exact float32; where memory is short, on each of its halves."""
+    for chunk in chunks:
+        found = None
+        try:
+            with exact_float32():
+                found = do(chunk)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(chunk) == 1:
+                raise RunError(
+                    f"Not enough memory to score {chunk[0].image_id} of {tuple(chunk[0].image.shape[1:])} pixels. Use "
+                    "a device with more, or no scores meanwhile: --set monitor_every=0 (what is trained goes on)."
+                ) from error
+        if found is None:  # outside the except clause, which would keep the tensors alive
+            half = len(chunk) // 2
+            yield from _on_all(do, [chunk[:half], chunk[half:]])
+        else:
+            yield found
+
+
+def _stacked(samples: Sequence[Sample], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    return (
+        torch.stack([sample.image for sample in samples]).to(device),
+        torch.stack([sample.label for sample in samples]).to(device),
+    )
 
 
 def _chunks(data: SegmentationDataset) -> Iterator[list[Sample]]:
@@ -87,8 +131,9 @@ def _chunks(data: SegmentationDataset) -> Iterator[list[Sample]]:
 
 
 def _counted(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> Counts:
-    predictions = model(images).max(dim=1).indices.cpu().numpy()
-    return counts.count(predictions, labels.numpy(), num_classes)
+    with torch.no_grad():  # unlike inference_mode, it suits models that keep tensors for later passes
+        predictions = model(images).max(dim=1).indices.cpu().numpy()
+    return counts.count(predictions, labels.cpu().numpy(), num_classes)
 
 
 @dataclass
@@ -122,6 +167,6 @@ class LossWatch:
 def diverged(what: str, where: str) -> str:
     """The message for a run that has diverged."""
     return (
-        f"{what} in {where}: training has diverged. The last good checkpoint is kept. Lower learning_rate "
-        "(--set learning_rate=...) or raise warmup_epochs, with another --out folder."
+        f"{what} in {where}: training has diverged. A checkpoint in the folder is an earlier, good one. Lower "
+        "learning_rate (--set learning_rate=...) or raise warmup_epochs, with another --out folder."
     )

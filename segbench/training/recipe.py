@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from segbench.errors import UnknownNameError, UsageError, unknown_name
+from segbench.data.resizing import MAX_PIXELS
+from segbench.errors import ContentError, UnknownNameError, UsageError, unknown_name
+from segbench.schemas import strict_yaml
 
 DATASET = "[a-z0-9][a-z0-9_]{0,79}(/[a-z0-9][a-z0-9_-]{0,39})?"
 IDENTIFIER = "[a-z0-9][a-z0-9_]{0,79}"  # as the schema of cards has it; the id names the files that training writes
 MAX_NUMBER = 2**63 - 1  # the largest that a card holds
 MAX_SEED = 2**32 - 1
 MIN_SIDE = 32  # of a training image in pixels: the last feature map is that much smaller
+MAX_SIDE = math.isqrt(MAX_PIXELS)  # of a square that is no larger than a picture may be
 MAX_EXTENDS = 5  # recipes that build on each other
 
 SEGMENTATION, CLASSIFICATION = "segmentation", "classification"
@@ -184,8 +186,8 @@ def _values(name: str, beside: Path, seen: list[str]) -> dict[str, Any]:
 
 def _yaml(text: str, name: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+        return strict_yaml.parse(text)
+    except ContentError as error:
         raise UsageError(f"The recipe {name} is not valid YAML: {error}") from error
 
 
@@ -283,6 +285,12 @@ def _check_numbers(name: str, recipe: Recipe) -> None:
         refuse(f"warmup_epochs must be below epochs ({recipe.epochs}), not {recipe.warmup_epochs}.")
     if recipe.crop and not recipe.crop >= MIN_SIDE:
         refuse(f"crop must be 0 or a side of {MIN_SIDE} pixels or more, not {recipe.crop}.")
+    if recipe.crop > MAX_SIDE:
+        refuse(f"crop must be a side of {MAX_SIDE} pixels at most, not {recipe.crop}.")
+    if recipe.base * recipe.scale[1] > MAX_SIDE:
+        refuse(
+            f"base times the largest scale must be {MAX_SIDE} pixels at most, not {recipe.base} * {recipe.scale[1]:g}."
+        )
     if recipe.base and not recipe.crop:
         refuse("images are scaled to several sizes (base), so they need a crop.")
 

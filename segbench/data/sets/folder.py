@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from segbench import schemas
 from segbench.data.folders import find_base, known_split, paired
 from segbench.data.protocols import IGNORE_INDEX, Colour, DataProtocol, LabelMap, Window, voc_colours
 from segbench.data.resizing import Resize, Resized, ShortSide, ShortSideCrop, Whole
 from segbench.data.trees import Listing, Tree
-from segbench.errors import DataError, SegbenchError, unknown_name
+from segbench.errors import ContentError, DataError, unknown_name
+from segbench.schemas import strict_yaml
 
 DESCRIPTIONS = ("dataset.yaml", "dataset.yml", "dataset.json")
 CLASS_LIST = "classes.txt"
@@ -115,34 +112,6 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which a stranger's file could multiply without end, and without double keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
-
-    def plain_int(self, node: Any) -> int:
-        """A whole number; not one like 010, which is 8 in YAML 1.1."""
-        text = self.construct_scalar(node)
-        if re.fullmatch(r"[-+]?0[0-9_]+", text):
-            plain = text.lstrip("+-0_") or "0"
-            raise yaml.YAMLError(f"{text} has a leading zero, so YAML takes it as octal. Write {plain}, or quote it.")
-        return int(self.construct_yaml_int(node))
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.YAMLError("what is tagged as a mapping is none")
-        keys = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
-        if twice := [key for key, times in keys.items() if times > 1]:
-            raise yaml.YAMLError(f"the key {twice[0]!r} occurs twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.plain_int)
-
-
 def _read(path: Path) -> Mapping[str, Any]:
     """The description, checked against ``schemas/dataset.schema.json``."""
     if path.name == CLASS_LIST:
@@ -152,12 +121,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise DataError(f"{path} has more than {MAX_BYTES} bytes. Is it the description of a data set?")
         text = path.read_text("utf-8-sig")
         is_json = path.suffix.lower() == ".json"
-        document = schemas.parse(text, source="it") if is_json else yaml.load(text, _Loader)
-    except DataError:
-        raise
-    except (AttributeError, LookupError, TypeError) as error:  # PyYAML on tags like !!bool that do not fit
-        raise DataError(f"Cannot read the description {path}: a tag (!!name) does not fit its value.") from error
-    except (OSError, ValueError, yaml.YAMLError, RecursionError, SegbenchError) as error:
+        document = schemas.parse(text, source="it") if is_json else strict_yaml.parse(text)
+    except (OSError, ValueError, ContentError) as error:
         raise DataError(f"Cannot read the description {path}: {error}") from error
     document = _with_text_keys(document)
     if not isinstance(document, dict):
