@@ -75,8 +75,8 @@ def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Posi
         state = torch.load(path, map_location="cpu", weights_only=True)
         if changed := _differences(state["recipe"], recipe):
             raise RunError(
-                f"{path} belongs to another recipe ({', '.join(changed)} differ). Give another --out folder, or delete "
-                "the checkpoint."
+                f"{path} belongs to another recipe, with another {' and '.join(changed)}. Give another --out folder, "
+                "or delete the checkpoint."
             )
         if state["images"] != images:
             raise RunError(
