@@ -52,3 +52,12 @@ def checkout() -> Path | None:
     """The root of the checkout that this package runs from, or None in an installed wheel."""
     root = _PACKAGE.parent
     return root if (root / "setup.cfg").is_file() and (root / "model_zoo").is_dir() else None
+
+
+def checkout_here() -> Path | None:
+    """The checkout that holds the current folder; else the one that this package runs from."""
+    here = Path.cwd()
+    around = (
+        each for each in (here, *here.parents) if all((each / name).is_dir() for name in ("model_zoo", "entries"))
+    )
+    return next(around, None) or checkout()

@@ -22,6 +22,7 @@ import pytest
 from segbench import cards, entries, evidence, leaderboard
 from segbench.cli import main
 from segbench.entries import additions, submission
+from segbench.errors import ContentError
 from segbench.files import sha256_bytes
 from segbench.leaderboard import MODELS_END, MODELS_START
 from tests import samples
@@ -477,6 +478,25 @@ def test_an_unfinished_run_is_refused_with_the_mend(root: Path, run: Path, cli: 
         (run / f"{name}.json").write_text("{}", "utf-8")
     assert "holds 2 entries, not one" in refused(root, run, cli)
     assert "neither a run directory nor an entry" in refused(root, tmp_path / "none", cli)
+
+
+def test_the_checkout_is_that_of_the_current_folder(
+    root: Path, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the one from which the package happens to be installed."""
+    monkeypatch.chdir(root / "entries")
+    code, _, err = cli("submit", str(run), "--yes", "--method", "AT", "--no-pr")
+    assert code == 0, err
+    assert (root / "model_zoo" / "shapes" / f"{NEW}.json").is_file()
+    assert f"In {root}:" in err or "Now:" in err
+
+
+def test_a_folder_without_a_name_has_no_leaderboard(tmp_path: Path) -> None:
+    path = submission.find_entry(write_run(tmp_path / "unnamed", dataset="folder"))
+    with pytest.raises(ContentError, match=r"a folder without a name.*dataset\.yaml: name: NAME"):
+        submission.checked_entry(path)
+    named = submission.find_entry(write_run(tmp_path / "named", dataset="folder/mine"))
+    assert submission.checked_entry(named)["dataset"]["id"] == "folder/mine"
 
 
 def test_a_folder_that_is_no_checkout_is_refused(run: Path, cli: Cli, tmp_path: Path) -> None:

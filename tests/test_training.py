@@ -16,7 +16,7 @@ import yaml
 import segbench
 from segbench.cards import read_card
 from segbench.cli.app import app
-from segbench.data.sets.shapes import load_shapes
+from segbench.data.sets.shapes import CLASS_NAMES, load_shapes
 from segbench.errors import DataError, RunError, UsageError
 from segbench.models.architectures import ARCHITECTURES
 from segbench.training import finishing
@@ -87,7 +87,8 @@ def test_a_recipe_is_the_same_after_a_round_trip_through_its_line():
         ({"architecture_arguments": "[1]"}, "architecture_arguments must be dict"),
         ({"task": "detection"}, "Unknown task 'detection'.*Known: classification, segmentation"),
         ({"init": "robus"}, "Did you mean 'robust'"),
-        ({"init": "random", "backbone": "robust_convnext_t"}, "a backbone is given, but init is random"),
+        ({"init": "random", "backbone": "robust_convnext_t"}, "but init is random.*--set backbone="),
+        ({"init": "random", "backbone": "", "extra_data": "ImageNet"}, "saw 'ImageNet', but init is random"),
         ({"backbone_normalization": "imagenets"}, "Did you mean 'imagenet'"),
         ({"optimizer": "adam"}, "Did you mean 'adamw'"),
         ({"precision": "fp16"}, "bf16"),
@@ -157,13 +158,13 @@ def test_every_field_has_a_value_that_is_refused():
     """So that a new field is not forgotten in the table above; of texts for people anything goes."""
     (table,) = (mark.args[1] for mark in test_recipes_with_faults_are_refused.pytestmark)
     tried = {key for changes, _ in table for key in changes}
-    assert {field.name for field in dataclasses.fields(Recipe)} - tried == {"extra_data", "paper_backbone"}
+    assert {field.name for field in dataclasses.fields(Recipe)} - tried == {"paper_backbone"}
 
 
 def test_unknown_recipes_are_answered_with_the_nearest():
     with pytest.raises(UsageError, match=f"Did you mean '{NAME}'"):
         load_recipe("at_convnext_mini_shape")
-    with pytest.raises(UsageError, match=r"The recipe nowhere\.yaml does not exist"):
+    with pytest.raises(UsageError, match=r"The recipe nowhere\.yaml is no file"):
         load_recipe("nowhere.yaml")
 
 
@@ -217,7 +218,7 @@ def test_a_recipe_extends_another_and_overrides_win(tmp_path):
 def test_a_recipe_that_extends_nothing_that_exists_is_refused(tmp_path):
     with pytest.raises(UsageError, match=f"Did you mean '{NAME}'"):
         load_recipe(write(tmp_path / "a.yaml", extends="at_convnext_mini_shape"))
-    with pytest.raises(UsageError, match=r"gone\.yaml does not exist"):
+    with pytest.raises(UsageError, match=r"gone\.yaml is no file"):
         load_recipe(write(tmp_path / "a.yaml", extends="gone.yaml"))
     for wrong in (None, 3, [NAME]):
         with pytest.raises(UsageError, match="extends must be the name of a recipe"):
@@ -379,6 +380,8 @@ def parsed(command):
 def test_the_command_ends_with_commands_that_lead_to_the_leaderboard(cli, tmp_path):
     """They are right for a shell, exist with these options, and the first ones do what they say."""
     root = folder(tmp_path / "my data")
+    (root / "classes.txt").unlink()
+    (root / "dataset.yaml").write_text(f"name: mine\nclasses: {list(CLASS_NAMES)}\n", "utf-8")
     recipe = recipe_file(tmp_path / "my.yaml", dataset="folder", id="at_tiny_mine", held_out=3, monitor_every=2)
     out = tmp_path / "my run"
     code, text, errors = cli("train", str(recipe), "--data-root", str(root), "--device", "cpu", "--out", str(out))
@@ -400,14 +403,14 @@ def test_the_command_ends_with_commands_that_lead_to_the_leaderboard(cli, tmp_pa
     assert code == 0, errors
     entry = json.loads(next(parsed(evaluate)["out"].glob("*.json")).read_text())
     assert entry["model"]["weights_sha256"] == card.sha256
-    assert entry["dataset"]["id"] == "folder"
+    assert entry["dataset"]["id"] == "folder/mine"
     code, _, errors = cli(*publish[1:], "--dry-run", "--offline")
     assert code == 0, errors
 
 
 def test_a_card_of_training_is_valid_and_tells_everything(cli, tmp_path):
     root = folder(tmp_path / "data")
-    recipe = recipe_file(tmp_path / "my.yaml", dataset="folder", extra_data="ImageNet-1k", paper_backbone="Tiny")
+    recipe = recipe_file(tmp_path / "my.yaml", dataset="folder", paper_backbone="Tiny")
     code, text, errors = cli(
         "train", str(recipe), "--data-root", str(root), "--device", "cpu", "--json", "--quiet", "--set", "seed=3"
     )
@@ -417,7 +420,9 @@ def test_a_card_of_training_is_valid_and_tells_everything(cli, tmp_path):
     card = read_card(run / f"{NAME}.json")
     assert json.loads(text) == card.document()
     assert card.training["recipe"] == json.loads(load_recipe(str(recipe), {"seed": "3"}).to_json())
-    assert (card.training["extra_data"], card.backbone, card.dataset) == ("ImageNet-1k", "Tiny", "folder")
+    assert (card.training["extra_data"], card.backbone, card.dataset) == (None, "Tiny", "folder")
+    assert "segbench submit" not in errors  # a folder without a name has no leaderboard
+    assert "a leaderboard needs a data set with a name: docs/data.md" in errors
     assert card.num_classes == 8
     assert card.parameters == sum(
         value.numel() for key, value in weights(run).items() if "running" not in key and "num_batches" not in key
@@ -466,7 +471,8 @@ def test_a_classifier_that_is_not_there_is_trained_first_and_only_once(cli, tmp_
         ([NAME, "--set", "epochs=0"], 2, "epochs must be positive"),
         ([NAME, "--device", "gpu"], 2, "gpu"),
         ([NAME, "--checkpoint-minutes", "-1"], 2, "--checkpoint-minutes"),
-        ([NAME, "--set", "dataset=camvid", "init=random", "backbone=''", "--data-root", "nowhere"], 1, "nowhere"),
+        ([NAME, "--checkpoint-minutes", "nan"], 2, "--checkpoint-minutes must be a number, not nan"),
+        ([NAME, "--set", "dataset=camvid", "--data-root", "nowhere"], 1, "nowhere"),
     ],
 )
 def test_mistakes_on_the_command_line_are_told_with_the_mend(cli, tmp_path, arguments, code, said):

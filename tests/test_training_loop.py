@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,7 +31,7 @@ from segbench.models import SlidingWindow
 from segbench.models.architectures import build_described
 from segbench.models.load import load_model
 from segbench.protocol import SEA_V1
-from segbench.training import finishing, loop, monitor
+from segbench.training import finishing, interruption, loop, monitor
 from segbench.training import step as gradients
 from segbench.training.attack import training_attack
 from segbench.training.data import batches, open_data
@@ -196,12 +197,13 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, attack):
             torch.testing.assert_close(found[parts][key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_a_batch_of_ignored_pixels_alone_moves_nothing_and_is_no_error(tmp_path):
+def test_ignored_pixels_alone_move_nothing_and_an_epoch_of_them_is_refused(tmp_path, built):
     whole = data()
     void = replace(whole.train, read=lambda name: (whole.train.read(name)[0], np.full((64, 64), 255, np.uint8)))
     recipe = tiny(**VIT | {"epochs": 1, "weight_decay": 0})
-    train(recipe, replace(whole, train=void), tmp_path)
-    assert equal(weights(tmp_path), build_model(recipe, 8).state_dict())
+    with pytest.raises(DataError, match=r"Every pixel of the training images is ignored .*segbench data check shapes"):
+        train(recipe, replace(whole, train=void), tmp_path)
+    assert equal(built[0].state_dict(), build_model(recipe, 8).state_dict())
 
 
 # Schedule
@@ -544,7 +546,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint_byte_for_byte(t
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), data(), tmp_path, progress=halted_at(2))
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(RunError, match=r"loss is nan in epoch 2.*A checkpoint in the folder is an earlier, good one"):
+    with pytest.raises(RunError, match=r"loss is nan in epoch 2.*if there is one, is an earlier, good one"):
         train(tiny(), data(), tmp_path, progress=poisoned(4))
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert not list(tmp_path.glob("*.safetensors"))
@@ -658,7 +660,7 @@ def test_a_signal_that_follows_at_once_is_the_same_wish(undisturbed, tmp_path, m
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["position"]["step"] == 2
     train(tiny(**EVERYTHING), data(14, 2), tmp_path)
     assert equal(weights(tmp_path), weights(undisturbed))
-    monkeypatch.setattr(loop, "ECHO_SECONDS", 0)
+    monkeypatch.setattr(interruption, "ECHO_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), data(), tmp_path / "now", progress=told)
     assert not (tmp_path / "now" / CHECKPOINT).exists()
@@ -814,7 +816,7 @@ def test_weights_are_written_before_they_are_scored(tmp_path):
 
     whole = data()
     broken = replace(whole, validation=replace(whole.validation, read=damaged))
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=r"is damaged\nTraining is done, and .* is written\. The same command goes on"):
         train(tiny(), broken, tmp_path)
     found = weights(tmp_path)
     assert not list(tmp_path.glob("at_*.json"))
@@ -918,8 +920,10 @@ def test_a_killed_process_continues_to_the_same_weights(tmp_path):
             assert process.returncode == -signum
         else:
             assert process.returncode == 130
-            told = "Error: interrupted. What is finished is kept: run the same command again to continue."
-            assert errors.strip() == told
+            assert [line for line in errors.splitlines() if line] == [
+                "Stopping after this step. Another Ctrl-C stops at once.",
+                "Error: interrupted. What is finished is kept: run the same command again to continue.",
+            ]
         assert not list((tmp_path / "parts").glob("*.safetensors"))
         position = torch.load(path, weights_only=True)["position"]
         assert 0 < position["step"] < 23
@@ -990,9 +994,63 @@ def test_each_architecture_trains_and_its_weights_load_again(tmp_path, architect
     assert clean_scores(model, load_shapes().first(1), "cpu").aacc == pytest.approx(trained.scores["aacc"], abs=1e-4)
 
 
-def test_a_checkpoint_of_other_images_is_refused(tmp_path):
-    train(tiny(epochs=1), data(12), tmp_path)
+@pytest.mark.parametrize("change", ["other images", "other classes", "other files"])
+def test_a_checkpoint_of_other_images_is_refused(tmp_path, change):
+    """Also if all images have the names of the ones before."""
+    roots = [folder(tmp_path / "one"), folder(tmp_path / "two", train=16 if change == "other images" else 12)]
+    if change == "other classes":
+        (roots[1] / "classes.txt").write_text("\n".join([*CLASS_NAMES, "another"]) + "\n")
+    if change == "other files":
+        Image.new("RGB", (32, 32)).save(roots[1] / "train" / "images" / "003.png")
+    recipe = tiny(epochs=1, dataset="folder")
+    train(recipe, open_data(recipe, roots[0]), tmp_path / "out")
+    kept = (tmp_path / "out" / CHECKPOINT).read_bytes()
+    said = r"run on other images or classes\. Give the same --data-root, or another --out"
+    with pytest.raises(RunError, match=said):
+        train(recipe, open_data(recipe, roots[1]), tmp_path / "out")
+    assert (tmp_path / "out" / CHECKPOINT).read_bytes() == kept
+    roots[0].rename(tmp_path / "elsewhere")  # the same data, moved
+    train(recipe, open_data(recipe, tmp_path / "elsewhere"), tmp_path / "out")
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path):
+    refused = []
+
+    def progress(at):
+        with pytest.raises(RunError, match=r"Another process trains into .*out\. Wait for its end, or give another"):
+            train(tiny(seed=1), data(), tmp_path / "out")
+        refused.append(at)
+
+    train(tiny(), data(), tmp_path / "out", progress=progress)
+    assert len(refused) == 6
+    train(tiny(), data(), tmp_path / "undisturbed")
+    assert equal(weights(tmp_path / "out"), weights(tmp_path / "undisturbed"))
+
+
+def test_a_finished_run_stays_as_it_was_written(tmp_path):
+    """The card tells how the weights came to be, not with what options the command was given once more."""
+    before = train(tiny(), data(), tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    again = train(tiny(accumulation=2, monitor_every=1), data(), tmp_path)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert (again.scores, again.card.to_json()) == (before.scores, before.card.to_json())
+    for damaged in (before.document_path, before.weights_path):
+        damaged.write_bytes(damaged.read_bytes()[:-9])  # is mended
+        train(tiny(), data(), tmp_path)
+        assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_a_compiler_that_the_same_signal_kills_is_no_fault(tmp_path, monkeypatch):
+    """A terminal sends Ctrl-C to the compiler, too."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data(), tmp_path, progress=halted_at(2))
     kept = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(RunError, match=r"run on other images\. Give the same --data-root, or another --out folder"):
-        train(tiny(epochs=1), data(16), tmp_path)
+
+    def killed(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RunError("torch.compile does not work here: g++ was killed")
+
+    monkeypatch.setattr(gradients, "training_attack", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), data(), tmp_path)
     assert (tmp_path / CHECKPOINT).read_bytes() == kept

@@ -36,7 +36,7 @@ def leaderboard(ctx: click.Context, check: bool, root: Path | None, json: bool) 
             raise UsageError(f"--check and --json do not go with `leaderboard {ctx.invoked_subcommand}`.")
         ctx.obj = root
         return
-    base = root or content.checkout()
+    base = root or content.checkout_here()
     found = board.load(base, processes=cpu_count() or 1)
     if json:
         print_json(board.document(found))
@@ -102,7 +102,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 def _build(root: Path | None, out: Path) -> list[Path]:
     from segbench.leaderboard import site
 
-    base = root or content.checkout()
+    base = root or content.checkout_here()
     found = board.load(base, processes=cpu_count() or 1)
     content_root = base or content.folder("entries").parent
     docs = base / "docs" if base else None

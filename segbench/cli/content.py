@@ -46,7 +46,7 @@ def validate(
     if changed is not None:
         if paths:
             raise UsageError("--changed finds the files itself: leave the paths out.")
-        base = root or content.checkout()
+        base = root or content.checkout_here()
         if base is None:
             raise UsageError("This is an installed package. Give the checkout: --root FOLDER --changed origin/main")
         _changed(base.resolve(), changed, author, summary, json)

@@ -70,7 +70,7 @@ def submit(
     Works in a checkout of the repository; asks for what is not given as an option. Nothing leaves this machine before
     the git commands at the end, which it runs only if you say so.
     """
-    root = (checkout or content.checkout() or Path()).resolve()
+    root = (checkout or content.checkout_here() or Path()).resolve()
     if not ((root / "model_zoo").is_dir() and (root / "entries").is_dir()):
         raise UsageError(f"{root} is no checkout of segbench. git clone the repository, and give it: --checkout FOLDER")
     if pr and not submission.has_github_cli():

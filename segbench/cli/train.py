@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,8 @@ def train(
     from segbench.training.distributed import joined
     from segbench.training.initialisation import RUNS, classifier_file, classifier_recipe
 
+    if not math.isfinite(checkpoint_minutes):
+        raise UsageError(f"--checkpoint-minutes must be a number, not {checkpoint_minutes}.")
     pairs = [text.partition("=") for text in overrides]
     if wrong := [key for key, sign, _ in pairs if not sign]:
         raise UsageError(f"--set takes field=value, not {wrong[0]!r}.")
@@ -119,8 +122,11 @@ class _Run:
         return data
 
     def __call__(self, recipe: Recipe, data: TrainingData, folder: Path) -> Trained | None:
+        from segbench.training import checkpoint
         from segbench.training.loop import train
 
+        if (folder / checkpoint.NAME).exists() and not self.quiet:
+            note(f"Going on with what {folder} holds.")
         with _progress(recipe, self.quiet) as show:
             return train(
                 recipe, data, folder, processes=self.processes, checkpoint_minutes=self.minutes,
@@ -148,11 +154,14 @@ def _tell(trained: Trained, data_root: Path | None, json: bool) -> None:
         return
     root = f" --data-root {shlex.quote(str(data_root))}" if data_root else ""
     run = shlex.quote(str(trained.document_path.parent / "evaluation"))
+    submit = f"segbench submit {run} --card {document}"
+    if card.dataset == "folder":
+        submit = "# a leaderboard needs a data set with a name: docs/data.md tells how to describe your folder"
     note(
         "From here to the leaderboard:\n"
         f"  segbench evaluate --model {document}{root} --out {run}\n"
         f"  segbench publish {document} --repo YOUR_NAME/{card.id}      # weights above 10 MB: put them on the Hub\n"
-        f"  segbench submit {run} --card {document}"
+        f"  {submit}"
     )
 
 

@@ -69,6 +69,11 @@ def checked_entry(path: Path) -> dict[str, Any]:
             f"{path} is not official ({'; '.join(entry['protocol']['deviations'])}). "
             "Evaluate with the whole protocol: segbench evaluate without --limit, --iterations and --eps."
         )
+    if entry["dataset"]["id"] == "folder":
+        raise ContentError(
+            f"{path} is of a folder without a name, and a leaderboard needs one. Describe the data set (dataset.yaml: "
+            "name: NAME), which makes it folder/NAME, and evaluate again."
+        )
     if entry["evidence"] is None:
         raise ContentError(f"{path} has no evidence: it cannot be checked.")
     return entry

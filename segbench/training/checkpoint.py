@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from segbench.errors import RunError
 from segbench.files import write_atomic
 from segbench.models.devices import is_out_of_memory
+from segbench.training.distributed import Processes
 from segbench.training.recipe import Recipe
 
 NAME = "checkpoint.pt"
@@ -45,6 +49,28 @@ class Position:
     backbone: dict[str, str] | None = None
 
 
+@contextmanager
+def own_folder(out: Path, processes: Processes) -> Iterator[None]:
+    """The folder of a run, made if it is missing, into which no other run trains meanwhile.
+
+    Raises:
+        RunError: it cannot be written, or another run trains into it.
+    """
+    lock = FileLock(out / ".lock")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if processes.leads:
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"Another process trains into {out}. Wait for its end, or give another --out folder.") from error
+    except OSError as error:
+        raise RunError(f"Cannot write to {out}: {error}. Give another --out folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def save(path: Path, recipe: Recipe, images: str, position: Position, parts: dict[str, Any]) -> None:
     """Writes a checkpoint atomically.
 
@@ -53,7 +79,7 @@ def save(path: Path, recipe: Recipe, images: str, position: Position, parts: dic
     Args:
         path: the file.
         recipe: of the run.
-        images: SHA-256 of the ids of the training images.
+        images: what the training images are known by (`segbench.training.data.data_key`).
         position: where it stands.
         parts: name to what has a ``state_dict()``.
     """
@@ -80,7 +106,8 @@ def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Posi
             )
         if state["images"] != images:
             raise RunError(
-                f"{path} belongs to a run on other images. Give the same --data-root, or another --out folder."
+                f"{path} belongs to a run on other images or classes. Give the same --data-root, or another --out "
+                "folder."
             )
         for name, part in parts.items():
             part.load_state_dict(state[name])

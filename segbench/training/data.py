@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from segbench.data.dataset import Labels, Pixels
 from segbench.data.parallel import default_workers, in_order
 from segbench.data.sets.shapes import load_objects
 from segbench.errors import DataError, RunError, UsageError
+from segbench.files import sha256_bytes
 from segbench.training.augmentation import augment
 from segbench.training.distributed import Processes
 from segbench.training.recipe import CLASSIFICATION, MIN_SIDE, Recipe
@@ -81,6 +83,13 @@ def _subset(data: SegmentationDataset, ids: set[str]) -> SegmentationDataset:
     return replace(data, image_ids=tuple(image_id for image_id in data.image_ids if image_id in ids))
 
 
+def data_key(data: SegmentationDataset) -> str:
+    """SHA-256 by which a checkpoint knows its training images: classes, ids, and the sizes of the files."""
+    files = data.files
+    sizes = [path.stat().st_size for name in data.image_ids for path in files.files(name)] if files else []
+    return sha256_bytes(json.dumps([data.id, data.class_names, data.image_ids, sizes]).encode())
+
+
 def steps_an_epoch(recipe: Recipe, data: SegmentationDataset, processes: Processes) -> int:
     """Optimiser steps of an epoch; the last images that fill no batch wait for another epoch's order.
 
@@ -101,7 +110,9 @@ def steps_an_epoch(recipe: Recipe, data: SegmentationDataset, processes: Process
             f"--set batch_size={2 * parts}, or take a lower accumulation or fewer processes."
         )
     if len(data) < recipe.batch_size:
-        raise RunError(f"{len(data)} training images do not fill one batch of {recipe.batch_size}: lower batch_size.")
+        raise RunError(
+            f"{len(data)} training images do not fill one batch of {recipe.batch_size}: lower batch_size, or give more."
+        )
     return len(data) // recipe.batch_size
 
 
@@ -121,11 +132,12 @@ def batches(
     def batch(step: int) -> Batch:
         start = step * recipe.batch_size + processes.rank * share
         examples = [_example(data, recipe, epoch, int(order[place]), place) for place in range(start, start + share)]
-        shapes = {pixels.shape for pixels, _ in examples}
+        shapes = {pixels.shape: order[start + row] for row, (pixels, _) in enumerate(examples)}
         if len(shapes) > 1:
             (height, width, _), (other, wide, _) = sorted(shapes)[:2]
             raise DataError(
-                f"Images of {width}x{height} and of {wide}x{other} pixels do not fit one batch. Give the recipe a crop."
+                f"Images of {width}x{height} and of {wide}x{other} pixels do not fit one batch: "
+                f"{data.where(data.image_ids[shapes[other, wide, 3]])}. Cut them to one size: --set crop=N"
             )
         images = np.stack([pixels for pixels, _ in examples])
         labels = np.stack([label for _, label in examples])

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from segbench import schemas
-from segbench.cards import CARD_VERSION, ModelCard
-from segbench.errors import ContentError, UsageError
-from segbench.files import sha256_bytes, write_atomic
+from segbench.cards import CARD_VERSION, ModelCard, read_card
+from segbench.errors import ContentError, DataError, RunError, UsageError
+from segbench.files import sha256_bytes, sha256_file, write_atomic
 from segbench.models.sliding import as_fed
 from segbench.training.checkpoint import Position
 from segbench.training.classifier import Classifier
-from segbench.training.curves import draw
+from segbench.training.curves import PNG, draw
 from segbench.training.data import TrainingData
 from segbench.training.initialisation import public_name
 from segbench.training.monitor import clean_scores, robust_scores
@@ -118,7 +118,12 @@ def finish(
         "backbone": position.backbone,
     }
     fed = as_fed(model, data.validation)
-    clean = clean_scores(fed, data.validation, device)
+    try:
+        clean = clean_scores(fed, data.validation, device)
+    except (DataError, RunError) as error:
+        raise type(error)(
+            f"{error}\nTraining is done, and {weights_path} is written. The same command goes on from here."
+        ) from error
     if card is None:
         robust = robust_scores(fed, data.validation, recipe, device)
         scores = {"accuracy": clean.aacc, "robust_accuracy": robust.aacc}
@@ -131,6 +136,23 @@ def finish(
     write_atomic(document_path, document.encode())
     drawn = draw(out, position.rows, recipe.title)
     return Trained(recipe, card, document_path, weights_path, scores, drawn[1] if drawn else None)
+
+
+def found(started: Draft, out: Path) -> Trained | None:
+    """What a finished run has written, as it stands; None if it is not all there."""
+    recipe = started.recipe
+    weights_path, document_path = out / f"{recipe.id}.safetensors", out / f"{recipe.id}.json"
+    try:
+        document = json.loads(document_path.read_text("utf-8"))
+        if document["sha256"] != sha256_file(weights_path):
+            return None
+        card = read_card(document_path) if started.card else None
+        names = ("aacc", "miou") if card else ("accuracy", "robust_accuracy")
+        scores = {name: (document["expected"] if card else document)[name] for name in names}
+    except (OSError, ValueError, KeyError, ContentError):
+        return None
+    curves = out / PNG
+    return Trained(recipe, card, document_path, weights_path, scores, curves if curves.is_file() else None)
 
 
 def _public(recipe: Recipe) -> dict[str, Any]:

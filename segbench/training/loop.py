@@ -9,11 +9,9 @@ images, and the same gradient but for stochastic depth, dropout, and on CPUs bat
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +19,8 @@ import torch
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
-from segbench.errors import ModelError, RunError
-from segbench.files import sha256_bytes
+from segbench.data.protocols import IGNORE_INDEX
+from segbench.errors import DataError, ModelError, RunError
 from segbench.models.architectures import build_described
 from segbench.models.pspnet import PSPNet
 from segbench.models.sliding import as_fed
@@ -30,15 +28,14 @@ from segbench.models.upernet import UPerNet
 from segbench.training import checkpoint, finishing, metrics, optimisation
 from segbench.training.checkpoint import Position
 from segbench.training.classifier import Classifier
-from segbench.training.data import Batch, TrainingData, batches, steps_an_epoch
+from segbench.training.data import Batch, TrainingData, batches, data_key, steps_an_epoch
 from segbench.training.distributed import Processes
 from segbench.training.finishing import Trained
 from segbench.training.initialisation import RUNS, Start, initialise
+from segbench.training.interruption import stop_signals
 from segbench.training.monitor import LossWatch, clean_scores, diverged, robust_scores
 from segbench.training.recipe import CLASSIFICATION, Recipe
 from segbench.training.step import StepGradient, seed_step
-
-ECHO_SECONDS = 2.0  # after a signal, in which another one is the same wish
 
 
 class Progress(NamedTuple):
@@ -114,21 +111,21 @@ def train(
     model = build_model(recipe, data.train.num_classes)
     draft = finishing.draft(recipe, data, model, processes.device)
     epoch_steps = steps_an_epoch(recipe, data.train, processes)
-    _make_folder(out)
     start = None
     if not (out / checkpoint.NAME).exists():  # else its weights take the place of these
         start = initialise(model, recipe, runs=runs, offline=offline)
-    run = _Run(recipe, data, out, processes, model, epoch_steps, checkpoint_minutes, progress)
-    run.restore(start)
-    with _stop_signals() as stopped:
-        while run.position.epoch < recipe.epochs:
-            run.epoch(stopped)
-        if processes.total(float(stopped.is_set()))[0]:  # while the last epoch was measured
-            raise KeyboardInterrupt
-    trained = None
-    if processes.leads:
-        trained = finishing.finish(draft, run.final_model().eval(), data, out, run.position, processes.device)
-    processes.wait()
+    with checkpoint.own_folder(out, processes):
+        run = _Run(recipe, data, out, processes, model, epoch_steps, checkpoint_minutes, progress)
+        run.restore(start)
+        trained = finishing.found(draft, out) if run.finished and processes.leads else None
+        with stop_signals() as stopped:
+            while not run.finished:
+                run.epoch(stopped)
+            if processes.total(float(stopped.is_set()))[0]:  # while the last epoch was measured
+                raise KeyboardInterrupt
+        if processes.leads and trained is None:
+            trained = finishing.finish(draft, run.final_model().eval(), data, out, run.position, processes.device)
+        processes.wait()
     return trained
 
 
@@ -157,7 +154,7 @@ class _Run:
         self.average = optimisation.make_average(model, recipe)
         self.gradient = StepGradient(model, recipe, processes)
         self.position = Position()
-        self.images = sha256_bytes("\n".join(data.train.image_ids).encode())
+        self.images = data_key(data.train)
         self.watch = LossWatch(math.log(data.train.num_classes) * (1 + recipe.auxiliary_weight))
         self.loss = self.learning_rate = 0.0  # of the last step
         self.saved = self.clock = time.monotonic()
@@ -179,6 +176,11 @@ class _Run:
                 "machines share. Copy it to all of them, or give another one."
             )
 
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.position.epoch == self.recipe.epochs
+
     def epoch(self, stopped: threading.Event) -> None:
         """What is left of the epoch under way, its measurements, and a checkpoint if it is time for one."""
         position, recipe = self.position, self.recipe
@@ -189,6 +191,11 @@ class _Run:
             if position.step < self.epoch_steps:
                 self.progress(self._progress())
                 self.save_if_due()
+        if not (self.gradient.valid_pixels or position.loss_sum):
+            raise DataError(
+                f"Every pixel of the training images is ignored (label {IGNORE_INDEX}), so nothing can be learned. "
+                f"Look at the masks: segbench data check {recipe.dataset}"
+            )
         self._stop_clock()
         position.rows.append(self._measured())
         position.epoch, position.step, position.loss_sum = position.epoch + 1, 0, 0.0
@@ -202,7 +209,12 @@ class _Run:
         """One optimiser step."""
         position = self.position
         seed_step(self.recipe, self._steps_done(), self.processes.rank)
-        loss = self.gradient.add(batch, stop=stopped.is_set())
+        try:
+            loss = self.gradient.add(batch, stop=stopped.is_set())
+        except RunError as error:
+            if stopped.is_set():  # a compiler, say, that the same signal has killed; the checkpoint before stays
+                raise KeyboardInterrupt from error
+            raise
         if loss is None:  # one process was asked to stop, and now all know
             self.save()
             self.processes.wait()  # for the one that writes
@@ -280,38 +292,3 @@ class _Run:
             row |= {"robust_aacc": robust.aacc, "robust_miou": robust.miou}
             self.clock = time.monotonic()
         return row
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"Cannot write to {out}: {error}. Give another --out folder.") from error
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a step is finished first; another Ctrl-C later stops at once.
-
-    Signals that follow at once are echoes: a terminal and torchrun send one to each process, and so do schedulers.
-    """
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    asked = 0.0
-
-    def stop(number: int, frame: Any) -> None:
-        nonlocal asked
-        if not stopped.is_set():
-            asked = time.monotonic()
-            stopped.set()
-        elif number == signal.SIGINT and time.monotonic() - asked > ECHO_SECONDS:
-            raise KeyboardInterrupt
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

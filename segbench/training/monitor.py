@@ -167,6 +167,6 @@ class LossWatch:
 def diverged(what: str, where: str) -> str:
     """The message for a run that has diverged."""
     return (
-        f"{what} in {where}: training has diverged. A checkpoint in the folder is an earlier, good one. Lower "
-        "learning_rate (--set learning_rate=...) or raise warmup_epochs, with another --out folder."
+        f"{what} in {where}: training has diverged. The folder's checkpoint, if there is one, is an earlier, good "
+        "one. Lower learning_rate (--set learning_rate=...) or raise warmup_epochs, with another --out folder."
     )

@@ -75,7 +75,8 @@ class Recipe:
         precision: ``fp32``, or ``bf16`` for forward and backward passes under autocast.
         compile: compile the model with torch.compile.
         ema: decay per step of an average of the weights that is used in their place at the end; 0 for none.
-        held_out: images of the training split that are not trained on; the scores on them are shown meanwhile.
+        held_out: images of the training split that are not trained on, a quarter of it at most; the scores on them are
+            shown meanwhile.
         monitor_every: epochs between two such scores; 0 for never.
         monitor_eps_255: radius of the attack on them.
         monitor_iterations: its iterations (a short SEA: three losses, worst case).
@@ -164,7 +165,7 @@ def _values(name: str, beside: Path, seen: list[str]) -> dict[str, Any]:
     folder = (beside / name).parent
     if name.endswith(".yaml"):
         if not (beside / name).is_file():
-            raise UsageError(f"The recipe {beside / name} does not exist.")
+            raise UsageError(f"The recipe {beside / name} is no file. segbench train lists those of the package.")
         try:
             text = (beside / name).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -247,7 +248,15 @@ def _check_texts(name: str, recipe: Recipe) -> None:
         if getattr(recipe, key) not in known:
             raise UsageError(f"Recipe {name}: {unknown_name(key, getattr(recipe, key), known)}")
     if recipe.backbone and recipe.init == "random":
-        raise UsageError(f"Recipe {name}: a backbone is given, but init is random. Say init: robust, or clean.")
+        raise UsageError(
+            f"Recipe {name}: a backbone is given, but init is random. Say init: robust, or clean; or do without: "
+            "--set backbone="
+        )
+    if recipe.extra_data and recipe.init == "random":
+        raise UsageError(
+            f"Recipe {name}: the card would say that a backbone saw {recipe.extra_data!r}, but init is random. Empty "
+            "it: --set extra_data="
+        )
 
 
 def _check_numbers(name: str, recipe: Recipe) -> None:

@@ -57,6 +57,7 @@ class StepGradient:
         if processes.world > 1:
             loss = DistributedDataParallel(loss)
         self.loss = loss
+        self.valid_pixels = 0.0  # in all steps so far
         self._called: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
 
     def add(self, batch: Batch, *, stop: bool) -> float | None:
@@ -72,6 +73,7 @@ class StepGradient:
         valid, wish = self.processes.total(float((labels != IGNORE_INDEX).sum()), float(stop))
         if wish:
             return None
+        self.valid_pixels += valid
         total = 0.0
         size = len(images) // parts
         for part in range(parts):
