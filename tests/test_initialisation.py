@@ -284,6 +284,7 @@ def test_a_start_without_a_backbone_is_refused(tmp_path):
         ("robust_convnext_x", UnknownNameError, "Did you mean 'robust_convnext_t'"),
         ("clean_classifier_mini_shape", UnknownNameError, f"Did you mean '{CLASSIFIER}'"),
         ("folder/nothing.pt", ModelError, r"folder/nothing\.pt does not exist\. Correct its path"),
+        (".", ModelError, r"The backbone \. is no file\. Give the file of its weights: --set backbone=FILE"),
     ],
 )
 def test_backbones_that_are_not_there_are_refused(tmp_path, name, error, said):

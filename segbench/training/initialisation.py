@@ -75,6 +75,8 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
         normalization = BACKBONES[name].normalization
     path = _file(name, runs, offline)
     if not path.is_file():
+        if path.exists():
+            raise ModelError(f"The backbone {name} is no file. Give the file of its weights: --set backbone=FILE")
         if _is_classifier(name):
             raise ModelError(f"The classifier {name} is not trained yet ({path} is missing): segbench train {name}")
         if "/" not in name and "." not in name:
