@@ -124,7 +124,7 @@ def list_models(
     >>> [card.id for card in list_models("clean_*_shapes")]
     ['clean_convnext_mini_shapes']
     >>> [card.id for card in list_models(architecture="segmenter", available=True)]
-    ['pirat_vit_s_ade20k']
+    ['pirat_vit_mini_shapes', 'pirat_vit_s_ade20k']
     """
     paths = [path for path in card_paths() if fnmatch.fnmatchcase(path.stem, pattern.lower())]
     wanted = [

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import segbench
+from segbench import content
 from segbench.cards import read_card
 from segbench.cli.app import app
 from segbench.data.sets.shapes import CLASS_NAMES, load_shapes
@@ -49,6 +50,10 @@ def test_recipes_of_the_package_are_valid_and_named_after_their_models():
 @pytest.mark.parametrize("card", segbench.list_models("*_mini_*"), ids=lambda card: card.id)
 def test_cards_of_models_that_were_trained_here_hold_the_recipe_of_the_package(card):
     assert card.training["recipe"] == json.loads(json.dumps(dataclasses.asdict(load_recipe(card.id))))
+
+
+def test_the_models_that_come_with_the_package_are_small():
+    assert sum(path.stat().st_size for path in content.folder("model_zoo").rglob("*.safetensors")) < 3_000_000
 
 
 def test_a_recipe_is_the_same_after_a_round_trip_through_its_line():
