@@ -248,7 +248,7 @@ def test_images_of_several_sizes_need_a_crop():
     base = scenes()
     small = tuple(array[:40, :36] for array in base.read("00002"))
     mixed = replace(base, read=lambda name: small if name == "00002" else base.read(name))
-    with pytest.raises(DataError, match=r"36x40 and of 64x64 pixels do not fit one batch\. Give the recipe a crop"):
+    with pytest.raises(DataError, match=r"36x40 pixels \('00002'\) and 64x64 pixels .*--set crop=N"):
         all_of(tiny(), source=mixed)
     assert len(all_of(tiny(crop=48), source=mixed)) == 3
 

@@ -134,11 +134,11 @@ def batches(
         examples = [_example(data, recipe, epoch, int(order[place]), place) for place in range(start, start + share)]
         shapes = {pixels.shape: order[start + row] for row, (pixels, _) in enumerate(examples)}
         if len(shapes) > 1:
-            (height, width, _), (other, wide, _) = sorted(shapes)[:2]
-            raise DataError(
-                f"Images of {width}x{height} and of {wide}x{other} pixels do not fit one batch: "
-                f"{data.where(data.image_ids[shapes[other, wide, 3]])}. Cut them to one size: --set crop=N"
-            )
+            told = [
+                f"{width}x{height} pixels ({data.where(data.image_ids[index])})"
+                for (height, width, _), index in sorted(shapes.items())[:2]
+            ]
+            raise DataError(f"Images of {' and '.join(told)} do not fit one batch. Cut them to one size: --set crop=N")
         images = np.stack([pixels for pixels, _ in examples])
         labels = np.stack([label for _, label in examples])
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
