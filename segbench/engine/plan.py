@@ -10,8 +10,8 @@ from segbench.errors import UsageError
 from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Group
 
 CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
-# After 50 iterations up to 4.3% of the pixels of robust models were still right, after 200 none had more than 1.7%; their
-# gradients are not masked. 100 tell such models from masked ones.
+# After 50 iterations up to 4.3% of the pixels were still right for robust models whose gradients are not masked, after
+# 200 1.7% at most; 100 tell them from masked ones.
 CHECK_ITERATIONS = 100
 CHECK_IMAGES = 16
 
