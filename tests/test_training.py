@@ -36,6 +36,10 @@ ALONE = Processes(torch.device("cpu"))
 # Recipes
 
 
+def test_the_learning_rate_may_be_given_by_its_short_name():
+    assert load_recipe(NAME, {"lr": "0.125"}) == load_recipe(NAME, {"learning_rate": "0.125"})
+
+
 def test_recipes_of_the_package_are_valid_and_named_after_their_models():
     assert NAME in list_recipes()
     for name in list_recipes():

@@ -18,6 +18,7 @@ from segbench.schemas import strict_yaml
 
 DATASET = "[a-z0-9][a-z0-9_]{0,79}(/[a-z0-9][a-z0-9_-]{0,39})?"
 IDENTIFIER = "[a-z0-9][a-z0-9_]{0,79}"  # as the schema of cards has it; the id names the files that training writes
+SHORT: Mapping[str, str] = {"lr": "learning_rate"}  # what may also be written in overrides
 MAX_NUMBER = 2**63 - 1  # the largest that a card holds
 MAX_SEED = 2**32 - 1
 MIN_SIDE = 32  # of a training image in pixels: the last feature map is that much smaller
@@ -154,7 +155,7 @@ def load_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
         UsageError: unknown recipe or field, unreadable file, missing field, value of a wrong type or out of range.
     """
     values = _values(name, Path(), [])
-    changes = {key: _yaml(value, name) for key, value in (overrides or {}).items()}
+    changes = {SHORT.get(key, key): _yaml(value, name) for key, value in (overrides or {}).items()}
     return _checked(name, {**values, **changes})
 
 
