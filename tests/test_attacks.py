@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segbench import attacks
-from segbench.attacks.apgd import stages
+from segbench.attacks.apgd import reduced
 from segbench.errors import UsageError
 
 RELEASED_NAMES = {"mce": "mask-ce-avg", "mce_bal": "mask-ce-bal", "js": "js-avg"}
@@ -195,9 +195,9 @@ def test_random_start_depends_on_its_seed_alone():
 
 
 def test_stages_of_few_iterations():
-    assert [count for _, count in stages(1.0, 300)] == [90, 90, 120]
-    assert [count for _, count in stages(1.0, 2)] == [0, 0, 2]
-    assert all(sum(count for _, count in stages(1.0, n)) == n for n in range(1, 60))
+    assert [stage.iterations for stage in reduced(300)] == [90, 90, 120]
+    assert [stage.iterations for stage in reduced(2)] == [0, 0, 2]
+    assert all(sum(stage.iterations for stage in reduced(n)) == n for n in range(1, 60))
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,19 @@ from torch import nn
 
 import segbench
 from segbench import entries, evidence
-from segbench.engine import worker as worker_module
-from segbench.engine.batching import Metered, cpu_batch
+from segbench.attacks.apgd import AttackBatch, Job, reduced
+from segbench.attacks.problem import Evaluator, frozen
+from segbench.engine import stream
+from segbench.engine.batching import cpu_batch, in_fixed_batches
 from segbench.engine.checks import probe, verify_images
 from segbench.engine.merge import merge
-from segbench.engine.plan import parse_shard, plan
+from segbench.engine.plan import plan
+from segbench.engine.shards import parse_shard
 from segbench.engine.store import Store
+from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models.devices import exact_float32
+from segbench.protocol import SEA_V1
 
 MODEL = "clean_convnext_mini_shapes"
 SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4, "progress": False}
@@ -83,12 +88,22 @@ def test_every_image_is_alone_in_float32(threads):
     try:
         data = segbench.load_dataset("shapes").first(6)
         images, labels = torch.stack([s.image for s in data]), torch.stack([s.label for s in data])
-        model = Metered(segbench.load_model(MODEL), torch.device("cpu"))
-        arguments = {"eps": 4 / 255, "loss": "mce_bal", "iterations": 12, "class_weights": data.class_weights()}
-        whole = segbench.attacks.red_eps_apgd(model, images, labels, **arguments)
-        for order in (torch.tensor([5, 2, 0]), torch.tensor([3]), torch.tensor([4, 1])):
-            part = segbench.attacks.red_eps_apgd(model, images[order], labels[order], **arguments)
-            assert torch.equal(part.adversarial, whole.adversarial[order])
+        model, size = segbench.load_model(MODEL), cpu_batch(64, 64)
+
+        def attacked(rows):
+            evaluate = Evaluator(model, class_weights=data.class_weights(), size=size, fill=True)
+            batch, found = AttackBatch(evaluate), {}
+            with frozen(model):
+                keys = batch.add([Job(images[i], labels[i], "mce_bal", 4 / 255, reduced(12)) for i in rows])
+                while len(batch):
+                    batch.step()
+                    found |= dict(batch.finished())
+            return [found[key].adversarial for key in keys]
+
+        whole = attacked(range(6))
+        for order in ([5, 2, 0], [3], [4, 1]):
+            for row, image in zip(order, attacked(order), strict=True):
+                assert torch.equal(image, whole[row])
     finally:
         torch.set_num_threads(before)
 
@@ -177,10 +192,8 @@ def test_finished_units_are_not_done_again(reference, tmp_path, monkeypatch):
     shutil.copytree(reference.path, path)
     (path / "units" / "eps8_js_0000.parquet").unlink()
     done = []
-    original = worker_module.Worker.do
-    monkeypatch.setattr(
-        worker_module.Worker, "do", lambda self, unit, *rest: (done.append(unit.name), original(self, unit, *rest))[1]
-    )
+    original = Store.add
+    monkeypatch.setattr(Store, "add", lambda self, found: (done.append(found.unit.name), original(self, found))[1])
     result = run(path)
     assert done == ["eps8_js_0000"]
     assert result.evidence_path.read_bytes() == reference.evidence_path.read_bytes()
@@ -246,33 +259,67 @@ def test_damaged_runs_are_named_and_left_alone(reference, tmp_path, damage):
     assert file.read_bytes() == damaged
 
 
-def test_out_of_memory_halves_the_batch_and_repeats(reference, tmp_path, monkeypatch):
-    sizes = []
-    original = segbench.attacks.red_eps_apgd
+class Pixelwise(nn.Module):
+    """A small trainable stand-in for a user's own model."""
 
-    def short_of_memory(model, images, labels, **arguments):
-        sizes.append(len(images))
-        if len(images) > 2:
+    def __init__(self, num_classes=8, transform=lambda logits: logits):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, num_classes, 3, padding=1)
+        self.transform = transform
+
+    def forward(self, images):
+        return self.transform(self.layer(images))
+
+
+class Hungry(Pixelwise):
+    """Holds three images at once."""
+
+    largest = 3
+
+    def forward(self, images):
+        if len(images) > self.largest and torch.is_grad_enabled():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(model, images, labels, **arguments)
+        return super().forward(images)
 
-    monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", short_of_memory)
-    result = run(tmp_path / "run")
-    assert sizes[:4] == [5, 2, 2, 1]
-    assert units(result.path) == units(reference.path)
-    monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(RunError, match="Not enough memory for one image"):
-        run(tmp_path / "other")
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path, monkeypatch):
+    """As on a GPU: no fixed shape. The images that are in the batch go on from where they are."""
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+    data = segbench.load_dataset("shapes").first(11)
+    worker = Worker(Hungry(), data, SEA_V1, torch.device("cpu"), 8)
+    units = [unit for unit in plan(data.image_ids, [8.0], ["mce"]) if unit.loss == "mce"]
+    short = dataclasses.replace(SEA_V1, iterations=9)
+    with frozen(worker.model):
+        worker.protocol = short
+        done = stream.do_unit(worker, units[0], list(data))
+        assert worker.batch_size == 2
+        roomy = Worker(Hungry(), data, short, torch.device("cpu"), 8)
+        roomy.model.largest = 100
+        expected = stream.do_unit(roomy, units[0], list(data))
+    assert roomy.batch_size == 8
+    assert done.stats == expected.stats
+    worker.model.largest = 0
+    with pytest.raises(RunError, match="Not enough memory for one image"), frozen(worker.model):
+        stream.do_unit(worker, units[0], list(data))
+
+
+def test_memory_that_ends_on_a_cpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(AttackBatch, "step", lambda _: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(
+        RunError, match=r"Not enough memory for 16 images \(3, 64, 64\) on cpu. Finished units are kept"
+    ):
+        run(tmp_path / "run")
+    assert (tmp_path / "run" / "units" / "eps0_clean_0000.parquet").exists()
 
 
 def test_attacks_that_cheat_are_caught(tmp_path, monkeypatch):
-    original = segbench.attacks.red_eps_apgd
+    original = AttackBatch.finished
 
-    def cheat(model, images, labels, **arguments):
-        result = original(model, images, labels, **arguments)
-        return result._replace(adversarial=result.adversarial + 1e-4)
+    def cheat(batch):
+        return [(key, result._replace(adversarial=result.adversarial + 1e-4)) for key, result in original(batch)]
 
-    monkeypatch.setattr(worker_module.attacks, "red_eps_apgd", cheat)
+    monkeypatch.setattr(AttackBatch, "finished", cheat)
     with pytest.raises(RunError, match="left the threat model"):
         run(tmp_path / "run")
     assert not list((tmp_path / "run").glob("units/eps4*"))
@@ -286,19 +333,6 @@ def test_verify_images():
             verify_images(wrong, images, 0.1)
     with pytest.raises(RunError):
         verify_images(images + 0.51, images, 0.6)
-
-
-class Pixelwise(nn.Module):
-    """A small trainable stand-in for a user's own model."""
-
-    def __init__(self, num_classes=8, transform=lambda logits: logits):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Conv2d(3, num_classes, 3, padding=1)
-        self.transform = transform
-
-    def forward(self, images):
-        return self.transform(self.layer(images))
 
 
 @pytest.mark.parametrize(
@@ -408,13 +442,11 @@ def test_cpu_batches_depend_on_the_image_alone():
             self.seen.append(len(images))
             return images
 
-    model, counted = Sizes(), []
-    metered = Metered(model, torch.device("cpu"), counted.append)
+    model = Sizes()
     for n in (1, 5, 16, 17, 40):
         x = torch.rand(n, 3, 64, 64)
-        assert torch.equal(metered(x), x)
+        assert torch.equal(in_fixed_batches(model, x), x)
     assert set(model.seen) == {cpu_batch(64, 64)} == {16}
-    assert counted == [1, 5, 16, 17, 40]
     assert cpu_batch(1000, 1000) == 1
 
 

@@ -170,7 +170,7 @@ def test_a_damaged_picture_stops_a_run_and_nothing_is_lost(tree, own_cache, tmp_
     monkeypatch.setattr(Store, "log", damage)
     with pytest.raises(DataError, match=r"Cannot read the image .*34\.png"):
         evaluate(root, out)
-    assert len(logged) >= 6
+    assert len(logged) >= 5  # what had begun was finished
     path.write_bytes(content)
     monkeypatch.setattr(Store, "log", log)
     assert evaluate(root, out).evidence_path.read_bytes() == reference.evidence_path.read_bytes()

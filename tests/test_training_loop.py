@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from segbench import attacks, counts
+from segbench import attacks, counts, signals
 from segbench.cards import read_card
 from segbench.data.sets.shapes import CLASS_NAMES, load_shapes
 from segbench.engine.evaluate import evaluate
@@ -31,7 +31,7 @@ from segbench.models import SlidingWindow
 from segbench.models.architectures import build_described
 from segbench.models.load import load_model
 from segbench.protocol import SEA_V1
-from segbench.training import finishing, interruption, loop, monitor
+from segbench.training import finishing, loop, monitor
 from segbench.training import step as gradients
 from segbench.training.attack import training_attack
 from segbench.training.data import batches, open_data
@@ -660,7 +660,7 @@ def test_a_signal_that_follows_at_once_is_the_same_wish(undisturbed, tmp_path, m
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["position"]["step"] == 2
     train(tiny(**EVERYTHING), data(14, 2), tmp_path)
     assert equal(weights(tmp_path), weights(undisturbed))
-    monkeypatch.setattr(interruption, "ECHO_SECONDS", 0)
+    monkeypatch.setattr(signals, "ECHO_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), data(), tmp_path / "now", progress=told)
     assert not (tmp_path / "now" / CHECKPOINT).exists()

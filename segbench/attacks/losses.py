@@ -51,13 +51,13 @@ class Context(NamedTuple):
     """What a loss may depend on besides the pixel terms.
 
     Attributes:
-        step: gradient step t = 1..iterations.
-        iterations: number of steps T of the stage.
+        step: gradient step t = 1..iterations, for all images or one each, (N,1,1) float64.
+        iterations: number of steps T of the stage, likewise.
         class_weights: (K,) or None.
     """
 
-    step: int
-    iterations: int
+    step: int | Tensor
+    iterations: int | Tensor
     class_weights: Tensor | None
 
 
@@ -99,8 +99,9 @@ def _js(terms: PixelTerms, _: Context) -> Tensor:
 
 
 def _segpgd(terms: PixelTerms, context: Context) -> Tensor:
-    share = (context.step - 1) / (2 * context.iterations)
-    return torch.where(terms.correct, (1 - share) * terms.ce, share * terms.ce)
+    share = torch.as_tensor((context.step - 1) / (2 * context.iterations), dtype=torch.float64)
+    right, wrong = (part.to(terms.ce) for part in (1 - share, share))
+    return torch.where(terms.correct, right * terms.ce, wrong * terms.ce)
 
 
 def _cospgd(terms: PixelTerms, _: Context) -> Tensor:
@@ -111,14 +112,15 @@ def _cospgd(terms: PixelTerms, _: Context) -> Tensor:
 
 
 def _tsallis(terms: PixelTerms, context: Context) -> Tensor:
-    q = -2.0 + 3.0 * (context.step - 1) / max(context.iterations - 1, 1)
-    return _tsallis_at(terms, q)
+    intervals = torch.as_tensor(context.iterations - 1, dtype=torch.float64).clamp(min=1)
+    return _tsallis_at(terms, -2.0 + 3.0 * (context.step - 1) / intervals)
 
 
-def _tsallis_at(terms: PixelTerms, q: float) -> Tensor:
-    if q == 1.0:
-        return terms.ce
-    return -torch.expm1(-(1 - q) * terms.ce) / (1 - q)
+def _tsallis_at(terms: PixelTerms, q: float | Tensor) -> Tensor:
+    power = 1 - torch.as_tensor(q, dtype=torch.float64)
+    is_ce = (power == 0).to(terms.ce.device)
+    power = torch.where(power == 0, 1.0, power).to(terms.ce)
+    return torch.where(is_ce, terms.ce, -torch.expm1(-power * terms.ce) / power)
 
 
 LOSSES: Mapping[str, Loss] = {

@@ -1,16 +1,19 @@
-"""What all attacks share: the result, the evaluation of a batch of points, and the best point per image."""
+"""What all attacks share: the result, and the evaluation of a batch of points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.losses import Context, Loss, PixelTerms, get_loss, pixel_terms
+from segbench.attacks.losses import Context, get_loss, pixel_terms
 from segbench.errors import UsageError
+
+Part = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
 
 
 class AttackResult(NamedTuple):
@@ -35,17 +38,6 @@ class AttackResult(NamedTuple):
     backwards: Tensor
     zero_gradients: Tensor
     nonfinite_gradients: Tensor
-
-
-class Problem(NamedTuple):
-    """What stays the same during an attack."""
-
-    model: nn.Module
-    images: Tensor
-    labels: Tensor
-    loss: Loss
-    class_weights: Tensor | None
-    ignore_index: int
 
 
 class Evaluation(NamedTuple):
@@ -75,92 +67,144 @@ def image_sum(values: Tensor) -> Tensor:
     return values.sum(dim=-1).sum(dim=-1)
 
 
-def project(x: Tensor, images: Tensor, eps: float) -> Tensor:
-    """Projection on the l_inf ball of radius ``eps`` around ``images`` and then on [0,1]."""
+def project(x: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
+    """Projection on the l_inf ball of radius ``eps``, one for all or (N,1,1,1), around ``images`` and then on [0,1]."""
     return torch.minimum(torch.maximum(x, images - eps), images + eps).clamp_(0, 1)
 
 
-def evaluate(problem: Problem, index: Tensor, x: Tensor, context: Context, *, backward: bool) -> Evaluation:
-    """Forward, and if asked backward, of the images ``index`` at the points ``x``."""
-    labels = problem.labels[index]
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(backward)
-        terms: PixelTerms = pixel_terms(problem.model(x), labels, problem.ignore_index)
-        gradient = None
-        if backward:
-            objective = problem.loss(terms, context).sum()
-            (gradient,) = torch.autograd.grad(objective, x)
-    return Evaluation(
-        tracked=image_sum(terms.ce.detach()) / labels[0].numel(),
-        correct=terms.correct.flatten(1).sum(dim=1),
-        predictions=terms.predictions,
-        gradient=gradient,
-    )
+class Evaluator:
+    """Forward, loss and input gradient of a batch of points; no image's result depends on its neighbours.
 
+    Args:
+        model: images (N,3,H,W) to logits (N,K,H,W); used in the mode that it is in, with parameters `frozen`.
+        class_weights: (K,), needed by ``mce_bal``.
+        ignore_index: label of pixels that do not count.
+        size: images per pass at most; None for all at once. May be lowered between calls.
+        fill: fill up a short pass with black images to exactly ``size``.
+        autocast: lower precision of the model's forward pass; the loss stays in float32.
+        setting: gives the context of a pass, forward and backward, e.g. with TF32 on.
+        compiled: compile model and loss with `torch.compile`; where that fails, a warning, and on without.
+    """
 
-class Tally:
-    """What an attack returns, kept while it runs: the best point per image and the passes spent."""
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        class_weights: Tensor | None = None,
+        ignore_index: int = 255,
+        size: int | None = None,
+        fill: bool = False,
+        autocast: torch.dtype | None = None,
+        setting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compiled: bool = False,
+    ) -> None:
+        self.model = model
+        self.class_weights = class_weights
+        self.ignore_index = ignore_index
+        self.size = size
+        self.fill = fill
+        self.autocast = autocast
+        self.setting = setting
+        self._compiled = torch.compile(self._objective, dynamic=False) if compiled else None
 
-    def __init__(self, problem: Problem) -> None:
-        n, shape = len(problem.images), problem.labels.shape
-        device = problem.images.device
-        self.valid = (problem.labels != problem.ignore_index).flatten(1).sum(dim=1)
-        self.adversarial = problem.images.clone()
-        self.correct = torch.zeros(n, dtype=torch.int64, device=device)
-        self.predictions = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.tracked = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
-        self.counters = torch.zeros(4, n, dtype=torch.int64, device=device)
-
-    def reset(self) -> None:
-        """A new stage: points of the stages before no longer count."""
-        self.correct.fill_(torch.iinfo(torch.int64).max)
-        self.tracked.fill_(-torch.inf)
-
-    def record(self, index: Tensor, x: Tensor, evaluation: Evaluation) -> None:
-        """Counts the passes and keeps the points that have no more correct pixels than the best so far."""
-        self.counters[0, index] += 1
-        if evaluation.gradient is not None:
-            self.counters[1, index] += 1
-            largest = evaluation.gradient.flatten(1).abs().amax(dim=1)
-            self.counters[2, index] += (largest == 0) & (evaluation.correct > 0)
-            self.counters[3, index] += ~torch.isfinite(largest)
-        better = (evaluation.correct <= self.correct[index]).nonzero().squeeze(1)
-        chosen = index[better]
-        self.adversarial[chosen] = x[better]
-        self.correct[chosen] = evaluation.correct[better]
-        self.predictions[chosen] = evaluation.predictions[better]
-        self.tracked[index] = torch.maximum(self.tracked[index], evaluation.tracked.double())
-
-    def result(self) -> AttackResult:
-        """The result so far."""
-        return AttackResult(
-            self.adversarial,
-            self.correct.double() / self.valid.clamp(min=1),
-            self.predictions,
-            self.tracked,
-            *self.counters,
+    def __call__(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        losses: Sequence[Part],
+        step: int | Tensor,
+        iterations: int | Tensor,
+        *,
+        backward: bool,
+    ) -> Evaluation:
+        """Evaluates the points ``x`` (N,3,H,W): ``step`` and ``iterations`` as in `segbench.attacks.losses.Context`."""
+        size = self.size or len(x)
+        parts = []
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            masks = [(name, mask if mask is None else mask[rows]) for name, mask in losses]
+            times = [value[rows] if isinstance(value, Tensor) else value for value in (step, iterations)]
+            parts.append(self._part(x[rows], labels[rows], masks, *times, backward=backward))
+        if len(parts) == 1:
+            return parts[0]
+        gradients = [part.gradient for part in parts if part.gradient is not None]
+        return Evaluation(
+            torch.cat([part.tracked for part in parts]),
+            torch.cat([part.correct for part in parts]),
+            torch.cat([part.predictions for part in parts]),
+            torch.cat(gradients) if gradients else None,
         )
 
+    def _part(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        losses: Sequence[Part],
+        step: int | Tensor,
+        iterations: int | Tensor,
+        *,
+        backward: bool,
+    ) -> Evaluation:
+        n = len(x)
+        missing = self.size - n if self.fill and self.size else 0
+        if missing > 0:
+            x, labels = _filled(x, missing, 0), _filled(labels, missing, self.ignore_index)
+            losses = [(name, mask if mask is None else _filled(mask, missing, False)) for name, mask in losses]
+            step, iterations = (
+                _filled(value, missing, 1) if isinstance(value, Tensor) else value for value in (step, iterations)
+            )
+        if x.device.type == "cuda":
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(backward), self.setting():
+            x = x.detach().requires_grad_(backward)
+            objective, tracked, correct, predictions = self._called(x, labels, losses, step, iterations)
+            gradient = torch.autograd.grad(objective, x)[0][:n] if backward else None
+        return Evaluation(tracked[:n], correct[:n], predictions[:n], gradient)
 
-def usable(gradient: Tensor | None) -> Tensor:
+    def _called(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self._compiled is not None:
+            try:
+                return self._compiled(*arguments)
+            except (MemoryError, torch.cuda.OutOfMemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - a compiler may raise anything; eager computes the same
+                logging.getLogger("segbench").warning(
+                    "torch.compile fails with this model (%s: %s). Going on without.",
+                    type(error).__name__,
+                    (str(error) or "no message").splitlines()[0][:200],
+                )
+                self._compiled = None
+        return self._objective(*arguments)
+
+    def _objective(
+        self, x: Tensor, labels: Tensor, losses: Sequence[Part], step: int | Tensor, iterations: int | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The attacked loss of all images together; tracked loss, correct pixels and predictions of each."""
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = self.model(x)
+        terms = pixel_terms(logits, labels, self.ignore_index)
+        context = Context(step, iterations, self.class_weights)
+        objective = terms.ce.new_zeros(())
+        for name, mask in losses:
+            values = get_loss(name)(terms, context)
+            objective = objective + (values if mask is None else torch.where(mask, values, 0)).sum()
+        tracked = image_sum(terms.ce.detach()) / labels[0].numel()
+        return objective, tracked, terms.correct.flatten(1).sum(dim=1), terms.predictions
+
+
+def _filled(values: Tensor, missing: int, value: float) -> Tensor:
+    return torch.cat([values, values.new_full((missing, *values.shape[1:]), value)])
+
+
+def usable(gradient: Tensor) -> Tensor:
     """The gradient with non-finite components set to 0: such a component does not move."""
-    assert gradient is not None  # an invariant of run_stage, not a user's mistake
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def pose(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    loss: str,
-    iterations: int,
-    start: Tensor | None,
-    class_weights: Tensor | None,
-    ignore_index: int,
-) -> Problem:
-    """The problem, its arguments checked (see `segbench.attacks.apgd`)."""
+def check_arguments(
+    images: Tensor, labels: Tensor, *, eps: float, loss: str, iterations: int, start: Tensor | None
+) -> None:
+    """Refuses arguments that are out of range (see `segbench.attacks.apgd`)."""
     if images.ndim != 4 or not images.is_floating_point():
         raise UsageError(f"images must be a float tensor (N,C,H,W), not {images.dtype} {tuple(images.shape)}.")
     if labels.shape != (images.shape[0], *images.shape[2:]):
@@ -171,6 +215,4 @@ def pose(
         raise UsageError(f"iterations must be at least 1, not {iterations}.")
     if start is not None and start.shape != images.shape:
         raise UsageError(f"start must have the shape of images, {tuple(images.shape)}, not {tuple(start.shape)}.")
-    if class_weights is not None:
-        class_weights = class_weights.to(images.device)
-    return Problem(model, images, labels, get_loss(loss), class_weights, ignore_index)
+    get_loss(loss)

@@ -46,7 +46,7 @@ def remember(kind: str, key: str, document: dict[str, Any]) -> None:
         write_atomic(path, json.dumps(document).encode())
     except OSError as error:
         logging.getLogger("segbench").warning(
-            "%s cannot be written (%s): the next run reads the data again.", path, error
+            "%s cannot be written (%s): the next run has to find it out again.", path, error
         )
 
 

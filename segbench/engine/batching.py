@@ -1,4 +1,4 @@
-"""How images reach the model: batches of one fixed shape on a CPU, counted.
+"""How images reach the model: batches of one fixed shape on a CPU.
 
 On a CPU the kernels' rounding depends on the shape of the batch, and a sign attack turns a different last bit into a
 different image. So there the model always sees batches of one size, chosen from the image's size alone; short ones
@@ -6,8 +6,6 @@ are filled up with black images. This makes results independent of batch size, o
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,33 +31,12 @@ def cpu_batch(height: int, width: int) -> int:
     return max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // (height * width)))
 
 
-class Metered(nn.Module):
-    """A model whose forward passes are counted, and fed in fixed batches if it runs on a CPU.
-
-    Args:
-        model: the model under evaluation.
-        device: where it runs.
-        on_images: called with the number of images after each forward pass.
-    """
-
-    def __init__(
-        self, model: nn.Module, device: torch.device, on_images: Callable[[int], None] = lambda _: None
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.device = device
-        self.on_images = on_images
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N,3,H,W) to logits (N,K,H,W), contiguous in N."""
-        self.on_images(len(images))
-        if self.device.type != "cpu":
-            logits: Tensor = self.model(images)
-            return logits
-        size = cpu_batch(*images.shape[-2:])
-        outputs = []
-        for part in torch.split(images, size):
-            missing = size - len(part)
-            filled = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
-            outputs.append(self.model(filled)[: len(part)])
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+def in_fixed_batches(model: nn.Module, images: Tensor) -> Tensor:
+    """Images (N,3,H,W) to logits (N,K,H,W), in batches of `cpu_batch` images, the last one filled up with black."""
+    size = cpu_batch(*images.shape[-2:])
+    outputs = []
+    for part in torch.split(images, size):
+        missing = size - len(part)
+        filled = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+        outputs.append(model(filled)[: len(part)])
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

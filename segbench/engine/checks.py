@@ -156,8 +156,8 @@ def _logits(logits: Tensor) -> dict[str, Any]:
     )
 
 
-def verify_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
-    """Budget, range and finiteness of adversarial images.
+def verify_images(adversarial: Tensor, images: Tensor, eps: float | Tensor) -> None:
+    """Budget, range and finiteness of adversarial images; ``eps`` is one for all, or (N,).
 
     Raises:
         RunError: the attack broke the threat model, which is a fault of the attack.
@@ -166,7 +166,8 @@ def verify_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
         raise RunError(
             "The attack returned images with NaN or infinite values. Nothing was counted; please report this."
         )
-    excess = float((adversarial.double() - images.double()).abs().max()) - eps
+    largest = (adversarial.double() - images.double()).abs().flatten(1).amax(dim=1)
+    excess = float((largest - eps).max())
     if excess > BUDGET_TOLERANCE or float(adversarial.min()) < 0 or float(adversarial.max()) > 1:
         raise RunError(
             f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, "

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,24 +17,34 @@ from torch import nn
 from segbench import content
 from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
+from segbench.engine.batch_size import find_batch_size
 from segbench.engine.batching import small_on_cpu
 from segbench.engine.checks import probe
+from segbench.engine.estimate import expected
 from segbench.engine.manifest import command_line, describe
 from segbench.engine.merge import merge
-from segbench.engine.plan import Finished, parse_shard, plan
+from segbench.engine.plan import Finished, Unit, plan
+from segbench.engine.precision import check_precision
+from segbench.engine.presence import present
+from segbench.engine.progress import announce
 from segbench.engine.run import first_pass, run
+from segbench.engine.shards import own_device, own_shard, parse_shard
 from segbench.engine.store import Store
-from segbench.engine.worker import Worker
+from segbench.engine.worker import Worker, device_name
 from segbench.errors import DataError, IncompleteError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import STATELESS
-from segbench.models.devices import exact_float32
-from segbench.models.load import Subject, choose_device, find, resolve
+from segbench.models.devices import cpu_threads, exact_float32
+from segbench.models.load import Subject, find, resolve
 from segbench.models.sliding import as_fed
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
+from segbench.signals import stop_signals
 
 if TYPE_CHECKING:
     import pandas as pd
+
+ENGINES = ("local", "ray")
+DRAINING = "SIGTERM: the units that have begun are finished, then this stops. The same command goes on."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +96,14 @@ def evaluate(
     engine: str = "local",
     progress: bool = True,
     offline: bool = False,
+    compile: bool = False,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
 ) -> Result:
     """Attacks a model with the whole protocol and writes entry and evidence.
 
-    A run continues where it stopped: the same call again skips the finished units.
+    A run continues where it stopped: the same call again skips the finished units. SIGTERM finishes the units that
+    have begun.
 
     Args:
         model_or_id: whatever `segbench.load_model` takes, or a module that maps images (N,3,H,W) in [0,1] to logits
@@ -99,31 +114,38 @@ def evaluate(
         data_root: folder of the data set, where it needs one.
         out: run directory; None for ``runs/<model>-<data set>-<identity>``.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        batch_size: images attacked at once, or ``auto``; on a CPU changes no result (small images are always computed
-            in batches of one fixed size, so a small number there saves nothing).
-        precision: ``fp32``.
+        batch_size: images attacked at once, or ``auto``: on a GPU as many as its memory holds. On a CPU it changes no
+            result (small images are always computed in batches of one fixed size, so a small number there saves
+            nothing).
+        precision: of the gradients: ``fp32``, ``tf32`` or ``bf16``. What an attack returns is always scored in float32
+            with TF32 off. Other than ``fp32`` makes the entry unofficial.
         limit: only the first images; makes the entry unofficial.
         iterations: instead of the protocol's; makes the entry unofficial.
-        shard: ``"3/16"`` does every sixteenth unit from the third on; the last shard to finish merges.
-        engine: ``local``.
+        shard: ``"3/16"`` does every sixteenth unit from the third on; the last shard to finish merges. None for what
+            torchrun or SLURM say (`segbench.engine.shards`), else everything.
+        engine: ``local``, or ``ray`` for the actors of a Ray cluster (extra ``ray``).
         progress: show a bar on standard error.
         offline: never use the network: weights must be on this machine.
+        compile: compile model and loss with `torch.compile`; faster on a GPU, rounds otherwise.
+        workers: actors of the Ray engine; None for as many as the cluster holds.
+        gpus_per_worker: that each of them asks for, e.g. 0.5; None for 1 on CUDA.
 
     Returns:
         The result, with ``table()`` and ``entry()``.
 
     Raises:
         UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
-        IncompleteError: this shard is done, units of others are missing.
+        IncompleteError: this shard is done, or SIGTERM stopped it; units are missing.
     """
     radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
     chosen = _protocol(protocol, iterations)
-    _supported("precision", precision, "fp32")
-    _supported("engine", engine, "local")
-    size, (number, shards) = _batch_size(batch_size), parse_shard(shard)
+    if engine not in ENGINES:
+        raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
+    size, (number, shards) = _batch_size(batch_size), parse_shard(shard) if shard else own_shard()
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, not {limit}.")
-    torch_device = choose_device(device)
+    torch_device = own_device(device)
+    check_precision(precision, torch_device)
     data = _dataset(model_or_id, dataset, data_root)  # first: weights may have to be downloaded
     subject = resolve(model_or_id, num_classes=data.num_classes, offline=offline, progress=progress)
     used = data.first(limit)
@@ -131,11 +153,11 @@ def evaluate(
         raise UsageError("The data set has no images.")
     module = as_fed(subject.module, used)
 
-    with in_eval_mode(module, torch_device) as was_training:
+    with cpu_threads(), in_eval_mode(module, torch_device) as was_training:
         with exact_float32():
             found = probe(module, _probe_images(used, torch_device), data.num_classes, was_training=was_training)
-        command = command_line(model_or_id, used.id, limit, iterations)
-        worker = Worker(module, used, chosen, torch_device, size)
+        command = command_line(model_or_id, used.id, limit, iterations, precision, compiled=compile)
+        worker = Worker(module, used, chosen, torch_device, size, precision, compile)
         units = plan(used.image_ids, radii, chosen.losses)
         mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
         small = small_on_cpu(torch_device, *used[0].image.shape[-2:])
@@ -145,7 +167,7 @@ def evaluate(
             fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
             if shards == 1:
                 _look_at_labels(used, clean, whole=limit is None and not used.is_partial)
-        manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command)
+        manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command, compile)
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
         for done in clean:
@@ -156,7 +178,37 @@ def evaluate(
             logging.getLogger("segbench").warning(
                 "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
             )
-        run(worker, todo, store.add, side_by_side=side_by_side, progress=progress)
+        label = f"{number}/{shards}"
+        with present(store.path, label, device_name(torch_device)) as me, stop_signals((SIGTERM,), DRAINING) as drain:
+
+            def begin(unit: Unit) -> bool:
+                if store.file(unit).exists():  # somebody else did it meanwhile
+                    return False
+                me.begin(unit.name)
+                return True
+
+            def finish(done: Finished) -> None:
+                store.add(done)
+                me.end(done.unit.name)
+
+            if engine == "ray":
+                from segbench.engine.ray_engine import run_on_ray
+
+                run_on_ray(
+                    worker, todo, finish, begin=begin, drain=drain, one_core=side_by_side, workers=workers,
+                    gpus_per_worker=gpus_per_worker, progress=progress,
+                )  # fmt: skip
+            else:
+                if todo and worker.device.type == "cuda" and size is None:
+                    worker.batch_size = find_batch_size(worker, used[0])
+                if todo and progress:
+                    announce(expected(worker, todo, store.costs(), used[0], one_core=side_by_side))
+                run(worker, todo, finish, begin=begin, drain=drain, side_by_side=side_by_side, progress=progress)
+            if drain.is_set() and (left := [unit for unit in mine if not store.file(unit).exists()]):
+                raise IncompleteError(
+                    f"Stopped by SIGTERM; the units that had begun are finished and kept, {len(left)} of {len(mine)} "
+                    "are left. Run the same command again to continue."
+                )
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
@@ -203,11 +255,6 @@ def _protocol(name: str, iterations: int | None) -> Protocol:
     if iterations < 1:
         raise UsageError(f"iterations must be at least 1, not {iterations}.")
     return dataclasses.replace(protocol, iterations=iterations)
-
-
-def _supported(option: str, value: str, only: str) -> None:
-    if value != only:
-        raise UsageError(f"{option} {value!r} is not supported by this version; use {only!r}.")
 
 
 def _batch_size(value: int | str) -> int | None:

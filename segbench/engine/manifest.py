@@ -18,6 +18,7 @@ from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset
 from segbench.engine.checks import Probe
 from segbench.engine.merge import git_commit, versions
+from segbench.engine.precision import FP32
 from segbench.engine.store import MANIFEST_VERSION, run_id
 from segbench.models import adapters
 from segbench.models.adapters.wrap import class_name
@@ -35,6 +36,7 @@ def describe(
     found: Probe,
     precision: str,
     command: str,
+    compiled: bool,
 ) -> dict[str, Any]:
     """What ``run.json`` says."""
     _, source = data.count_weights()
@@ -44,6 +46,8 @@ def describe(
         "fingerprint": fingerprint,
         "class_weights": class_weights_hash(data),
     }
+    if precision != FP32:
+        identity["precision"] = precision
     root = content.checkout()
     return {
         "schema_version": MANIFEST_VERSION,
@@ -70,6 +74,7 @@ def describe(
             "versions": versions(),
             "git_commit": git_commit(root) if root else None,
             "precision": precision,
+            "compiled": compiled,
             "command": command,
         },
     }
@@ -93,7 +98,15 @@ def _model(subject: Subject) -> dict[str, Any]:
     }
 
 
-def command_line(model: str | nn.Module, dataset: str, limit: int | None, iterations: int | None) -> str:
+def command_line(
+    model: str | nn.Module,
+    dataset: str,
+    limit: int | None,
+    iterations: int | None,
+    precision: str = FP32,
+    *,
+    compiled: bool = False,
+) -> str:
     """The command that repeats this run, but for its radii. It is published, so it names no folder of this machine."""
     if isinstance(model, nn.Module):
         name = type(model).__name__
@@ -102,4 +115,6 @@ def command_line(model: str | nn.Module, dataset: str, limit: int | None, iterat
     parts = ["segbench evaluate --model", shlex.quote(name), "--dataset", shlex.quote(dataset)]
     parts += ["--limit", str(limit)] if limit is not None else []
     parts += ["--iterations", str(iterations)] if iterations is not None else []
+    parts += ["--precision", precision] if precision != FP32 else []
+    parts += ["--compile"] if compiled else []
     return " ".join(parts)[:2000]

@@ -103,20 +103,28 @@ def _add(totals: dict[str, int], unit: Unit, stats: dict[str, list[int]]) -> Non
 
 
 def _run(store: Store, units: Sequence[Unit], totals: dict[str, int]) -> dict[str, Any]:
-    """What the merged units cost; seconds and memory are null if the log of a unit is lost."""
+    """What the merged units cost; null if the log of a unit is lost."""
     records = store.costs()
     costs = [records[unit.name] for unit in units if unit.name in records]
     whole = len(costs) == len(units)
     environment = store.manifest["environment"]
     radii = sorted({unit.eps_255 for unit in units if unit.eps_255 and unit.loss != CHECK_LOSS})
+    devices, sizes = {cost["device"] for cost in costs}, {cost["batch_size"] for cost in costs}
+    seconds = sum(cost["seconds"] for cost in costs) if whole else None
+    on_gpu = not any(device.startswith(("cpu", "mps")) for device in devices)
+    energy = [cost["joules"] for cost in costs]
     return {
         **environment,
         "command": f"{environment['command']} --eps {' '.join(f'{eps:g}' for eps in radii)}",
-        "device": "; ".join(sorted({cost["device"] for cost in costs})) or "unknown",
-        "seconds": round(sum(cost["seconds"] for cost in costs), 3) if whole else None,
+        "device": "; ".join(sorted(devices)) or "unknown",
+        "batch_size": sizes.pop() if len(sizes) == 1 else None,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "gpu_hours": round(seconds / 3600, 4) if seconds is not None and on_gpu else None,
         "forward_passes": totals["forwards"],
         "backward_passes": totals["backwards"],
+        "images_per_second": round(totals["forwards"] / seconds, 3) if seconds else None,
         "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs) if whole else None,
+        "energy_joules": round(sum(energy), 1) if whole and None not in energy else None,
     }
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from segbench.errors import UsageError
 from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Group
 
 CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
@@ -50,17 +49,3 @@ def plan(image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[
     units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
     units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
     return units
-
-
-def parse_shard(shard: str | None) -> tuple[int, int]:
-    """``"3/16"`` to (3, 16); None to (1, 1).
-
-    Raises:
-        UsageError: not of that form, or out of range.
-    """
-    if shard is None:
-        return 1, 1
-    number, _, total = shard.partition("/")
-    if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
-        raise UsageError(f"A shard is written 3/16 (the third of sixteen), not {shard!r}.")
-    return int(number), int(total)

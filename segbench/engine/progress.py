@@ -59,6 +59,11 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
         )
 
 
+def announce(text: str) -> None:
+    """A line on standard error, before a long work begins."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
 def watch(items: Sequence[T], description: str, enabled: bool) -> Iterable[T]:
     """The items one by one under a plain bar on standard error, which goes when all are done."""
     return track(items, description, console=Console(stderr=True), disable=not enabled, transient=True)

@@ -1,8 +1,9 @@
-"""Does the units of a run, several side by side where that is faster, and stops cleanly."""
+"""Does the units of a run, several streams side by side where that is faster, and stops cleanly."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
@@ -14,9 +15,11 @@ from segbench.attacks.problem import frozen
 from segbench.counts import Counts
 from segbench.data import Sample
 from segbench.data.dataset import Fingerprint
+from segbench.engine.energy import EnergyMeter
 from segbench.engine.plan import CHECK_ITERATIONS, Finished, Unit
 from segbench.engine.prefetch import Prefetcher
 from segbench.engine.progress import Report, bar
+from segbench.engine.stream import Stream, do_unit
 from segbench.engine.worker import Worker
 from segbench.evidence import CHECK_LOSS, CLEAN, Key
 from segbench.models.devices import exact_float32
@@ -27,31 +30,83 @@ class Stopped(Exception):  # noqa: N818 - not an error: another unit failed, or 
     """Ends the units that still run when the run ends early."""
 
 
+class Todo:
+    """The units of a run that are still to be done, shared by its streams.
+
+    Args:
+        units: in order.
+        begin: called with each unit that is handed out; False means that it is done already, by somebody else.
+        drain: when set, nothing more is handed out.
+    """
+
+    def __init__(self, units: Sequence[Unit], begin: Callable[[Unit], bool], drain: threading.Event) -> None:
+        self._units = deque(units)
+        self._begin = begin
+        self._drain = drain
+        self._lock = threading.Lock()
+
+    def next(self, skipped: Callable[[Unit], None]) -> Unit | None:
+        """The next unit; None if there is none. ``skipped`` is called with those that somebody else did."""
+        while True:
+            with self._lock:
+                if not self._units or self._drain.is_set():
+                    return None
+                unit = self._units.popleft()
+            if self._begin(unit):
+                return unit
+            skipped(unit)
+
+
+class Running:
+    """What the bar shows: passes, images, and the aAcc so far of each (ε, loss)."""
+
+    def __init__(self, report: Report, protocol: Protocol) -> None:
+        self._report = report
+        self._protocol = protocol
+        self._lock = threading.Lock()
+        self._counts: dict[Key, Counts] = {}
+
+    def begin(self, unit: Unit) -> None:
+        self._report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}")
+
+    def skip(self, unit: Unit) -> None:
+        self._report.images(passes(unit, self._protocol))
+
+    def done(self, done: Finished) -> None:
+        found, key = done.group.counts, (done.unit.eps_255, done.unit.loss)
+        spent = sum(done.stats["forwards"]) + len(done.unit.image_ids)
+        self._report.images(passes(done.unit, self._protocol) - spent)  # those that finished images did not need
+        with self._lock:
+            self._counts[key] = counts.merge([self._counts[key], found]) if key in self._counts else found
+            self._report.done(len(done.unit.image_ids), self._counts[key].aacc())
+
+
 def run(
-    worker: Worker, units: Sequence[Unit], finish: Callable[[Finished], None], *, side_by_side: bool, progress: bool
+    worker: Worker,
+    units: Sequence[Unit],
+    finish: Callable[[Finished], None],
+    *,
+    begin: Callable[[Unit], bool] = lambda _: True,
+    drain: threading.Event | None = None,
+    side_by_side: bool,
+    progress: bool,
 ) -> None:
-    """Does the units, several threads side by side with one core each, or one unit after the other.
+    """Does the units, in several threads with one core each, or in one.
 
     Args:
         worker: does them; several threads share it.
         units: what is to be done.
         finish: called with each unit that is done, in the thread that did it.
+        begin: called with each unit before it is done; False if it need not be.
+        drain: when set, what has begun is finished, and nothing else.
         side_by_side: the model's forward keeps no state, so threads may share it, and images are small.
         progress: show a bar.
     """
     threads = torch.get_num_threads()
     worker.parallel = max(1, min(threads, len(units))) if side_by_side else 1
-    total = sum(_passes(unit, worker.protocol) for unit in units)
-    stop, lock = threading.Event(), threading.Lock()
-    running: dict[Key, Counts] = {}  # per (ε, loss), for the aAcc that the bar shows
-
-    def do(unit: Unit, report: Report) -> None:
-        done = _do(worker, unit, images.take(unit), report, stop)
-        finish(done)
-        found, key = done.group.counts, (unit.eps_255, unit.loss)
-        with lock:
-            running[key] = counts.merge([running[key], found]) if key in running else found
-            report.done(len(unit.image_ids), running[key].aacc())
+    total = sum(passes(unit, worker.protocol) for unit in units)
+    stop, todo = threading.Event(), Todo(units, begin, drain or threading.Event())
+    gpu = str(worker.device.index or 0) if worker.device.type == "cuda" else None
 
     try:
         with (
@@ -59,11 +114,30 @@ def run(
             exact_float32(),
             frozen(worker.model),
             Prefetcher(worker.dataset, units, worker.device, worker.stamps) as images,
+            EnergyMeter(gpu) as energy,
             ThreadPoolExecutor(
                 worker.parallel, initializer=torch.set_num_threads, initargs=(1 if side_by_side else threads,)
             ) as pool,
         ):
-            futures = [pool.submit(do, unit, report) for unit in units]
+            running = Running(report, worker.protocol)
+
+            def on_images(count: int) -> None:
+                if stop.is_set():
+                    raise Stopped
+                report.images(count)
+
+            def take(unit: Unit) -> list[Sample]:
+                running.begin(unit)
+                return images.take(unit)
+
+            def done(finished: Finished) -> None:
+                finish(finished)
+                running.done(finished)
+
+            def work() -> None:
+                Stream(worker, take, done, on_images, energy.watts).run(lambda: todo.next(running.skip))
+
+            futures = [pool.submit(work) for _ in range(worker.parallel if units else 0)]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -111,7 +185,8 @@ def first_pass(
                 if unit.name not in wanted:
                     report.images(len(samples))
                     continue
-                finished.append(_do(worker, unit, samples, report, threading.Event()))
+                report.unit("clean")
+                finished.append(do_unit(worker, unit, samples, report.images))
                 report.done(len(samples), counts.merge(done.group.counts for done in finished).aacc())
             if hashed:
                 hashed.result()
@@ -125,23 +200,7 @@ def _update(digest: Fingerprint, samples: Sequence[Sample]) -> None:
         digest.update(sample)
 
 
-def _passes(unit: Unit, protocol: Protocol) -> int:
-    """Image passes of a unit in which no image is finished early."""
+def passes(unit: Unit, protocol: Protocol) -> int:
+    """Image passes of a unit in which no image is finished early: those of the attack, and one to count."""
     iterations = {CLEAN[1]: 0, CHECK_LOSS: CHECK_ITERATIONS + 1}.get(unit.loss, protocol.iterations + len(STAGES))
     return len(unit.image_ids) * (iterations + 1)
-
-
-def _do(worker: Worker, unit: Unit, samples: Sequence[Sample], report: Report, stop: threading.Event) -> Finished:
-    report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}")
-    left = _passes(unit, worker.protocol)
-
-    def on_images(count: int) -> None:
-        nonlocal left
-        if stop.is_set():
-            raise Stopped
-        left -= count
-        report.images(count)
-
-    done = worker.do(unit, samples, on_images)
-    report.images(left)  # the passes that finished images did not need
-    return done

@@ -26,11 +26,12 @@ IDENTITY = {
     "weights": "model weights",
     "fingerprint": "data set (images, labels or their number)",
     "class_weights": "class weights of mce_bal",
+    "precision": "precision",
 }
 
 
 def run_id(identity: Mapping[str, str]) -> str:
-    """Identity by content: protocol digest, weights hash, data set fingerprint, class weights."""
+    """Identity by content: protocol, weights, data set fingerprint, class weights; precision if it is not fp32."""
     return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
 
 
@@ -61,7 +62,7 @@ class Store:
                 raise RunError(f"Cannot write into {path}: {error}") from error
         old = cls.open(path)
         differing = [
-            text for key, text in IDENTITY.items() if old.manifest["identity"][key] != manifest["identity"][key]
+            text for key, text in IDENTITY.items() if old.manifest["identity"].get(key) != manifest["identity"].get(key)
         ]
         if differing:
             raise RunError(
@@ -140,7 +141,7 @@ class Store:
         self.write(done.unit, done.group, done.stats)
 
     def write(self, unit: Unit, group: Group, stats: Mapping[str, Any]) -> None:
-        """Writes a finished unit; the same unit gives the same bytes."""
+        """Writes a finished unit, unless somebody else has; the same unit gives the same bytes."""
         metadata = {
             "run_id": self.manifest["run_id"],
             "unit": unit.name,
@@ -149,7 +150,7 @@ class Store:
         }
         data = evidence.to_bytes(Evidence({(unit.eps_255, unit.loss): group}, metadata))
         try:
-            write_atomic(self.file(unit), data)
+            create_atomic(self.file(unit), data)
         except OSError as error:
             raise RunError(
                 f"Cannot write {self.file(unit)}: {error}. "
@@ -204,6 +205,9 @@ class Store:
                     "seconds": float(record["seconds"]),
                     "peak_memory_bytes": int(record["peak_memory_bytes"]),
                     "device": str(record["device"]),
+                    "images": int(record["images"]),
+                    "joules": None if record["joules"] is None else float(record["joules"]),
+                    "batch_size": None if record["batch_size"] is None else int(record["batch_size"]),
                 }
             except (ValueError, TypeError, KeyError):
                 continue  # costs are not part of a result; the merge says if any is missing

@@ -65,6 +65,11 @@ def identity_problems(entry: Mapping[str, Any], found: Evidence, name: str) -> l
             f"dataset.num_classes is {entry['dataset']['num_classes']}, the evidence has "
             f"{found.metadata['num_classes']}: correct the entry."
         )
+    precision = found.metadata["identity"].get("precision", "fp32")
+    if entry["run"] is not None and entry["run"]["precision"] != precision:
+        problems.append(
+            f"run.precision is {entry['run']['precision']!r}, the evidence says {precision!r}: correct the entry."
+        )
     if entry["protocol"]["official"]:
         problems += _not_official(entry, found, about, protocol)
     if found.groups.get(CLEAN) is None or len(found.groups[CLEAN].image_ids) != entry["dataset"]["images"]:
@@ -83,7 +88,7 @@ def _not_official(
         return []
     try:
         dataset = {**about, "images": len(clean.image_ids)}
-        precision = entry["run"]["precision"] if entry["run"] else "fp32"
+        precision = found.metadata["identity"].get("precision", "fp32")
         differences = deviations(protocol, entry["results"], dataset, precision)
         attacks = len(clean.image_ids) * sum(key != CLEAN and key[1] != CHECK_LOSS for key in found.groups)
         counted = found.metadata["gradients"]["attacks"]

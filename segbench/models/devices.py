@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +14,27 @@ import torch
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """No TF32 and no bfloat16 inside float32 operations, whatever the caller had set; restored afterwards."""
+    with _float32("ieee", allow_tf32=False):
+        yield
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """TF32 inside float32 operations of CUDA; restored afterwards."""
+    with _float32("tf32", allow_tf32=True):
+        yield
+
+
+@contextmanager
+def _float32(precision: str, *, allow_tf32: bool) -> Iterator[None]:
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         name: str = "fp32_precision"
-        value: str | bool = "ieee"
+        value: str | bool = precision
         holders: list[Any] = [torch.backends.cuda.matmul]
         for backend in (torch.backends.cudnn, torch.backends.mkldnn):
             holders += [getattr(backend, kind) for kind in ("conv", "rnn", "matmul") if hasattr(backend, kind)]
     else:  # torch before 2.9
-        name, value = "allow_tf32", False
+        name, value = "allow_tf32", allow_tf32
         holders = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [getattr(holder, name) for holder in holders]
     for holder in holders:
@@ -35,3 +50,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the machine, has no memory left."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+@contextmanager
+def cpu_threads() -> Iterator[None]:
+    """As many threads as this process has cores to itself; restored afterwards.
+
+    torch counts the cores of the machine; a container, a cpuset or processes beside this one leave fewer, and more
+    threads than cores are slow. ``OMP_NUM_THREADS`` stays as it was set.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        torch.set_num_threads(max(1, min(before, _cores()) // max(1, int(beside) if beside.isdigit() else 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Cores that this process may use: by its affinity and by the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

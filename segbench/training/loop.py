@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from segbench.models.architectures import build_described
 from segbench.models.pspnet import PSPNet
 from segbench.models.sliding import as_fed
 from segbench.models.upernet import UPerNet
+from segbench.signals import stop_signals
 from segbench.training import checkpoint, finishing, metrics, optimisation
 from segbench.training.checkpoint import Position
 from segbench.training.classifier import Classifier
@@ -32,10 +34,11 @@ from segbench.training.data import Batch, TrainingData, batches, data_key, steps
 from segbench.training.distributed import Processes
 from segbench.training.finishing import Trained
 from segbench.training.initialisation import RUNS, Start, initialise
-from segbench.training.interruption import stop_signals
 from segbench.training.monitor import LossWatch, clean_scores, diverged, robust_scores
 from segbench.training.recipe import CLASSIFICATION, Recipe
 from segbench.training.step import StepGradient, seed_step
+
+STOPPING = "Stopping after this step. Another Ctrl-C stops at once."
 
 
 class Progress(NamedTuple):
@@ -118,7 +121,7 @@ def train(
         run = _Run(recipe, data, out, processes, model, epoch_steps, checkpoint_minutes, progress)
         run.restore(start)
         trained = finishing.found(draft, out) if run.finished and processes.leads else None
-        with stop_signals() as stopped:
+        with stop_signals((SIGINT, SIGTERM), STOPPING) as stopped:
             while not run.finished:
                 run.epoch(stopped)
             if processes.total(float(stopped.is_set()))[0]:  # while the last epoch was measured

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a model is trained."""
+"""Signals that ask a long run to stop, and what is finished before it does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,14 @@ ECHO_SECONDS = 2.0  # after a signal, in which another one is the same wish
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a step is finished first; another Ctrl-C later stops at once.
+def stop_signals(numbers: Sequence[signal.Signals], message: str) -> Iterator[threading.Event]:
+    """An event that these signals set, so that what is being done is finished first; a later Ctrl-C stops at once.
 
     Signals that follow at once are echoes: a terminal and torchrun send one to each process, and so do schedulers.
+
+    Args:
+        numbers: the signals; others keep their meaning.
+        message: logged with the first one.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -30,11 +34,11 @@ def stop_signals() -> Iterator[threading.Event]:
         if not stopped.is_set():
             asked = time.monotonic()
             stopped.set()
-            logging.getLogger("segbench").warning("Stopping after this step. Another Ctrl-C stops at once.")
+            logging.getLogger("segbench").warning("%s", message)
         elif number == signal.SIGINT and time.monotonic() - asked > ECHO_SECONDS:
             raise KeyboardInterrupt
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, stop) for each in numbers}
     try:
         yield stopped
     finally:

@@ -1,0 +1,90 @@
+"""How long a run will take, told before it starts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from segbench.attacks.apgd import AttackBatch
+from segbench.attacks.problem import frozen
+from segbench.data import Sample
+from segbench.engine.plan import Unit
+from segbench.engine.run import passes
+from segbench.engine.worker import Worker, device_name
+from segbench.models.devices import exact_float32
+
+
+def expected(
+    worker: Worker, units: Sequence[Unit], costs: Mapping[str, Mapping[str, Any]], sample: Sample, *, one_core: bool
+) -> str:
+    """One line for the user: about how long these units take on this device.
+
+    From what units of the run took on this device before, where there are some; else from two steps of an attack, as
+    if no image were finished early.
+    """
+    device = device_name(worker.device)
+    known: dict[str, list[float]] = {}  # seconds per image, by loss
+    for name, cost in costs.items():
+        if cost["device"] == device and (images := cost.get("images")):
+            known.setdefault(_loss(name), []).append(cost["seconds"] / images)
+    pass_seconds = None
+    total, upper = 0.0, False
+    for unit in units:
+        if unit.loss in known:
+            total += len(unit.image_ids) * statistics.median(known[unit.loss])
+            continue
+        if pass_seconds is None:
+            pass_seconds = seconds_per_pass(worker, sample, one_core=one_core)
+        total += passes(unit, worker.protocol) * pass_seconds
+        upper = True
+    return f"{'At most about' if upper else 'About'} {duration(total)} on this device ({device}); Ctrl-C is safe."
+
+
+def _loss(unit_name: str) -> str:
+    """Of ``eps8_mce_bal_0003``: ``mce_bal``."""
+    return unit_name.split("_", 1)[1].rsplit("_", 1)[0]
+
+
+def seconds_per_pass(worker: Worker, sample: Sample, *, one_core: bool) -> float:
+    """Seconds of a pass forward and backward of one image in a full batch, with what `run` does side by side."""
+    size, threads = worker.size(*sample.image.shape[-2:]), torch.get_num_threads()
+    batch = AttackBatch(worker.evaluator(*sample.image.shape[-2:]))
+    unit = Unit(1.0, worker.protocol.losses[0], 0, (sample.image_id,))
+    torch.set_num_threads(1 if one_core else threads)
+    try:
+        with exact_float32(), frozen(worker.model):
+            batch.add([worker.job(unit, sample)] * size)
+            batch.step()
+            _wait(worker.device)
+            started = time.monotonic()
+            batch.step()
+            _wait(worker.device)
+    finally:
+        torch.set_num_threads(threads)
+    return (time.monotonic() - started) / size / (threads if one_core else 1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(12_000), duration(100), duration(20), duration(200_000)
+    ('3 h 20 min', '2 min', '20 s', '2 d 8 h')
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
