@@ -48,6 +48,14 @@ class IncompleteError(SegbenchError):
     exit_code = 3
 
 
+class ShardDoneError(IncompleteError):
+    """A process has done its part of a run; other parts are missing."""
+
+
+class PreemptedError(IncompleteError):
+    """The system asked this process to stop (SIGTERM); what had begun is finished."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Message for an unknown name: the nearest known ones first.
 

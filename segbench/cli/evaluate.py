@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
-from segbench.cli.app import ManyValues, find_own_modules, note, print_json, printable
+from segbench import content
+from segbench.cards import list_models
+from segbench.cli.app import ManyValues, fail, find_own_modules, note, print_json, print_table, printable
 from segbench.cli.zoo import print_scores
+from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, UsageError
 
 
 @click.command(cls=ManyValues)
 @click.option(
     "--model",
-    required=True,
+    multiple=True,
     help="Id of the zoo, path of a card, or a spec: package.module:function, ./file.py:function, torchvision:NAME, "
-    "hf:REPO[@revision], smp:REPO, timm:BACKBONE?num_classes=K&weights=FILE.",
+    "hf:REPO[@revision], smp:REPO, timm:BACKBONE?num_classes=K&weights=FILE. Several after one --model.",
 )
+@click.option("--all", "every", is_flag=True, help="All models of the zoo for the data set of --dataset.")
 @click.option("--dataset", help="Data set id; by default that of the model's card.")
 @click.option(
     "--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255). Several after one --eps.  [default: 4 8 12]"
@@ -25,62 +31,166 @@ from segbench.cli.zoo import print_scores
 @click.option("--protocol", default="sea-v1", help="Name of the protocol.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory; of several models, the folder of theirs.  [default: runs/<model>-<data set>-<identity>]",
 )
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--batch-size", default="auto", help="Images attacked at once, or auto. Changes no result on a CPU.")
+@click.option(
+    "--batch-size", default="auto", help="Images attacked at once, or auto: what memory holds. No matter on a CPU."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32", "bf16"]),
+    default="fp32",
+    help="Of the gradients; results are always scored in float32. Other than fp32 makes the entry unofficial.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Compile model and loss (torch.compile).")
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
 @click.option("--iterations", type=int, help="Instead of the protocol's; the entry becomes unofficial.")
-@click.option("--shard", help="3/16: every sixteenth unit from the third on.")
+@click.option(
+    "--shard",
+    help="3/16: every sixteenth unit from the third on.  [default: what torchrun or SLURM say, or everything]",
+)
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a local cluster, or RAY_ADDRESS."
+)
+@click.option("--workers", type=int, help="Actors of --engine ray.  [default: as many as the cluster holds]")
+@click.option("--gpus-per-worker", type=float, help="That each of them asks for.  [default: 1 on CUDA]")
 @click.option("--offline", is_flag=True, help="Never use the network.")
-@click.option("--json", is_flag=True, help="Print the entry as JSON.")
+@click.option("--json", is_flag=True, help="Print the entry as JSON; a list of several models' entries.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def evaluate(
+    model: tuple[str, ...], every: bool, dataset: str | None, out: Path | None, json: bool, **options: Any
+) -> None:
+    """Attack models with the whole protocol; write entry and evidence of each.
+
+    Ctrl-C is safe: the same command continues where it stopped. SIGTERM finishes the units that have begun, and exits
+    with 3.
+    """
+    models = _models(model, every, dataset)
+    if len(models) == 1:
+        try:
+            entry = _evaluate(models[0], dataset, out, **options)
+        except ShardDoneError as error:
+            if options["shard"] is not None:
+                raise
+            note(str(error))  # the launcher of the processes takes any other exit code than 0 for a failure
+            return
+        print_json(entry) if json else _show(entry)
+        return
+    entries = list[dict[str, Any]]()
+    failures, unfinished = dict[str, SegbenchError](), dict[str, SegbenchError]()
+    for position, name in enumerate(models):
+        note(f"Model {position + 1} of {len(models)}: {printable(name)}")
+        folder = None if out is None else out / re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip(".-")
+        try:
+            entries.append(_evaluate(name, dataset, folder, **options))
+        except (UsageError, PreemptedError):
+            raise
+        except ShardDoneError as error:
+            unfinished[name] = error
+            note(f"{name}: {error}")
+            continue
+        except SegbenchError as error:
+            failures[name] = error
+            note(printable(f"{name}: {error}", keep="\n"))
+            continue
+        if not json:
+            _show_rows(entries[-1:])
+    if json:
+        print_json(entries)
+    elif len(entries) > 1:
+        _show_rows(entries)
+    if failures:
+        name, failure = next(iter(failures.items()))
+        fail(f"{len(failures)} of {len(models)} models have no entry. The first is {name}: {failure}", 1)
+    if unfinished and options["shard"] is not None:
+        fail(f"{len(unfinished)} of {len(models)} models wait for other shards.", 3)
+
+
+def _models(names: tuple[str, ...], every: bool, dataset: str | None) -> list[str]:
+    if not every:
+        if not names:
+            raise UsageError(
+                "Which model? --model pirat_convnext_mini_shapes, or --all --dataset shapes. See: segbench models"
+            )
+        return list(dict.fromkeys(names))
+    if names or dataset is None:
+        raise UsageError("--all takes the models of one data set: --all --dataset shapes, without --model.")
+    found = [card.id for card in list_models() if card.dataset == content.family(dataset)]
+    if not found:
+        raise UsageError(f"The zoo has no model for {dataset!r}. See: segbench models")
+    return found
+
+
+def _evaluate(
     model: str,
     dataset: str | None,
+    out: Path | None,
+    *,
     eps: tuple[str, ...],
     protocol: str,
     data_root: Path | None,
-    out: Path | None,
     device: str,
     batch_size: str,
-    limit: int | None,
-    iterations: int | None,
-    shard: str | None,
-    offline: bool,
-    json: bool,
+    compiled: bool,
     quiet: bool,
-) -> None:
-    """Attack a model with the whole protocol; write entry and evidence.
-
-    Ctrl-C is safe: the same command continues where it stopped.
-    """
+    **options: Any,
+) -> dict[str, Any]:
+    """One model: its entry; what it cost and where it lies is told."""
     from segbench.engine.evaluate import evaluate as run
 
     find_own_modules(model)
     result = run(
-        model, dataset, list(eps) or None, protocol, data_root, out, device, batch_size,
-        limit=limit, iterations=iterations, shard=shard, progress=not quiet, offline=offline,
+        model, dataset, list(eps) or None, protocol, data_root, out, device, batch_size, compile=compiled,
+        progress=not quiet, **options,
     )  # fmt: skip
     entry = result.entry()
-    if json:
-        print_json(entry)
-    else:
-        protocol_text = entry["protocol"]["name"] + (
-            "" if entry["protocol"]["official"] else f", unofficial: {'; '.join(entry['protocol']['deviations'])}"
-        )
-        click.echo(
-            printable(
-                f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), "
-                f"{protocol_text}. Percent; per loss aAcc / mIoU."
-            )
-        )
-        print_scores(entry)
-    cost = entry["run"]
-    note(
-        f"{cost['seconds']:.0f} s, {cost['forward_passes']} forward and {cost['backward_passes']} backward passes "
-        f"on {cost['device']}"
-    )
+    note(cost_text(entry["run"]))
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")
     if entry["protocol"]["official"]:
         note(f"Put it on the leaderboard: segbench submit {shlex.quote(str(result.path))}")
+    return entry
+
+
+def cost_text(cost: dict[str, Any]) -> str:
+    """What a run cost, in a line; what is not known is left out."""
+    parts = [
+        (cost["seconds"], "{:.0f} s"),
+        (cost["gpu_hours"], "{:.2f} GPU-hours"),
+        (cost["forward_passes"], "{} forward"),
+        (cost["backward_passes"], "{} backward passes"),
+        (cost["images_per_second"], "{:.1f} images per second"),
+        (cost["peak_memory_bytes"] and cost["peak_memory_bytes"] / 1e9, "peak memory {:.2f} GB"),
+        (cost["energy_joules"] and cost["energy_joules"] / 3.6e6, "{:.3g} kWh"),
+    ]
+    return f"{', '.join(text.format(value) for value, text in parts if value is not None)}; on {cost['device']}"
+
+
+def _show(entry: dict[str, Any]) -> None:
+    protocol = entry["protocol"]
+    text = protocol["name"] + ("" if protocol["official"] else f", unofficial: {'; '.join(protocol['deviations'])}")
+    click.echo(
+        printable(
+            f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), {text}. "
+            "Percent; per loss aAcc / mIoU."
+        )
+    )
+    print_scores(entry)
+
+
+def _show_rows(entries: list[dict[str, Any]]) -> None:
+    """A row for each model: aAcc / mIoU in percent, clean and at each radius."""
+    radii = sorted({row["eps_255"] for entry in entries for row in entry["results"]})
+    rows = []
+    for entry in entries:
+        scores = {0.0: entry["clean"]} | {row["eps_255"]: row for row in entry["results"]}
+        cells = [scores.get(eps) for eps in (0.0, *radii)]
+        rows.append(
+            [
+                entry["model"]["id"],
+                *(f"{100 * cell['aacc']:.2f} / {100 * cell['miou']:.2f}" if cell else "–" for cell in cells),
+            ]
+        )
+    print_table(["model", ">clean aAcc / mIoU", *(f">ε = {eps:g}/255" for eps in radii)], rows)

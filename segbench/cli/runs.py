@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
-from segbench.cli.app import note, print_json, print_table
+from segbench.cli.app import note, print_json, print_table, printable
 from segbench.cli.zoo import print_scores
 from segbench.engine.merge import merge as merge_store
+from segbench.engine.progress import duration
+from segbench.engine.status import survey
 from segbench.engine.store import Store
 from segbench.errors import IncompleteError
 
@@ -17,32 +19,43 @@ from segbench.errors import IncompleteError
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", is_flag=True, help="Print as JSON.")
 def status(run: Path, json: bool) -> None:
-    """Show what of the run directory RUN is done. Exit code 3 while units are missing."""
-    store = Store.open(run)
-    rows: dict[tuple[float, str], list[int]] = {}
-    for unit in store.units():
-        row = rows.setdefault((unit.eps_255, unit.loss), [0, 0])
-        row[0] += store.read(unit) is not None
-        row[1] += 1
-    done, total = (sum(column) for column in zip(*rows.values(), strict=True))
-    seconds = sum(cost["seconds"] for cost in store.costs().values())
+    """Show what of the run directory RUN is done, who works on it, and how long it will take.
+
+    Exit code 3 while units are missing.
+    """
+    found = survey(Store.open(run))
+    total, left = found.total, found.total.units - found.total.done
     if json:
-        groups = [{"eps_255": eps, "loss": loss, "done": row[0], "units": row[1]} for (eps, loss), row in rows.items()]
-        model, dataset = store.manifest["model"]["id"], store.manifest["dataset"]["id"]
-        print_json(
-            {"model": model, "dataset": dataset, "done": done, "units": total, "seconds": seconds, "groups": groups}
-        )
+        print_json(found.document())
     else:
+        time_left = "" if found.seconds_left is None or not left else f"; about {duration(found.seconds_left)} left"
         click.echo(
-            f"{store.manifest['model']['id']} on {store.manifest['dataset']['id']}: "
-            f"{done} of {total} units done in {seconds:.0f} s"
+            f"{found.model} on {found.dataset}: {total.done} of {total.units} units done in {found.seconds:.0f} s, "
+            f"{total.running} running, {total.failed} failed, {total.missing} missing{time_left}"
         )
         print_table(
-            [">ε", "loss", ">done", ">units"],
-            [[f"{eps:g}/255", loss, str(row[0]), str(row[1])] for (eps, loss), row in rows.items()],
+            [">ε", "loss", ">done", ">running", ">failed", ">missing", ">units"],
+            [
+                [f"{eps:g}/255", loss, *map(str, (row.done, row.running, row.failed, row.missing, row.units))]
+                for (eps, loss), row in found.groups.items()
+            ],
         )
-    if done < total:
-        raise IncompleteError(f"{total - done} units are missing. Continue: run the same `segbench evaluate` again.")
+        if found.workers:
+            print_table(
+                ["shard", "state", "host", ">process", "device", ">last word", "units"],
+                [
+                    [
+                        who.shard, who.state, who.host, str(who.pid), who.device, f"{duration(who.seconds)} ago",
+                        ", ".join(who.units),
+                    ]
+                    for who in found.workers
+                ],
+            )  # fmt: skip
+        for who in found.workers:
+            if who.state == "failed" and who.error:
+                click.echo(printable(f"Shard {who.shard} failed on {who.host}: {who.error}", keep="\n"))
+    if left:
+        raise IncompleteError(f"{left} units are missing. Continue: run the same `segbench evaluate` again.")
 
 
 @click.command()

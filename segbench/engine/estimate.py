@@ -13,7 +13,9 @@ from segbench.attacks.apgd import AttackBatch
 from segbench.attacks.problem import frozen
 from segbench.data import Sample
 from segbench.engine.plan import Unit
+from segbench.engine.progress import duration
 from segbench.engine.run import passes
+from segbench.engine.status import loss_of
 from segbench.engine.worker import Worker, device_name
 from segbench.models.devices import exact_float32
 
@@ -29,8 +31,8 @@ def expected(
     device = device_name(worker.device)
     known: dict[str, list[float]] = {}  # seconds per image, by loss
     for name, cost in costs.items():
-        if cost["device"] == device and (images := cost.get("images")):
-            known.setdefault(_loss(name), []).append(cost["seconds"] / images)
+        if cost["device"] == device:
+            known.setdefault(loss_of(name), []).append(cost["seconds"] / cost["images"])
     pass_seconds = None
     total, upper = 0.0, False
     for unit in units:
@@ -42,11 +44,6 @@ def expected(
         total += passes(unit, worker.protocol) * pass_seconds
         upper = True
     return f"{'At most about' if upper else 'About'} {duration(total)} on this device ({device}); Ctrl-C is safe."
-
-
-def _loss(unit_name: str) -> str:
-    """Of ``eps8_mce_bal_0003``: ``mce_bal``."""
-    return unit_name.split("_", 1)[1].rsplit("_", 1)[0]
 
 
 def seconds_per_pass(worker: Worker, sample: Sample, *, one_core: bool) -> float:
@@ -71,20 +68,3 @@ def seconds_per_pass(worker: Worker, sample: Sample, *, one_core: bool) -> float
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def duration(seconds: float) -> str:
-    """For people.
-
-    >>> duration(12_000), duration(100), duration(20), duration(200_000)
-    ('3 h 20 min', '2 min', '20 s', '2 d 8 h')
-    """
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(minutes / 60)
-    return f"{hours // 24} d {hours % 24} h"

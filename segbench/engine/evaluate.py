@@ -31,7 +31,7 @@ from segbench.engine.run import first_pass, run
 from segbench.engine.shards import own_device, own_shard, parse_shard
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker, device_name
-from segbench.errors import DataError, IncompleteError, UsageError
+from segbench.errors import DataError, IncompleteError, PreemptedError, ShardDoneError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import STATELESS
 from segbench.models.devices import cpu_threads, exact_float32
@@ -135,7 +135,8 @@ def evaluate(
 
     Raises:
         UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
-        IncompleteError: this shard is done, or SIGTERM stopped it; units are missing.
+        ShardDoneError: this shard is done, units of others are missing.
+        PreemptedError: SIGTERM stopped it, units are missing.
     """
     radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
     chosen = _protocol(protocol, iterations)
@@ -205,14 +206,14 @@ def evaluate(
                     announce(expected(worker, todo, store.costs(), used[0], one_core=side_by_side))
                 run(worker, todo, finish, begin=begin, drain=drain, side_by_side=side_by_side, progress=progress)
             if drain.is_set() and (left := [unit for unit in mine if not store.file(unit).exists()]):
-                raise IncompleteError(
+                raise PreemptedError(
                     f"Stopped by SIGTERM; the units that had begun are finished and kept, {len(left)} of {len(mine)} "
                     "are left. Run the same command again to continue."
                 )
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
-        raise IncompleteError(
+        raise ShardDoneError(
             f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
         ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)

@@ -18,15 +18,15 @@ class Report(NamedTuple):
     Attributes:
         unit: called with a description when a unit begins.
         images: called with a number of image passes done.
-        done: called after each unit with its number of images and the aAcc so far of its (ε, loss).
+        done: called after each unit with a description, its number of images and the aAcc so far of its (ε, loss).
     """
 
     unit: Callable[[str], None]
     images: Callable[[int], None]
-    done: Callable[[int, float], None]
+    done: Callable[[str, int, float], None]
 
 
-SILENT = Report(lambda _: None, lambda _: None, lambda _, __: None)
+SILENT = Report(lambda _: None, lambda _: None, lambda *_: None)
 
 
 @contextmanager
@@ -40,17 +40,18 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("images {task.fields[images]}"), TextColumn("aAcc {task.fields[aacc]}"),
+        TextColumn("images {task.fields[images]}"), TextColumn("{task.fields[aacc]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, speed_estimate_period=120) as progress:
-        task = progress.add_task("start", total=total_passes, images=f"0/{total_images}", aacc="-")
+        task = progress.add_task("start", total=total_passes, images=f"0/{total_images}", aacc="")
         finished = 0
 
-        def done(count: int, aacc: float) -> None:
+        def done(description: str, count: int, aacc: float) -> None:
             nonlocal finished
             finished += count
-            progress.update(task, images=f"{finished}/{total_images}", aacc=f"{aacc:.3f}")
+            text = f"aAcc {aacc:.3f} at {description}"
+            progress.update(task, images=f"{finished}/{total_images}", aacc=text)
 
         yield Report(
             unit=lambda description: progress.update(task, description=description),
@@ -62,6 +63,23 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
 def announce(text: str) -> None:
     """A line on standard error, before a long work begins."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    >>> duration(12_000), duration(100), duration(20), duration(200_000)
+    ('3 h 20 min', '2 min', '20 s', '2 d 8 h')
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def watch(items: Sequence[T], description: str, enabled: bool) -> Iterable[T]:

@@ -101,6 +101,7 @@ def reproduce(
         device=device,
         batch_size=batch_size,
         iterations=None if iterations == PROTOCOLS[entry["protocol"]["name"]].iterations else iterations,
+        precision=entry["run"]["precision"],
         progress=progress,
         offline=offline,
     )

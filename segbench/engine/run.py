@@ -67,7 +67,7 @@ class Running:
         self._counts: dict[Key, Counts] = {}
 
     def begin(self, unit: Unit) -> None:
-        self._report.unit("clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}")
+        self._report.unit(_described(unit))
 
     def skip(self, unit: Unit) -> None:
         self._report.images(passes(unit, self._protocol))
@@ -78,7 +78,11 @@ class Running:
         self._report.images(passes(done.unit, self._protocol) - spent)  # those that finished images did not need
         with self._lock:
             self._counts[key] = counts.merge([self._counts[key], found]) if key in self._counts else found
-            self._report.done(len(done.unit.image_ids), self._counts[key].aacc())
+            self._report.done(_described(done.unit), len(done.unit.image_ids), self._counts[key].aacc())
+
+
+def _described(unit: Unit) -> str:
+    return "clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}"
 
 
 def run(
@@ -185,9 +189,9 @@ def first_pass(
                 if unit.name not in wanted:
                     report.images(len(samples))
                     continue
-                report.unit("clean")
+                report.unit(_described(unit))
                 finished.append(do_unit(worker, unit, samples, report.images))
-                report.done(len(samples), counts.merge(done.group.counts for done in finished).aacc())
+                report.done(_described(unit), len(samples), counts.merge(done.group.counts for done in finished).aacc())
             if hashed:
                 hashed.result()
     finally:

@@ -6,6 +6,8 @@ its last image is. Nothing that is counted depends on who shared the batch.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -99,9 +101,9 @@ class Stream:
         """
         if self._worker.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._worker.device)
-        self._no_more = False
         while True:
             started = time.monotonic()
+            self._no_more = self._error is not None  # else it is asked again: there may be more by now
             self._fill(next_unit)
             busy = [item.unit for item in self._attacked.values()]
             if self._attacked:
@@ -231,6 +233,7 @@ class Stream:
                             "device": device_name(self._worker.device),
                             "joules": None if watts is None else watts * opened.seconds,
                             "batch_size": self._worker.batch_size,
+                            "worker": f"{socket.gethostname()}:{os.getpid()}",
                         }
                     )
                 )

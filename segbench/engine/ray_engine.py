@@ -1,0 +1,308 @@
+"""Units as tasks of Ray actors, which hold the model: a local cluster, or the one of ``RAY_ADDRESS``.
+
+Only the driver writes the run directory, so the machines share nothing but the data set. In place of an actor that
+dies another one is started, and its units are done again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from segbench.attacks.problem import frozen
+from segbench.data import SegmentationDataset
+from segbench.engine.batch_size import find_batch_size
+from segbench.engine.energy import EnergyMeter
+from segbench.engine.plan import Finished, Unit
+from segbench.engine.prefetch import Prefetcher
+from segbench.engine.progress import Report, bar
+from segbench.engine.run import Running, Todo, passes
+from segbench.engine.stream import Stream
+from segbench.engine.worker import Worker
+from segbench.errors import RunError, UsageError
+from segbench.models.devices import exact_float32
+from segbench.protocol import Protocol
+
+RETRIES = 3  # of a unit whose actor dies
+SECONDS = 1.0  # between two looks at the actors
+AHEAD_CPU, AHEAD_GPU = 2, 8  # units that an actor has, so that its batch never runs empty
+
+
+@dataclass
+class _Payload:
+    """All that an actor needs; the model is on the CPU."""
+
+    model: nn.Module
+    dataset: SegmentationDataset
+    protocol: Protocol
+    device: str
+    batch_size: int | None
+    precision: str
+    compiled: bool
+    threads: int
+
+
+class Actor:
+    """Holds the model and does the units that it is told, all in one stream."""
+
+    def __init__(self, payload: _Payload) -> None:
+        torch.set_num_threads(payload.threads)
+        device = torch.device(payload.device)
+        self._worker = Worker(
+            payload.model.to(device), payload.dataset, payload.protocol, device, payload.batch_size,
+            payload.precision, payload.compiled,
+        )  # fmt: skip
+        self._units: queue.Queue[Unit] = queue.Queue()
+        self._waiting: dict[str, Future[Finished]] = {}
+        self._passes = 0
+        self._error: BaseException | None = None
+        threading.Thread(target=self._work, name="segbench-stream", daemon=True).start()
+
+    def do(self, unit: Unit) -> Finished:
+        """Does a unit, beside others that this actor is told."""
+        future: Future[Finished] = Future()
+        self._waiting[unit.name] = future
+        if self._error is not None:
+            raise self._error
+        self._units.put(unit)
+        return future.result()
+
+    def passes(self) -> int:
+        """Image passes so far."""
+        return self._passes
+
+    def _work(self) -> None:
+        on_cuda = self._worker.device.type == "cuda"
+        gpu = str(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]) if on_cuda else None
+        try:
+            if on_cuda and self._worker.batch_size is None:
+                self._worker.batch_size = find_batch_size(self._worker, self._worker.dataset[0])
+            with (
+                exact_float32(),
+                frozen(self._worker.model),
+                EnergyMeter(gpu) as energy,
+                Prefetcher(self._worker.dataset, [], self._worker.device, self._worker.stamps) as images,
+            ):
+                stream = Stream(self._worker, images.take, self._finish, self._count, energy.watts)
+                while True:
+                    first: list[Unit] = [self._units.get()]
+                    stream.run(lambda first=first: first.pop() if first else self._at_once())  # type: ignore[misc]
+        except BaseException as error:  # noqa: BLE001 - the driver is told, and decides
+            self._error = error
+            for future in list(self._waiting.values()):
+                future.set_exception(error)
+
+    def _at_once(self) -> Unit | None:
+        try:
+            return self._units.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _finish(self, done: Finished) -> None:
+        self._waiting.pop(done.unit.name).set_result(done)
+
+    def _count(self, images: int) -> None:
+        self._passes += images
+
+
+@dataclass
+class _Member:
+    """An actor as the driver sees it."""
+
+    start: Callable[[], Any]
+    handle: Any = None
+    doing: dict[Any, Unit] = field(default_factory=dict)  # by the reference of their result
+    asked: Any = None  # the reference of its answer to `Actor.passes`
+    passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.handle = self.start()
+
+
+def run_on_ray(
+    worker: Worker,
+    units: Sequence[Unit],
+    finish: Callable[[Finished], None],
+    *,
+    begin: Callable[[Unit], bool],
+    drain: threading.Event,
+    one_core: bool,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    progress: bool,
+) -> None:
+    """Does the units on the actors of a Ray cluster.
+
+    Args:
+        worker: what the actors are copies of.
+        units: what is to be done.
+        finish: called with each unit that is done.
+        begin: called with each unit before it is done; False if it need not be.
+        drain: when set, what has begun is finished, and nothing else.
+        one_core: an actor without a GPU computes on one core; else the machine's cores are divided among them.
+        workers: actors; None for as many as the cluster holds.
+        gpus_per_worker: None for 1 on CUDA, 0 elsewhere; above 0 the actors compute on CUDA.
+        progress: show a bar.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster cannot hold one actor.
+        RunError: a unit's actor died again and again.
+    """
+    if not units:
+        return
+    ray = _ray()
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    try:
+        gpus = (1.0 if worker.device.type == "cuda" else 0.0) if gpus_per_worker is None else gpus_per_worker
+        number, cores = _division(ray.cluster_resources(), workers, gpus, one_core=one_core)
+        number = min(number, len(units))
+        payload = ray.put(
+            _Payload(
+                worker.model.to("cpu"), worker.dataset, worker.protocol, "cuda" if gpus else "cpu", worker.batch_size,
+                worker.precision, worker.compiled, cores,
+            )
+        )  # fmt: skip
+        ahead = AHEAD_GPU if gpus else AHEAD_CPU
+        remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_concurrency=ahead + 1)(Actor)
+        members = [_Member(lambda: remote.remote(payload)) for _ in range(number)]
+        total = sum(passes(unit, worker.protocol) for unit in units)
+        with bar(total, sum(len(unit.image_ids) for unit in units), progress) as report:
+            _Driver(ray, members, Todo(units, begin, drain), finish, report, worker.protocol, ahead).run()
+    finally:
+        worker.model.to(worker.device)
+        if mine:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("The engine 'ray' needs Ray:\n\n    pip install 'segbench[ray]'\n") from error
+    return ray
+
+
+def _division(resources: dict[str, float], workers: int | None, gpus: float, *, one_core: bool) -> tuple[int, int]:
+    """Number of actors, and cores of each."""
+    cores = int(resources.get("CPU", 1))
+    if gpus:
+        fitting = int(resources.get("GPU", 0) / gpus)
+        if fitting < (workers or 1):
+            raise UsageError(
+                f"The Ray cluster has {resources.get('GPU', 0):g} GPUs; {workers or 1} workers with {gpus:g} each do "
+                "not fit. Lower --workers or --gpus-per-worker."
+            )
+        number = workers or fitting
+        return number, max(1, cores // max(number, 1))
+    number = workers or (cores if one_core else 1)
+    if not 1 <= number <= cores:
+        raise UsageError(f"The Ray cluster has {cores} cores: --workers must be from 1 to {cores}, not {number}.")
+    return number, 1 if one_core else max(1, cores // number)
+
+
+class _Driver:
+    """Hands out units, takes what comes back, and hands out again what a dead actor had."""
+
+    def __init__(
+        self,
+        ray: Any,
+        members: Sequence[_Member],
+        todo: Todo,
+        finish: Callable[[Finished], None],
+        report: Report,
+        protocol: Protocol,
+        ahead: int,
+    ) -> None:
+        self._ray = ray
+        self._members = members
+        self._todo = todo
+        self._finish = finish
+        self._report = report
+        self._running = Running(report, protocol)
+        self._ahead = ahead
+        self._again: list[Unit] = []
+        self._deaths: dict[str, int] = {}
+        self._error: BaseException | None = None  # of a task; what else has begun is finished before it is raised
+
+    def run(self) -> None:
+        """Until nothing is left."""
+        self._hand_out()
+        while doing := [reference for member in self._members for reference in member.doing]:
+            done, _ = self._ray.wait(doing, timeout=SECONDS)
+            for reference in done:
+                member = next((each for each in self._members if reference in each.doing), None)
+                if member is not None:  # else it was given up with its actor
+                    self._take(member, reference)
+            self._look()
+            self._hand_out()
+        if self._error is not None:
+            raise self._error
+
+    def _hand_out(self) -> None:
+        """Gives each actor units in turn, so that none has two while another has none."""
+        if self._error is not None:
+            return
+        for _ in range(self._ahead):
+            for member in sorted(self._members, key=lambda member: len(member.doing)):
+                if len(member.doing) >= self._ahead:
+                    continue
+                unit = self._again.pop(0) if self._again else self._todo.next(self._running.skip)
+                if unit is None:
+                    return
+                self._running.begin(unit)
+                member.doing[member.handle.do.remote(unit)] = unit
+
+    def _take(self, member: _Member, reference: Any) -> None:
+        try:
+            done = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            self._replace(member, error)
+            return
+        except self._ray.exceptions.RayTaskError as error:
+            del member.doing[reference]
+            self._error = self._error or getattr(error, "cause", None) or error
+            return
+        del member.doing[reference]
+        self._finish(done)
+        self._running.done(done)
+
+    def _replace(self, member: _Member, error: Exception) -> None:
+        """Another actor for one that died; what it was doing is done again."""
+        lost, member.doing = list(member.doing.values()), {}
+        names = ", ".join(unit.name for unit in lost)
+        for unit in lost:
+            self._deaths[unit.name] = self._deaths.get(unit.name, 0) + 1
+            if self._deaths[unit.name] > RETRIES:
+                raise RunError(
+                    f"The worker of unit {unit.name} died {RETRIES + 1} times ({str(error).splitlines()[0]}). "
+                    "Finished units are kept. Memory is the usual reason: fewer --workers, or a smaller --batch-size."
+                ) from error
+        logging.getLogger("segbench").warning("A worker died; another one does its units again: %s", names)
+        self._again = lost + self._again
+        member.handle, member.asked, member.passes = member.start(), None, 0
+
+    def _look(self) -> None:
+        """Moves the bar by the passes of each actor since the last look."""
+        for member in self._members:
+            if member.asked is not None:
+                ready, _ = self._ray.wait([member.asked], timeout=0)
+                if not ready:
+                    continue
+                try:
+                    now = self._ray.get(member.asked)
+                except self._ray.exceptions.RayError:
+                    continue  # it died, which its units will tell
+                self._report.images(now - member.passes)
+                member.passes = now
+            member.asked = member.handle.passes.remote()
