@@ -99,7 +99,8 @@ def make_evidence(found: dict[str, Any], quality: float = 0.9) -> Evidence:
 
 RUN = {
     "versions": {"segbench": "0.1.0"}, "git_commit": None, "device": "cpu", "precision": "fp32", "seconds": 1.5,
-    "forward_passes": 10, "backward_passes": 9, "peak_memory_bytes": None, "command": "segbench evaluate",
+    "forward_passes": 10, "backward_passes": 9, "peak_memory_bytes": None, "compiled": False, "batch_size": None,
+    "gpu_hours": None, "images_per_second": None, "energy_joules": None, "command": "segbench evaluate",
 }  # fmt: skip
 
 

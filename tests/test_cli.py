@@ -75,7 +75,7 @@ def test_several_radii_after_one_option(cli):
         (["--model", "nothing.json"], 1, ["Cannot read the card"]),
         (["--model", "absent.module:function"], 2, ["A model of your own needs a data set"]),
         (["--model", "pirat_convnext_t_voc"], 1, ["--data-root", "JPEGImages"]),
-        ([], 2, ["Missing option '--model'"]),
+        ([], 2, ["Which model? --model", "segbench models"]),
         (["--model", MODEL, "--epss", "4"], 2, ["No such option"]),
     ],
 )

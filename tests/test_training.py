@@ -403,7 +403,7 @@ def test_the_command_ends_with_commands_that_lead_to_the_leaderboard(cli, tmp_pa
     assert re.fullmatch(r"epoch 1/2  loss \d\.\d{3}  \d+ images/s(  about .* left)?", lines[0])
     assert re.search(r"held out: clean mIoU \d+\.\d, robust \d+\.\d at 4/255$", lines[1])
     evaluate, publish, submit = printed_commands(errors)
-    assert parsed(evaluate)["model"] == str(out / "at_tiny_mine.json")
+    assert parsed(evaluate)["model"] == (str(out / "at_tiny_mine.json"),)
     assert parsed(evaluate)["data_root"] == root
     assert parsed(publish)["model"] == str(out / "at_tiny_mine.json")
     assert parsed(submit)["card"] == out / "at_tiny_mine.json"
