@@ -44,3 +44,20 @@ def stop_signals(numbers: Sequence[signal.Signals], message: str) -> Iterator[th
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def raised(number: signal.Signals, error: type[Exception], message: str) -> Iterator[None]:
+    """Within, and in the functions that it decorates, a signal raises an error at once, as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise error(message)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from segbench.cli import main
+from segbench.engine.evaluate import Result
 from segbench.entries import placement
+from tests.runs import run
 
 torch.set_num_threads(1)
 
@@ -129,3 +131,9 @@ def released_layout(name: str) -> dict[str, list[int]]:
     """State-dict names and shapes of a released architecture."""
     layout: dict[str, list[int]] = json.loads((GOLDEN / "architectures" / f"{name}.json").read_text())["state_dict"]
     return layout
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """An undisturbed short run, which others are held to."""
+    return run(tmp_path_factory.mktemp("reference") / "run")

@@ -3,31 +3,53 @@
     python -m tests.forks kills OUT KILLS SEED     # SIGKILL at random moments, then to the end
     python -m tests.forks operations OUT           # SIGKILL at the first, second, ... operation on a file
     python -m tests.forks once OUT                 # undisturbed
+    python -m tests.forks tiny OUT                 # undisturbed, what the following do
+    python -m tests.forks small-files OUT BYTES    # the kernel refuses larger ones, from the second unit on
+    python -m tests.forks read-only OUT            # without the rights of root
+    python -m tests.forks unlocked OUT             # two at once in one folder, on a file system without locks
 
-Prints how many processes were killed.
+The first two print how many processes were killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 import segbench
 from segbench import files
+from segbench.engine.plan import Finished
+from segbench.engine.store import Store
+from segbench.errors import SegbenchError
 
 evaluate = segbench.evaluate  # lazy: loaded here, once for all forks
 
 MODEL = "clean_convnext_mini_shapes"
-MANY = {"eps": [2, 4, 6, 8], "limit": 40, "iterations": 3}  # 39 units
-FEW = {"eps": [8], "limit": 2, "iterations": 1}
+MANY = {"model_or_id": MODEL, "eps": [2, 4, 6, 8], "limit": 40, "iterations": 3}  # 39 units
+
+
+def tiny() -> dict:
+    """Five units that take a moment: a convolution on two pieces of scenes."""
+    torch.manual_seed(0)
+    shapes = segbench.load_dataset("shapes").first(2)
+
+    def read(image_id: str) -> tuple:
+        return tuple(part[:16, :16] for part in shapes.read(image_id))
+
+    model = torch.nn.Conv2d(3, shapes.num_classes, 3, padding=1).eval()
+    return {"model_or_id": model, "dataset": replace(shapes, read=read), "eps": 8, "iterations": 1}
 
 
 def fork(function: Callable[[], object]) -> int:
@@ -44,8 +66,9 @@ def fork(function: Callable[[], object]) -> int:
 
 
 def run(out: Path, arguments: dict) -> None:
+    """`segbench.evaluate` on one core."""
     torch.set_num_threads(1)
-    evaluate(MODEL, out=out, progress=False, **arguments)
+    evaluate(out=out, progress=False, **arguments)
 
 
 def kills(out: Path, number: int, seed: int) -> int:
@@ -72,7 +95,7 @@ def operations(out: Path) -> int:
         folder = out / str(killed)
         child = fork(lambda folder=folder, place=killed: _until(folder, place))
         status = os.waitpid(child, 0)[1]
-        again = fork(lambda folder=folder: run(folder, FEW))
+        again = fork(lambda folder=folder: run(folder, tiny()))
         if os.waitpid(again, 0)[1]:
             raise SystemExit(f"the run killed before operation {killed} does not go on")
         if not os.WIFSIGNALED(status):
@@ -103,15 +126,58 @@ def _until(out: Path, place: int) -> None:
             return fatal(found) if name in ("open", "fsync", "replace", "link") else found
 
     files.os = System()
-    run(out, FEW)
+    run(out, tiny())
+
+
+def _small_files(out: Path, size: int) -> None:
+    add, done = Store.add, []
+
+    def limited(store: Store, finished: Finished) -> None:
+        if done:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        done.append(finished)
+        add(store, finished)
+
+    Store.add = limited
+    run(out, tiny())
+
+
+def _without_privileges() -> None:
+    """Root may write anywhere; without its capabilities it is bound by the modes of files like everybody."""
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, nothing):
+        raise OSError("capset")
+
+
+def _unlocked(out: Path) -> None:
+    def refuse(lock: FileLock, timeout: float) -> None:
+        raise OSError(37, "No locks available")
+
+    FileLock.acquire = refuse
+    children = [fork(lambda: run(out, tiny())) for _ in range(2)]
+    if any(os.waitpid(child, 0)[1] for child in children):
+        raise SystemExit("one of them failed")
+
+
+def main(what: str, out: Path, *numbers: int) -> None:
+    if what == "kills":
+        print(kills(out, *numbers))
+    elif what == "operations":
+        print(operations(out))
+    elif what == "once":
+        run(out, MANY)
+    elif what == "small-files":
+        _small_files(out, *numbers)
+    elif what == "unlocked":
+        _unlocked(out)
+    else:
+        if what == "read-only":
+            _without_privileges()
+        run(out, tiny())
 
 
 if __name__ == "__main__":
-    what, target, *rest = sys.argv[1:]
-    if what == "kills":
-        print(kills(Path(target), int(rest[0]), int(rest[1])))
-    elif what == "operations":
-        print(operations(Path(target)))
-    else:
-        run(Path(target), MANY)
-        print(0)
+    try:
+        main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    except SegbenchError as error:
+        sys.exit(f"Error: {error}")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,25 +31,7 @@ from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models.devices import exact_float32
 from segbench.protocol import SEA_V1
-
-MODEL = "clean_convnext_mini_shapes"
-SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4, "progress": False}
-
-
-def run(out: Path, **changes):
-    return segbench.evaluate(changes.pop("model", MODEL), out=out, **(SHORT | changes))
-
-
-def units(path: Path) -> dict[str, bytes]:
-    """Name and content of every unit of a run directory."""
-    return {file.name: file.read_bytes() for file in sorted((path / "units").iterdir())}
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory):
-    """An undisturbed short run."""
-    path = tmp_path_factory.mktemp("reference") / "run"
-    return run(path)
+from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
 
 
 def test_result_entry_and_table(reference):
@@ -125,42 +104,6 @@ def test_shards_give_the_same_bytes(reference, tmp_path):
     result = run(tmp_path / "run", shard="1/3")
     assert units(result.path) == units(reference.path)
     assert result.evidence_path.read_bytes() == reference.evidence_path.read_bytes()
-
-
-def command(out: Path) -> list[str]:
-    options = ["--eps", "4", "8", "--limit", "5", "--iterations", "4", "--quiet"]
-    return [sys.executable, "-m", "segbench", "evaluate", "--model", MODEL, "--out", str(out), *options]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def test_killed_runs_continue_to_the_same_bytes(reference, tmp_path):
-    """SIGKILL at random moments, again and again, until a run comes through."""
-    out, rng, kills = tmp_path / "run", random.Random(0), 0
-    wait = 3.0
-    while True:
-        process = subprocess.Popen(command(out), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        before = len(list((out / "units").glob("*.parquet"))) if (out / "units").exists() else 0
-        deadline = time.monotonic() + 120
-        # let it get into its work, then kill it somewhere in the next moments
-        while process.poll() is None and kills < 4 and time.monotonic() < deadline:
-            if (out / "units").exists() and len(list((out / "units").glob("*.parquet"))) > before:
-                time.sleep(rng.uniform(0, 0.4))
-                process.kill()
-                kills += 1
-                break
-            time.sleep(0.01)
-        code = process.wait(timeout=120 + wait)
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL, process.stderr.read().decode()
-    assert kills >= 2
-    leftovers = [file for file in (out / "units").iterdir() if file.suffix != ".parquet"]
-    assert units(out) | {file.name: b"" for file in leftovers} == units(reference.path) | {
-        f.name: b"" for f in leftovers
-    }
-    assert (out / f"{MODEL}.parquet").read_bytes() == reference.evidence_path.read_bytes()
 
 
 def test_ctrl_c_is_resumable(tmp_path):

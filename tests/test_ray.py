@@ -15,7 +15,7 @@ import segbench
 from segbench.engine import ray_engine
 from segbench.engine.store import Store
 from segbench.errors import DataError, UsageError
-from tests.test_engine import MODEL, SHORT, run, units
+from tests.runs import MODEL, SHORT, run, units
 
 RAY = {"engine": "ray", "workers": 2}
 

@@ -25,11 +25,11 @@ from segbench.engine.manifest import command_line, describe
 from segbench.engine.merge import merge
 from segbench.engine.plan import Finished, Unit, plan
 from segbench.engine.precision import check_precision
-from segbench.engine.presence import present
+from segbench.engine.presence import file_name, present
 from segbench.engine.progress import announce
 from segbench.engine.run import first_pass, run
 from segbench.engine.shards import own_device, own_shard, parse_shard
-from segbench.engine.store import Store
+from segbench.engine.store import Store, check_writable
 from segbench.engine.worker import Worker, device_name
 from segbench.errors import DataError, IncompleteError, PreemptedError, ShardDoneError, UsageError
 from segbench.models import adapters
@@ -38,7 +38,7 @@ from segbench.models.devices import cpu_threads, exact_float32
 from segbench.models.load import Subject, find, resolve
 from segbench.models.sliding import as_fed
 from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
-from segbench.signals import stop_signals
+from segbench.signals import raised, stop_signals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +80,7 @@ class Result:
         return table
 
 
+@raised(SIGTERM, PreemptedError, "Stopped by SIGTERM between units. Run the same command again to continue.")
 def evaluate(
     model_or_id: str | nn.Module,
     dataset: str | SegmentationDataset | None = None,
@@ -163,6 +164,7 @@ def evaluate(
         mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
         small = small_on_cpu(torch_device, *used[0].image.shape[-2:])
         side_by_side = small and _is_stateless(subject)
+        check_writable(Path("runs" if out is None else out))
         fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[Finished]()
         if fingerprint is None:
             fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
@@ -171,6 +173,9 @@ def evaluate(
         manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command, compile)
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
+        label = f"{number}/{shards}"
+        if shards > 1:
+            store.log_name = f"log-{file_name(label)}.jsonl"
         for done in clean:
             if store.read(done.unit) is None:
                 store.add(done)
@@ -179,7 +184,6 @@ def evaluate(
             logging.getLogger("segbench").warning(
                 "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
             )
-        label = f"{number}/{shards}"
         with present(store.path, label, device_name(torch_device)) as me, stop_signals((SIGTERM,), DRAINING) as drain:
 
             def begin(unit: Unit) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from segbench import entries, evidence, schemas
 from segbench.engine.plan import Unit
-from segbench.engine.store import Store
+from segbench.engine.store import MEND, Store
 from segbench.errors import IncompleteError, RunError
 from segbench.evidence import CHECK_LOSS, Evidence, Group
 from segbench.files import write_atomic
@@ -87,8 +87,11 @@ def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
         submitter=None,
         date=datetime.now(timezone.utc).date().isoformat(),
     )
-    write_atomic(evidence_path, data)
-    write_atomic(entry_path, schemas.dump(entry).encode())
+    try:
+        write_atomic(evidence_path, data)
+        write_atomic(entry_path, schemas.dump(entry).encode())
+    except OSError as error:
+        raise RunError(f"Cannot write into {store.path}: {error}. {MEND}") from error
     return Merged(entry, entry_path, evidence_path)
 
 

@@ -51,11 +51,20 @@ class Present(NamedTuple):
     seconds: float
 
 
+def file_name(shard: str) -> str:
+    """``3/16`` as a part of a file's name.
+
+    >>> file_name("3/16")
+    '3-of-16'
+    """
+    return shard.replace("/", "-of-")
+
+
 class Presence:
     """Tells what this process does in a run directory; several threads may."""
 
     def __init__(self, run: Path, shard: str, device: str) -> None:
-        self.path = run / "workers" / f"{shard.replace('/', '-of-')}.json"
+        self.path = run / "workers" / f"{file_name(shard)}.json"
         self._about = {"shard": shard, "host": socket.gethostname(), "pid": os.getpid(), "device": device}
         self._units: set[str] = set()
         self._lock = threading.Lock()

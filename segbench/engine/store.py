@@ -1,13 +1,16 @@
 """The run directory: a manifest, one Parquet file per unit, a log. Torch-free.
 
 ``run.json`` says what is evaluated and carries the run's identity; ``units/<name>.parquet`` holds the counts of one
-unit; ``log.jsonl`` what each unit cost (not part of any result). Manifest and units are written atomically.
+unit; ``log.jsonl`` what each unit cost (not part of any result), ``log-3-of-16.jsonl`` if a shard did it: a file that
+two machines append to is safe on no network file system. Manifest and units are written atomically.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from segbench.evidence import Evidence, Group
 from segbench.files import create_atomic, is_temporary, write_atomic
 
 MANIFEST_VERSION = 2
+MEND = "Mend it and run the same command again; finished units are kept."
 MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
 IDENTITY = {
     "protocol": "protocol",
@@ -37,10 +41,17 @@ def run_id(identity: Mapping[str, str]) -> str:
 
 @dataclass
 class Store:
-    """One run directory, opened."""
+    """One run directory, opened.
+
+    Attributes:
+        path: of the folder.
+        manifest: the content of ``run.json``.
+        log_name: the log that this process writes; all are read.
+    """
 
     path: Path
     manifest: dict[str, Any]
+    log_name: str = "log.jsonl"
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> Store:
@@ -152,10 +163,7 @@ class Store:
         try:
             create_atomic(self.file(unit), data)
         except OSError as error:
-            raise RunError(
-                f"Cannot write {self.file(unit)}: {error}. "
-                "Mend it and run the same command again; finished units are kept."
-            ) from error
+            raise RunError(f"Cannot write {self.file(unit)}: {error}. {MEND}") from error
 
     def read(self, unit: Unit) -> tuple[Group, dict[str, Any]] | None:
         """Counts and statistics of a unit, or None if it is not done.
@@ -181,23 +189,25 @@ class Store:
         return group, found.metadata["stats"]
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends what a unit cost to ``log.jsonl``, before the unit is written, so that a kill loses no cost."""
+        """Appends what a unit cost to the log, before the unit is written, so that a kill loses no cost."""
+        file = self.path / self.log_name
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+            with file.open("a+b") as stream:
+                if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
+                    stream.write(b"\n")  # a kill or a full disk cut the line before
+                stream.write(json.dumps(record).encode() + b"\n")
         except OSError as error:
-            raise RunError(
-                f"Cannot write {self.path / 'log.jsonl'}: {error}. Mend it and run the same command again."
-            ) from error
+            raise RunError(f"Cannot write {file}: {error}. {MEND}") from error
 
     def costs(self) -> dict[str, dict[str, Any]]:
         """Unit name to its last record; damaged lines (of a killed run) are passed over."""
-        file = self.path / "log.jsonl"
         records: dict[str, dict[str, Any]] = {}
-        try:
-            lines = file.read_bytes().decode("utf-8", "replace").splitlines() if file.exists() else []
-        except OSError as error:
-            raise RunError(f"Cannot read {file}: {error}") from error
+        lines: list[str] = []
+        for file in sorted(self.path.glob("log*.jsonl")):
+            try:
+                lines += file.read_bytes().decode("utf-8", "replace").splitlines()
+            except OSError as error:
+                raise RunError(f"Cannot read {file}: {error}") from error
         for line in lines:
             try:
                 record = json.loads(line)
@@ -212,6 +222,20 @@ class Store:
             except (ValueError, TypeError, KeyError):
                 continue  # costs are not part of a result; the merge says if any is missing
         return records
+
+
+def check_writable(path: Path) -> None:
+    """Tries whether a run directory could be written, before anything is computed; leaves nothing.
+
+    Raises:
+        RunError: it cannot.
+    """
+    folder = next(folder for folder in (path / "units", path, *path.absolute().parents) if folder.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"Cannot write into {folder}: {error.strerror}. Give another folder with --out.") from error
 
 
 def _close(old: Sequence[float], new: Sequence[float]) -> bool:
