@@ -265,7 +265,7 @@ def _protocol(name: str, iterations: int | None) -> Protocol:
 def _batch_size(value: int | str) -> int | None:
     if value == "auto":
         return None
-    if not str(value).isdigit() or int(value) < 1:
+    if not str(value).isdecimal() or int(value) < 1:
         raise UsageError(f"batch_size must be 'auto' or a whole number from 1, not {value!r}.")
     return int(value)
 

@@ -180,4 +180,4 @@ def everybody(run: Path) -> list[Present]:
     except OSError:
         now = time.time()
     found = [someone for file in files if (someone := read(file, now)) is not None]
-    return sorted(found, key=lambda someone: [int(part) for part in someone.shard.split("/") if part.isdigit()])
+    return sorted(found, key=lambda someone: [int(part) for part in someone.shard.split("/") if part.isdecimal()])

@@ -27,7 +27,7 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     if shard is None:
         return 1, 1
     number, _, total = shard.partition("/")
-    if not (number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise UsageError(f"A shard is written 3/16 (the third of sixteen), not {shard!r}.")
     return int(number), int(total)
 
@@ -62,6 +62,6 @@ def own_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
 def own_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
     """The device of that name; under torchrun ``auto`` and ``cuda`` are the GPU of this process."""
     device = choose_device(name)
-    if device.type == "cuda" and device.index is None and environment.get("LOCAL_RANK", "").isdigit():
+    if device.type == "cuda" and device.index is None and environment.get("LOCAL_RANK", "").isdecimal():
         return torch.device("cuda", int(environment["LOCAL_RANK"]) % torch.cuda.device_count())
     return device

@@ -62,7 +62,7 @@ def cpu_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        torch.set_num_threads(max(1, min(before, _cores()) // max(1, int(beside) if beside.isdigit() else 1)))
+        torch.set_num_threads(max(1, min(before, _cores()) // max(1, int(beside) if beside.isdecimal() else 1)))
     try:
         yield
     finally:
