@@ -116,6 +116,9 @@ SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
         (SLURM | {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "3"}, (3, 4)),
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (2, 2)),
         (SLURM | {"SLURM_ARRAY_TASK_MIN": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (4, 4)),
+        (SLURM | {"SLURM_ARRAY_TASK_MIN": "4", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (8, 8)),
+        (SLURM | {"SLURM_ARRAY_TASK_MIN": "6", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, (3, 8)),
+        (SLURM | {"RANK": "1", "WORLD_SIZE": "8"}, (2, 8)),
         ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "5"}, (1, 1)),  # sbatch without an array or srun
     ],
 )

@@ -174,6 +174,8 @@ def evaluate(
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
         label = f"{number}/{shards}"
+        if shards > 1 and shard is None and progress:
+            announce(f"Shard {label}, as torchrun or SLURM say. For everything in this process: --shard 1/1")
         if shards > 1:
             store.log_name = f"log-{file_name(label)}.jsonl"
         for done in clean:

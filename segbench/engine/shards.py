@@ -10,13 +10,6 @@ import torch
 from segbench.errors import UsageError
 from segbench.models.load import choose_device
 
-# Variables that say which process this is, and of how many; the first pair that is set counts.
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE"),  # torchrun
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),  # sbatch --array
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # srun
-)
-
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
     """``"3/16"`` to (3, 16); None to (1, 1).
@@ -35,28 +28,38 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
 def own_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """The shard that the launcher of this process says; (1, 1) without one.
 
-    The elements of a SLURM array are counted from its first one, whatever number that has, in its steps.
+    Under torchrun its rank. Under SLURM the element of an array, counted from the first one in the array's steps, and
+    in it the task of srun.
 
     Raises:
         UsageError: the variables contradict each other.
     """
-    for rank, world in LAUNCHERS:
-        if rank not in environment or world not in environment:
-            continue
-        try:
-            position, total = int(environment[rank]), int(environment[world])
-            if rank == "SLURM_ARRAY_TASK_ID":
-                step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-                position = (position - int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))) // step
-        except ValueError:
-            position, total = -1, 0
-        if not 0 <= position < total:
-            raise UsageError(
-                f"{rank}={environment[rank]} and {world}={environment[world]} do not tell a shard. Say it yourself: "
-                "--shard 1/1 for everything."
-            )
-        return position + 1, total
-    return 1, 1
+    if torchrun := _position(environment, "RANK", "WORLD_SIZE"):
+        position, total = torchrun
+    else:
+        element, elements = _position(environment, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT") or (0, 1)
+        task, tasks = _position(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS") or (0, 1)
+        position, total = element * tasks + task, elements * tasks
+    return position + 1, total
+
+
+def _position(environment: Mapping[str, str], name: str, size: str) -> tuple[int, int] | None:
+    """Which of how many, from 0; None if it is not said."""
+    if name not in environment or size not in environment:
+        return None
+    try:
+        position, total = int(environment[name]), int(environment[size])
+        if name == "SLURM_ARRAY_TASK_ID":
+            first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+            position = (position - first) // int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+    except ValueError:
+        position, total = -1, 0
+    if not 0 <= position < total:
+        raise UsageError(
+            f"{name}={environment[name]} and {size}={environment[size]} do not tell a shard. Say it yourself: "
+            "--shard 1/1 for everything."
+        )
+    return position, total
 
 
 def own_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
