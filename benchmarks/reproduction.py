@@ -15,34 +15,17 @@ import json
 import platform
 from pathlib import Path
 
+import common
 import numpy as np
 import torch
 
-from segbench import evidence, load_dataset, load_model
+from segbench import evidence, load_dataset
 from segbench.content import folder
-from segbench.engine.plan import Finished, plan
-from segbench.engine.run import run
-from segbench.engine.worker import Worker
-from segbench.entries import merge_groups
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
 from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
 
 SAMPLES, SIZE = 1000, 20
 VALUES = ("largest_image", "pooled_all", "largest_pooled_of_20", "largest_miou_of_20")
-
-
-def attack(model_id: str, seed: int) -> Evidence:
-    """Every image of `shapes` under every attack of the protocol, with another seed of the random starts."""
-    data, protocol = load_dataset("shapes"), dataclasses.replace(SEA_V1, seed=seed)
-    worker = Worker(load_model(model_id, device="cpu"), data, protocol, torch.device("cpu"))
-    done: list[Finished] = []
-    units = plan(data.image_ids, OFFICIAL_RADII_255, protocol.losses)
-    run(worker, units, done.append, side_by_side=True, progress=True)
-    done.sort(key=lambda each: (each.unit.eps_255, each.unit.loss, each.unit.chunk))
-    groups: dict = {}
-    for each in done:
-        groups.setdefault((each.unit.eps_255, each.unit.loss), []).append(each.group)
-    return Evidence({key: merge_groups(parts) for key, parts in groups.items()}, {})
 
 
 def differences(one: Evidence, other: Evidence) -> list[dict]:
@@ -78,7 +61,10 @@ def main() -> None:
     for model_id in ("at_convnext_mini_shapes", "clean_convnext_mini_shapes"):
         path = folder("entries") / "sea-v1" / "shapes" / f"{model_id}.parquet"
         stored = evidence.from_bytes(path.read_bytes(), source=path.name)
-        here, other = attack(model_id, SEA_V1.seed), attack(model_id, SEA_V1.seed + 1)
+        here, other = (
+            common.attack(model_id, load_dataset("shapes"), OFFICIAL_RADII_255, dataclasses.replace(SEA_V1, seed=seed))
+            for seed in (SEA_V1.seed, SEA_V1.seed + 1)
+        )
         for name, rows in (("processor", differences(stored, here)), ("seed", differences(here, other))):
             attacks = [row for row in rows if (row["eps_255"], row["attack"]) != CLEAN]
             clean = [row for row in rows if (row["eps_255"], row["attack"]) == CLEAN]

@@ -105,7 +105,7 @@ class Evaluator:
         self.fill = fill
         self.autocast = autocast
         self.setting = setting
-        self._compiled = torch.compile(self._objective, dynamic=False) if compiled else None
+        self.compiled = torch.compile(self._objective, dynamic=False) if compiled else None
 
     def __call__(
         self,
@@ -162,9 +162,9 @@ class Evaluator:
         return Evaluation(tracked[:n], correct[:n], predictions[:n], gradient)
 
     def _called(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if self._compiled is not None:
+        if self.compiled is not None:
             try:
-                return self._compiled(*arguments)
+                return self.compiled(*arguments)
             except (MemoryError, torch.cuda.OutOfMemoryError):
                 raise
             except Exception as error:  # noqa: BLE001 - a compiler may raise anything; eager computes the same
@@ -173,7 +173,7 @@ class Evaluator:
                     type(error).__name__,
                     (str(error) or "no message").splitlines()[0][:200],
                 )
-                self._compiled = None
+                self.compiled = None
         return self._objective(*arguments)
 
     def _objective(

@@ -1,0 +1,119 @@
+"""Host memory of an evaluation against the number of images, and memory against the number of classes.
+
+    python benchmarks/memory.py --out benchmarks/results/memory_cpu.json      # three minutes on two cores
+
+Each row is a run of `segbench.evaluate` in a process of its own, on images that are made when they are read, with a
+model of one convolution. The memory is the peak of the process, minus that of a process that has only imported torch
+and segbench; on CUDA also the peak of the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from torch import nn
+
+import segbench
+from segbench.data import SegmentationDataset
+
+IMAGES = [64, 256, 1024, 4096]  # of 64x64, 8 classes
+CLASSES = [2, 21, 151]  # at 512x512, 16 images
+SLOPE_TARGET = 2000  # bytes for each image more: counts of 8 classes in 5 groups are 960, an image is 49152
+
+
+def made_up(images: int, classes: int, side: int) -> SegmentationDataset:
+    """Random images, drawn when they are read."""
+
+    def read(image_id: str) -> Any:
+        rng = np.random.default_rng(int(image_id))
+        pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
+        return pixels, rng.integers(0, classes, (side, side)).astype(np.uint8)
+
+    return SegmentationDataset(
+        id="folder",
+        split="val",
+        class_names=tuple(map(str, range(classes))),
+        image_ids=tuple(f"{number:06}" for number in range(images)),
+        read=read,
+        count_weights=lambda: (np.full(classes, 1 / classes), "made up"),
+    )
+
+
+def child(images: int, classes: int, side: int, device: torch.device) -> None:
+    """Prints the peak memory of one run; of none without images."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, classes, 3, padding=1).eval()
+    if images:
+        with tempfile.TemporaryDirectory() as folder:
+            segbench.evaluate(
+                model, made_up(images, classes, side), eps=8, iterations=1, out=folder, device=str(device),
+                progress=False,
+            )  # fmt: skip
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    print(json.dumps({"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "device": on_device}))
+
+
+def measured(images: int, classes: int, side: int, device: torch.device) -> dict[str, Any]:
+    """Peaks of a process of its own, in bytes."""
+    common.progress(f"{images} images of {side}x{side}, {classes} classes")
+    command = [sys.executable, __file__, "--device", str(device), "--child", str(images), str(classes), str(side)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    peaks: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
+
+
+def main() -> None:
+    parser: argparse.ArgumentParser = common.arguments(__doc__)
+    parser.add_argument("--images", nargs="+", type=int, default=IMAGES)
+    parser.add_argument("--classes", nargs="+", type=int, default=CLASSES)
+    parser.add_argument("--child", nargs=3, type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(*options.child, options.device)
+        return
+    empty = measured(0, 8, 64, options.device)["host"]
+
+    def row(images: int, classes: int, side: int) -> dict[str, Any]:
+        peaks = measured(images, classes, side, options.device)
+        return {
+            "images": images, "classes": classes, "image": f"{side}x{side}",
+            "host_bytes": peaks["host"] - empty, "device_bytes": peaks["device"],
+        }  # fmt: skip
+
+    by_images = [row(images, 8, 64) for images in options.images]
+    by_classes = [row(16, classes, 512) for classes in options.classes]
+    slope = np.polyfit([each["images"] for each in by_images], [each["host_bytes"] for each in by_images], 1)[0]
+    report = common.machine(options.device) | {
+        "process_without_a_run_bytes": empty,
+        "by_images": by_images,
+        "bytes_per_image_more": round(float(slope)),
+        "bytes_of_an_image": 64 * 64 * 3 * 4,
+        "target_bytes_per_image": SLOPE_TARGET,
+        "met": bool(slope <= SLOPE_TARGET),
+        "by_classes": by_classes,
+    }
+    common.print_table(
+        [">images", "size", ">classes", ">host MB", ">device MB"],
+        [
+            [
+                each["images"], each["image"], each["classes"], round(each["host_bytes"] / 1e6, 1),
+                each["device_bytes"] and round(each["device_bytes"] / 1e6, 1),
+            ]
+            for each in (*by_images, *by_classes)
+        ],
+    )  # fmt: skip
+    print(f"{slope:.0f} bytes for each image more; an image alone is {64 * 64 * 3 * 4} bytes.")
+    common.write(report, options.out)
+
+
+if __name__ == "__main__":
+    main()
