@@ -6,8 +6,9 @@ The same images under the same attacks, once in groups (a batch is full at the s
 last image is finished), once continuously (a finished image makes room for the next one). Only an image whose accuracy
 has reached 0 is finished early. Both ways give the same adversarial images, bit for bit on a CPU, which is checked.
 
-``made_up_fragile`` is a model made for this: it reads the brightness of each pixel modulo 12/255, and its labels are
-its own predictions, so that a radius of 8/255 can always turn them.
+The models of the zoo seldom fall to 0 on these scenes. So there are two made-up cases as well: two classes, the
+brightness of each pixel above or below 1/2, on noise that is 1/255 to 6/255 away from it, so that a radius of 8/255
+turns every pixel; in the second one every other image is 24/255 away, and does not fall.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import common
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,44 +34,49 @@ from segbench.models.devices import exact_float32
 from segbench.protocol import SEA_V1
 
 FRAGILE, ROBUST = "clean_convnext_mini_shapes", "pirat_convnext_mini_shapes"
+ALL_FALL, HALF_FALL = "made up, all fall", "made up, every other falls"
 # model and ε
-CASES = [(ROBUST, 8.0), (FRAGILE, 8.0), (FRAGILE, 32.0), (FRAGILE, 64.0), ("made_up_fragile", 8.0)]
+CASES = [(ROBUST, 8.0), (FRAGILE, 8.0), (FRAGILE, 32.0), (FRAGILE, 64.0), (ALL_FALL, 8.0), (HALF_FALL, 8.0)]
 TARGET = 0.2
+WAYS = ("groups", "continuous")
 
 
-class MadeUpFragile(nn.Module):
-    """Two classes by the brightness of a pixel modulo 12/255; a mini ConvNeXt beside it, for the time that it takes."""
+class Brightness(nn.Module):
+    """Two classes by the brightness of a pixel; a mini ConvNeXt beside it, for the time that a model takes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.beside, _ = common.random_model("convnext_mini", torch.device("cpu"), 64)
 
     def forward(self, images: Tensor) -> Tensor:
-        wave = torch.sin(images.mean(dim=1, keepdim=True) * (2 * torch.pi * 255 / 12))
-        logits = torch.cat([wave, -wave], dim=1)
-        return logits + 1e-9 * self.beside(images)[:, :2]
+        above = images.mean(dim=1, keepdim=True) - 0.5
+        return 100 * torch.cat([above, -above], dim=1) + 0 * self.beside(images)[:, :2]
+
+
+def made_up(shapes: SegmentationDataset, *, half: bool) -> SegmentationDataset:
+    """Noise around 1/2 in place of the scenes."""
+
+    def read(image_id: str) -> Any:
+        rng = np.random.default_rng(int(image_id))
+        far = half and int(image_id) % 2
+        labels = rng.integers(0, 2, (64, 64)).astype(np.uint8)
+        distance = np.full((64, 64), 24) if far else rng.integers(1, 7, (64, 64))
+        brightness = np.where(labels == 0, 127.5 + distance, 127.5 - distance).round()
+        return np.repeat(brightness[..., None], 3, axis=2).astype(np.uint8), labels
+
+    return replace(
+        shapes, read=read, class_names=("above", "below"), count_weights=lambda: (np.array([0.5, 0.5]), "made up")
+    )
 
 
 def cases(device: torch.device, limit: int | None) -> Iterator[tuple[str, float, nn.Module, SegmentationDataset]]:
     """Name, ε, model and data."""
     data = segbench.load_dataset("shapes").first(limit)
     for name, eps in CASES:
-        if name != "made_up_fragile":
+        if name in (ALL_FALL, HALF_FALL):
+            yield name, eps, Brightness().eval().to(device), made_up(data, half=name == HALF_FALL)
+        else:
             yield name, eps, segbench.load_model(name, device=str(device)), data
-            continue
-        model = MadeUpFragile().eval().to(device)
-
-        def read(image_id: str, model: nn.Module = model) -> Any:
-            pixels, _ = data.read(image_id)
-            images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().to(device) / 255
-            with torch.no_grad():
-                return pixels, model(images).argmax(1)[0].cpu().numpy()
-
-        weights = segbench.load_dataset("shapes").count_weights()[0]
-        two = replace(
-            data, read=read, class_names=("even", "odd"), count_weights=lambda: (weights[:2] / weights[:2].sum(), "")
-        )
-        yield name, eps, model, two
 
 
 def attack(worker: Worker, jobs: list[Job], side: int, *, continuous: bool) -> tuple[list[AttackResult], int]:
@@ -97,14 +104,15 @@ def measure(name: str, eps: float, model: nn.Module, data: SegmentationDataset, 
     jobs = [worker.job(Unit(eps, loss, 0, (s.image_id,)), s) for loss in protocol.losses for s in samples]
     with exact_float32(), frozen(model):
         attack(worker, [job._replace(stages=job.stages[-1:]) for job in jobs[:1]], side, continuous=True)  # warm
-        results, passes, seconds = {}, {}, {}
-        for way in ("groups", "continuous"):
-            common.progress(f"{name} at {eps:g}/255, {way}")
+        results, passes, seconds = {}, {}, {way: list[float]() for way in WAYS}
+        for number in range(options.rounds):
+            for way in WAYS if number % 2 == 0 else WAYS[::-1]:
+                common.progress(f"{name} at {eps:g}/255, {way}, round {number + 1} of {options.rounds}")
 
-            def run(way: str = way) -> None:
-                results[way], passes[way] = attack(worker, jobs, side, continuous=way == "continuous")
+                def run(way: str = way) -> None:
+                    results[way], passes[way] = attack(worker, jobs, side, continuous=way == "continuous")
 
-            seconds[way] = common.timed(run, options.device)
+                seconds[way].append(common.timed(run, options.device))
     for one, other in zip(results["groups"], results["continuous"], strict=True):
         if options.device.type == "cpu" and not torch.equal(one.adversarial, other.adversarial):
             raise SystemExit("The two ways differ.")
@@ -119,8 +127,8 @@ def measure(name: str, eps: float, model: nn.Module, data: SegmentationDataset, 
         "attacks": len(jobs),
         "image_passes_needed": useful,
         "image_passes": {way: passes[way] * size for way in passes},
-        "seconds": {way: round(value, 2) for way, value in seconds.items()},
-        "gain": round(seconds["groups"] / seconds["continuous"], 3),
+        "seconds": {way: common.spread(values, 2) for way, values in seconds.items()},
+        "gain": common.spread([one / other for one, other in zip(*seconds.values(), strict=True)]),
     }
 
 
@@ -128,12 +136,13 @@ def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--limit", type=int, help="only the first images of shapes")
     parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--batch-size", type=int, help="on a GPU")
     options = parser.parse_args()
     rows = [measure(*case, options) for case in cases(options.device, options.limit)]
-    robust = rows[0]["seconds"]["continuous"]
+    robust = rows[0]["seconds"]["continuous"]["median"]
     for row in rows:
-        row["cost_of_robust"] = round(row["seconds"]["continuous"] / robust, 3)
+        row["cost_of_robust"] = round(row["seconds"]["continuous"]["median"] / robust, 3)
     report = common.machine(options.device) | {"iterations": options.iterations, "target": TARGET, "rows": rows}
     report["met"] = next(row for row in rows if row["model"] == FRAGILE)["cost_of_robust"] <= TARGET
     common.print_table(
@@ -141,7 +150,7 @@ def main() -> None:
         [
             [
                 row["model"], f"{row['eps_255']:g}/255", row["aacc_percent"], f"{row['images_at_0']}/{row['attacks']}",
-                row["image_passes"]["groups"], row["image_passes"]["continuous"], row["gain"], row["cost_of_robust"],
+                row["image_passes"]["groups"], row["image_passes"]["continuous"], row["gain"]["median"], row["cost_of_robust"],
             ]
             for row in rows
         ],

@@ -31,6 +31,7 @@ class EnergyMeter:
     def __enter__(self) -> EnergyMeter:
         self._started = time.monotonic()
         if self._gpu is not None and shutil.which("nvidia-smi"):
+            self._look()  # so that the first unit knows, too
             self._thread = threading.Thread(target=self._sample, name="segbench-energy", daemon=True)
             self._thread.start()
         return self
@@ -54,12 +55,12 @@ class EnergyMeter:
         return joules / seconds
 
     def _sample(self) -> None:
-        assert self._gpu is not None  # else there is no thread
-        while True:
-            if (watts := gpu_watts(self._gpu)) is not None:
-                self._sampled.append(watts)
-            if self._stop.wait(SECONDS):
-                return
+        while not self._stop.wait(SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        if self._gpu is not None and (watts := gpu_watts(self._gpu)) is not None:
+            self._sampled.append(watts)
 
 
 Counter = tuple[float, float]  # joules, and where the counter begins again at 0

@@ -7,7 +7,6 @@ dies another one is started, and its units are done again.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from segbench.engine.energy import EnergyMeter
 from segbench.engine.plan import Finished, Unit
 from segbench.engine.prefetch import Prefetcher
 from segbench.engine.progress import Report, bar
-from segbench.engine.run import Running, Todo, passes
+from segbench.engine.run import Running, Todo, gpu_of, passes
 from segbench.engine.stream import Stream
 from segbench.engine.worker import Worker
 from segbench.errors import RunError, UsageError
@@ -82,14 +81,13 @@ class Actor:
 
     def _work(self) -> None:
         on_cuda = self._worker.device.type == "cuda"
-        gpu = str(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]) if on_cuda else None
         try:
             if on_cuda and self._worker.batch_size is None:
                 self._worker.batch_size = find_batch_size(self._worker, self._worker.dataset[0])
             with (
                 exact_float32(),
                 frozen(self._worker.model),
-                EnergyMeter(gpu) as energy,
+                EnergyMeter(gpu_of(self._worker.device)) as energy,
                 Prefetcher(self._worker.dataset, [], self._worker.device, self._worker.stamps) as images,
             ):
                 stream = Stream(self._worker, images.take, self._finish, self._count, energy.watts)

@@ -110,7 +110,6 @@ def run(
     worker.parallel = max(1, min(threads, len(units))) if side_by_side else 1
     total = sum(passes(unit, worker.protocol) for unit in units)
     stop, todo = threading.Event(), Todo(units, begin, drain or threading.Event())
-    gpu = str(worker.device.index or 0) if worker.device.type == "cuda" else None
 
     try:
         with (
@@ -118,7 +117,7 @@ def run(
             exact_float32(),
             frozen(worker.model),
             Prefetcher(worker.dataset, units, worker.device, worker.stamps) as images,
-            EnergyMeter(gpu) as energy,
+            EnergyMeter(gpu_of(worker.device)) as energy,
             ThreadPoolExecutor(
                 worker.parallel, initializer=torch.set_num_threads, initargs=(1 if side_by_side else threads,)
             ) as pool,
@@ -178,6 +177,7 @@ def first_pass(
             exact_float32(),
             frozen(worker.model),
             Prefetcher(worker.dataset, clean, worker.device, worker.stamps) as images,
+            EnergyMeter(gpu_of(worker.device)) as energy,
             ThreadPoolExecutor(1) as hashing,
         ):
             hashed: Future[None] | None = None
@@ -190,13 +190,18 @@ def first_pass(
                     report.images(len(samples))
                     continue
                 report.unit(_described(unit))
-                finished.append(do_unit(worker, unit, samples, report.images))
+                finished.append(do_unit(worker, unit, samples, report.images, energy.watts))
                 report.done(_described(unit), len(samples), counts.merge(done.group.counts for done in finished).aacc())
             if hashed:
                 hashed.result()
     finally:
         torch.set_num_threads(threads)
     return digest.finish(), finished
+
+
+def gpu_of(device: torch.device) -> str | None:
+    """The GPU by the name that nvidia-smi knows it by, whatever ``CUDA_VISIBLE_DEVICES`` says; None on a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
 
 
 def _update(digest: Fingerprint, samples: Sequence[Sample]) -> None:

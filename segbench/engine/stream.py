@@ -240,10 +240,14 @@ class Stream:
 
 
 def do_unit(
-    worker: Worker, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None] = lambda _: None
+    worker: Worker,
+    unit: Unit,
+    samples: Sequence[Sample],
+    on_images: Callable[[int], None] = lambda _: None,
+    watts: Callable[[], float | None] = lambda: None,
 ) -> Finished:
     """Does one unit by itself."""
     done: list[Finished] = []
     units = iter([unit])
-    Stream(worker, lambda _: samples, done.append, on_images).run(lambda: next(units, None))
+    Stream(worker, lambda _: samples, done.append, on_images, watts).run(lambda: next(units, None))
     return done[0]
