@@ -150,7 +150,7 @@ def main() -> None:
         [
             [
                 row["model"], f"{row['eps_255']:g}/255", row["aacc_percent"], f"{row['images_at_0']}/{row['attacks']}",
-                row["image_passes"]["groups"], row["image_passes"]["continuous"], row["gain"]["median"], row["cost_of_robust"],
+                *(row["image_passes"][way] for way in WAYS), row["gain"]["median"], row["cost_of_robust"],
             ]
             for row in rows
         ],

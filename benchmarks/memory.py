@@ -1,10 +1,10 @@
 """Host memory of an evaluation against the number of images, and memory against the number of classes.
 
-    python benchmarks/memory.py --out benchmarks/results/memory_cpu.json      # three minutes on two cores
+    python benchmarks/memory.py --out benchmarks/results/memory_cpu.json      # six minutes on two cores
 
-Each row is a run of `segbench.evaluate` in a process of its own, on images that are made when they are read, with a
-model of one convolution. The memory is the peak of the process, minus that of a process that has only imported torch
-and segbench; on CUDA also the peak of the device.
+Each row is a run in a process of its own, on images that are made when they are read, with a model of one convolution:
+`segbench.evaluate` for the number of images, the attacks alone for the number of classes. The memory is the peak of the
+process, minus that of a process that has only imported torch and segbench; on CUDA also the peak of the device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import common
@@ -24,10 +25,16 @@ from torch import nn
 
 import segbench
 from segbench.data import SegmentationDataset
+from segbench.engine.plan import plan
+from segbench.engine.prefetch import PIXELS_AHEAD
+from segbench.engine.run import run
+from segbench.engine.worker import Worker
+from segbench.protocol import SEA_V1
 
-IMAGES = [64, 256, 1024, 4096]  # of 64x64, 8 classes
-CLASSES = [2, 21, 151]  # at 512x512, 16 images
-SLOPE_TARGET = 2000  # bytes for each image more: counts of 8 classes in 5 groups are 960, an image is 49152
+SIDE, IMAGES = 128, [256, 1024, 2048, 3072]  # 8 classes
+READ_AHEAD = PIXELS_AHEAD // SIDE**2  # images that wait, decoded; with fewer in all, all of them do
+CLASSES = [2, 21, 151]  # at 512x512, 4 images
+SLOPE_TARGET = 2000  # bytes for each image more: counts of 8 classes in 5 groups are 960
 
 
 def made_up(images: int, classes: int, side: int) -> SegmentationDataset:
@@ -52,12 +59,17 @@ def child(images: int, classes: int, side: int, device: torch.device) -> None:
     """Prints the peak memory of one run; of none without images."""
     torch.manual_seed(0)
     model = nn.Conv2d(3, classes, 3, padding=1).eval()
-    if images:
+    if side == SIDE and images:
         with tempfile.TemporaryDirectory() as folder:
             segbench.evaluate(
                 model, made_up(images, classes, side), eps=8, iterations=1, out=folder, device=str(device),
                 progress=False,
             )  # fmt: skip
+    elif images:  # the attacks alone: the check at a huge radius would take an hour
+        data, protocol = made_up(images, classes, side), replace(SEA_V1, iterations=1)
+        worker = Worker(model.to(device), data, protocol, device)
+        units = [unit for unit in plan(data.image_ids, [8.0], protocol.losses) if unit.loss in protocol.losses]
+        run(worker, units, lambda _: None, side_by_side=False, progress=False)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     print(json.dumps({"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "device": on_device}))
 
@@ -89,14 +101,16 @@ def main() -> None:
             "host_bytes": peaks["host"] - empty, "device_bytes": peaks["device"],
         }  # fmt: skip
 
-    by_images = [row(images, 8, 64) for images in options.images]
-    by_classes = [row(16, classes, 512) for classes in options.classes]
-    slope = np.polyfit([each["images"] for each in by_images], [each["host_bytes"] for each in by_images], 1)[0]
+    by_images = [row(images, 8, SIDE) for images in options.images]
+    by_classes = [row(4, classes, 512) for classes in options.classes]
+    many = [(each["images"], each["host_bytes"]) for each in by_images if each["images"] >= READ_AHEAD]
+    slope = np.polyfit(*zip(*many, strict=True), 1)[0]
     report = common.machine(options.device) | {
         "process_without_a_run_bytes": empty,
         "by_images": by_images,
         "bytes_per_image_more": round(float(slope)),
-        "bytes_of_an_image": 64 * 64 * 3 * 4,
+        "bytes_of_an_image": SIDE**2 * 12,
+        "images_read_ahead": READ_AHEAD,
         "target_bytes_per_image": SLOPE_TARGET,
         "met": bool(slope <= SLOPE_TARGET),
         "by_classes": by_classes,
@@ -111,7 +125,7 @@ def main() -> None:
             for each in (*by_images, *by_classes)
         ],
     )  # fmt: skip
-    print(f"{slope:.0f} bytes for each image more; an image alone is {64 * 64 * 3 * 4} bytes.")
+    print(f"{slope:.0f} bytes for each image more from {READ_AHEAD} images on; an image alone is {SIDE**2 * 12} bytes.")
     common.write(report, options.out)
 
 
