@@ -181,41 +181,10 @@ def evaluate(
         for done in clean:
             if store.read(done.unit) is None:
                 store.add(done)
-        todo = [unit for unit in mine if store.read(unit) is None]
-        if mine and not todo:
-            logging.getLogger("segbench").warning(
-                "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
-            )
-        with present(store.path, label, device_name(torch_device)) as me, stop_signals((SIGTERM,), DRAINING) as drain:
-
-            def begin(unit: Unit) -> bool:
-                if store.file(unit).exists():  # somebody else did it meanwhile
-                    return False
-                me.begin(unit.name)
-                return True
-
-            def finish(done: Finished) -> None:
-                store.add(done)
-                me.end(done.unit.name)
-
-            if engine == "ray":
-                from segbench.engine.ray_engine import run_on_ray
-
-                run_on_ray(
-                    worker, todo, finish, begin=begin, drain=drain, one_core=side_by_side, workers=workers,
-                    gpus_per_worker=gpus_per_worker, progress=progress,
-                )  # fmt: skip
-            else:
-                if todo and worker.device.type == "cuda" and size is None:
-                    worker.batch_size = find_batch_size(worker, used[0])
-                if todo and progress:
-                    announce(expected(worker, todo, store.costs(), used[0], one_core=side_by_side))
-                run(worker, todo, finish, begin=begin, drain=drain, side_by_side=side_by_side, progress=progress)
-            if drain.is_set() and (left := [unit for unit in mine if not store.file(unit).exists()]):
-                raise PreemptedError(
-                    f"Stopped by SIGTERM; the units that had begun are finished and kept, {len(left)} of {len(mine)} "
-                    "are left. Run the same command again to continue."
-                )
+        _do(
+            worker, store, mine, label, engine, one_core=side_by_side, workers=workers, gpus_per_worker=gpus_per_worker,
+            progress=progress,
+        )  # fmt: skip
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
@@ -223,6 +192,56 @@ def evaluate(
             f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
         ) from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+
+def _do(
+    worker: Worker,
+    store: Store,
+    mine: Sequence[Unit],
+    label: str,
+    engine: str,
+    *,
+    one_core: bool,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    progress: bool,
+) -> None:
+    """Does what of these units is not there yet, as the shard ``label``."""
+    todo, sample = [unit for unit in mine if store.read(unit) is None], worker.dataset[0]
+    if mine and not todo:
+        logging.getLogger("segbench").warning(
+            "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
+        )
+    with present(store.path, label, device_name(worker.device)) as me, stop_signals((SIGTERM,), DRAINING) as drain:
+
+        def begin(unit: Unit) -> bool:
+            if store.file(unit).exists():  # somebody else did it meanwhile
+                return False
+            me.begin(unit.name)
+            return True
+
+        def finish(done: Finished) -> None:
+            store.add(done)
+            me.end(done.unit.name)
+
+        if engine == "ray":
+            from segbench.engine.ray_engine import run_on_ray
+
+            run_on_ray(
+                worker, todo, finish, begin=begin, drain=drain, one_core=one_core, workers=workers,
+                gpus_per_worker=gpus_per_worker, progress=progress,
+            )  # fmt: skip
+        elif todo:
+            if worker.device.type == "cuda" and worker.batch_size is None:
+                worker.batch_size = find_batch_size(worker, sample)
+            if progress:
+                announce(expected(worker, todo, store.costs(), sample, one_core=one_core))
+            run(worker, todo, finish, begin=begin, drain=drain, side_by_side=one_core, progress=progress)
+        if drain.is_set() and (left := [unit for unit in mine if not store.file(unit).exists()]):
+            raise PreemptedError(
+                f"Stopped by SIGTERM; the units that had begun are finished and kept, {len(left)} of {len(mine)} "
+                "are left. Run the same command again to continue."
+            )
 
 
 def _look_at_labels(data: SegmentationDataset, clean: Sequence[Finished], *, whole: bool) -> None:
