@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 import segbench
 from segbench.engine import ray_engine
 from segbench.engine.store import Store
-from segbench.errors import DataError, UsageError
-from tests.runs import MODEL, SHORT, run, units
+from segbench.errors import DataError, RunError, UsageError
+from tests.runs import ENVIRONMENT, MODEL, SHORT, run, units
 
 RAY = {"engine": "ray", "workers": 2}
 
@@ -75,7 +76,7 @@ def test_a_worker_that_dies_again_and_again_is_no_endless_loop(cluster, tmp_path
 
     monkeypatch.setattr(ray_engine, "Actor", Fatal)
     monkeypatch.setattr(ray_engine, "RETRIES", 1)
-    with pytest.raises(segbench.errors.RunError, match=r"died 2 times.*fewer --workers"):
+    with pytest.raises(RunError, match=r"died 2 times.*fewer --workers"):
         run(tmp_path / "run", **RAY)
 
 
@@ -110,17 +111,53 @@ def test_a_cluster_that_is_too_small_is_told(cluster, tmp_path, options, text):
         run(tmp_path / "run", **(RAY | options))
 
 
-def test_the_command_line_starts_a_cluster_and_ends_it(tmp_path):
-    command = [
-        sys.executable, "-m", "segbench", "evaluate", "--model", MODEL, "--eps", "8", "--limit", "3", "--iterations",
-        "2", "--engine", "ray", "--workers", "1", "--out", str(tmp_path / "run"), "--json",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+def command(*options):
+    return [sys.executable, "-m", "segbench", "evaluate", "--engine", "ray", "--quiet", *options]
+
+
+def test_the_command_line_starts_a_cluster_and_a_model_of_ones_own_comes_along(tmp_path):
+    """From a file that imports another one beside it, which no other process would find."""
+    (tmp_path / "parts.py").write_text("import torch\n\ndef conv():\n    return torch.nn.Conv2d(3, 8, 3, padding=1)\n")
+    (tmp_path / "net.py").write_text(
+        "import parts\nimport torch\n\nclass Net(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        torch.manual_seed(0)\n"
+        "        self.conv = parts.conv()\n\n    def forward(self, x):\n        return self.conv(x)\n\n"
+        "def build():\n    return Net()\n"
     )
+    options = ["--model", f"{tmp_path}/net.py:build", "--dataset", "shapes", "--eps", "8", "--limit", "3"]
+    done = subprocess.run(
+        command(*options, "--iterations", "2", "--workers", "1", "--out", str(tmp_path / "run"), "--json"),
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"][0]["eps_255"] == 8
     assert "Traceback" not in done.stderr
+
+
+def test_sigterm_finishes_what_the_actors_have_begun(tmp_path):
+    out = tmp_path / "run"
+    options = ["--model", MODEL, "--eps", "4", "8", "--iterations", "30", "--workers", "1", "--out", str(out)]
+    process = subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("units/eps4_*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 3, errors
+    assert "Stopped by SIGTERM; the units that had begun are finished and kept" in errors
+    state = json.loads((out / "workers" / "1-of-1.json").read_text())
+    assert (state["state"], state["units"]) == ("stopped", [])
+    assert not list(out.glob("*.parquet"))
+
+
+def test_workers_that_cannot_start_say_why(cluster, tmp_path, monkeypatch):
+    class Broken(ray_engine.Actor):
+        def __init__(self, pickled):
+            raise ModuleNotFoundError("No module named 'left_at_home'")
+
+    monkeypatch.setattr(ray_engine, "Actor", Broken)
+    with pytest.raises(RunError, match=r"^The workers cannot start: ModuleNotFoundError: No module named 'left_at_ho"):
+        run(tmp_path / "run", **RAY)
 
 
 def test_without_ray_the_mend_is_told(tmp_path, monkeypatch):

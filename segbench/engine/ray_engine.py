@@ -7,11 +7,18 @@ dies another one is started, and its units are done again.
 from __future__ import annotations
 
 import logging
+import pickle
 import queue
+import signal
+import sys
+import sysconfig
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,7 +60,8 @@ class _Payload:
 class Actor:
     """Holds the model and does the units that it is told, all in one stream."""
 
-    def __init__(self, payload: _Payload) -> None:
+    def __init__(self, pickled: bytes) -> None:
+        payload: _Payload = pickle.loads(pickled)  # of the driver, which may run any code here anyway
         torch.set_num_threads(payload.threads)
         device = torch.device(payload.device)
         self._worker = Worker(
@@ -160,20 +168,20 @@ def run_on_ray(
     ray = _ray()
     mine = not ray.is_initialized()
     if mine:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        with _own_sigterm():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     try:
         gpus = (1.0 if worker.device.type == "cuda" else 0.0) if gpus_per_worker is None else gpus_per_worker
         number, cores = _division(ray.cluster_resources(), workers, gpus, one_core=one_core)
         number = min(number, len(units))
-        payload = ray.put(
-            _Payload(
-                worker.model.to("cpu"), worker.dataset, worker.protocol, "cuda" if gpus else "cpu", worker.batch_size,
-                worker.precision, worker.compiled, cores,
-            )
+        payload = _Payload(
+            worker.model.to("cpu"), worker.dataset, worker.protocol, "cuda" if gpus else "cpu", worker.batch_size,
+            worker.precision, worker.compiled, cores,
         )  # fmt: skip
+        pickled = ray.put(_pickled(ray.cloudpickle, payload))
         ahead = AHEAD_GPU if gpus else AHEAD_CPU
         remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_concurrency=ahead + 1)(Actor)
-        members = [_Member(lambda: remote.remote(payload)) for _ in range(number)]
+        members = [_Member(lambda: remote.remote(pickled)) for _ in range(number)]
         total = sum(passes(unit, worker.protocol) for unit in units)
         with bar(total, sum(len(unit.image_ids) for unit in units), progress) as report:
             _Driver(ray, members, Todo(units, begin, drain), finish, report, worker.protocol, ahead).run()
@@ -189,6 +197,48 @@ def _ray() -> Any:
     except ImportError as error:
         raise UsageError("The engine 'ray' needs Ray:\n\n    pip install 'segbench[ray]'\n") from error
     return ray
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """What SIGTERM does stays as it is: Ray would have it end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _pickled(cloudpickle: Any, payload: _Payload) -> bytes:
+    """With the code of a user's own model, which other machines and processes need not find."""
+    own = _own_modules(payload.model)
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        found: bytes = cloudpickle.dumps(payload)
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+    return found
+
+
+def _own_modules(model: nn.Module) -> list[ModuleType]:
+    """The modules that the model's classes come from and those beside them, as far as nobody installed them."""
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+
+    def folder(name: str) -> Path | None:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if not file or name == "__main__" or name.partition(".")[0] == "segbench":
+            return None
+        path = Path(file).resolve()
+        return None if any(path.is_relative_to(place) for place in installed) else path.parent
+
+    classes = {base for part in model.modules() for base in type(part).__mro__}
+    folders = {folder(each.__module__) for each in classes} - {None}
+    return [module for name, module in list(sys.modules.items()) if folder(name) in folders]
 
 
 def _division(resources: dict[str, float], workers: int | None, gpus: float, *, one_core: bool) -> tuple[int, int]:
@@ -277,13 +327,19 @@ class _Driver:
 
     def _replace(self, member: _Member, error: Exception) -> None:
         """Another actor for one that died; what it was doing is done again."""
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if "creation task" in said[0]:
+            raise RunError(
+                f"The workers cannot start: {said[-1]}. Finished units are kept. Every machine of the cluster needs "
+                "the same packages, and the data set at the same path."
+            ) from error
         lost, member.doing = list(member.doing.values()), {}
         names = ", ".join(unit.name for unit in lost)
         for unit in lost:
             self._deaths[unit.name] = self._deaths.get(unit.name, 0) + 1
             if self._deaths[unit.name] > RETRIES:
                 raise RunError(
-                    f"The worker of unit {unit.name} died {RETRIES + 1} times ({str(error).splitlines()[0]}). "
+                    f"The worker of unit {unit.name} died {RETRIES + 1} times ({said[0]}). "
                     "Finished units are kept. Memory is the usual reason: fewer --workers, or a smaller --batch-size."
                 ) from error
         logging.getLogger("segbench").warning("A worker died; another one does its units again: %s", names)
