@@ -29,7 +29,8 @@ from segbench.engine.shards import parse_shard
 from segbench.engine.store import Store
 from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
-from segbench.models.devices import exact_float32
+from segbench.models import devices
+from segbench.models.devices import cpu_threads, exact_float32
 from segbench.protocol import SEA_V1
 from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
 
@@ -546,3 +547,24 @@ def test_exact_float32_whatever_the_caller_set():
         assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
     finally:
         matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_threads_are_as_many_as_the_process_has_cores_to_itself(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert 1 <= devices._cores() <= os.cpu_count()
+    monkeypatch.setattr(devices, "_cores", lambda: 6)
+    torch.set_num_threads(8)
+
+    def inside() -> int:
+        with cpu_threads():
+            return torch.get_num_threads()
+
+    assert inside() == 6  # torch counted the machine's, a container has fewer
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert inside() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
+    assert inside() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert inside() == 8
+    assert torch.get_num_threads() == 8
