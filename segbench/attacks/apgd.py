@@ -44,6 +44,8 @@ class Job(NamedTuple):
         eps: l_inf radius on the scale of the image.
         stages: done one after the other, each from the lowest-accuracy point of the one before.
         start: first point, projected on the first ball; None for the image itself.
+        by_loss: the result is the point of the highest cross-entropy instead of the lowest accuracy, and an image
+            without a correct pixel goes on, as the code published with SegPGD and CosPGD does.
     """
 
     image: Tensor
@@ -52,6 +54,7 @@ class Job(NamedTuple):
     eps: float
     stages: tuple[Stage, ...]
     start: Tensor | None = None
+    by_loss: bool = False
 
 
 class _Place(NamedTuple):
@@ -184,6 +187,7 @@ class AttackBatch:
         return {
             "place": number(self._begins[stages]),
             "eps": number(job.eps, torch.float64),
+            "by_loss": number(job.by_loss, torch.bool),
             "image": job.image,
             "label": job.label,
             "x": x,
@@ -298,9 +302,10 @@ def _per_image(values: Tensor) -> Tensor:
 
 
 def _record(rows: dict[str, Tensor], at: _Place, now: Evaluation) -> dict[str, Tensor]:
-    """Counts the passes, and keeps the point of each image that has no more correct pixels than its best so far."""
+    """Counts the passes, and keeps the point of each image that is no worse than its best so far."""
     first, live = at.first.bool(), at.live.bool()
-    better = live & (first | (now.correct <= rows["correct"]))
+    lower, higher = now.correct <= rows["correct"], now.tracked.double() > rows["highest"]
+    better = live & (first | torch.where(rows["by_loss"], higher, lower))
     highest = torch.where(first, now.tracked.double(), torch.maximum(rows["highest"], now.tracked.double()))
     new = {
         "forwards": rows["forwards"] + live,
@@ -346,7 +351,7 @@ def _advance(
         rises = torch.where(checkpoint, 0, rises)
     renewed = first | checkpoint
 
-    ends = at.last.bool() | (~first & (now.correct == 0))
+    ends = at.last.bool() | (~first & (now.correct == 0) & ~rows["by_loss"])
     place = torch.where(ends, at.after.long(), rows["place"] + 1)
     then = _Place(*table[:, place])
     radius, a = _per_image((then.radius * eps).to(x.dtype)), _per_image(then.a.to(x.dtype))

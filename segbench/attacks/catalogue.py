@@ -1,0 +1,184 @@
+"""Attacks by name: what is maximised, by which optimiser, on which schedule, how long.
+
+Sources: Croce, Singh, Hein, ECCV 2024 (the losses of SEA, radius reduction, restarts, and the step sizes of the
+baselines); Gu et al., ECCV 2022 (SegPGD); Agnihotri et al., ICML 2024 (CosPGD); Matyasko et al. 2026 (TsallisPGD);
+Andriushchenko et al., ECCV 2020 (the square search). A new loss is one function and one line in
+`segbench.attacks.losses`; its attacks are then here under ``<loss>-red``, ``<loss>-const`` and ``<loss>-3x100``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segbench.attacks.apgd import AttackBatch, Job, Stage, reduced
+from segbench.attacks.losses import LOSSES
+from segbench.attacks.problem import AttackResult, Evaluator, check_arguments, frozen
+from segbench.attacks.square import square
+from segbench.attacks.start import random_start
+from segbench.errors import UnknownNameError, UsageError, unknown_name
+
+# Step sizes of SegPGD and CosPGD with 300 iterations, on the scale of the images, by the radius over 255
+# (Croce, Singh, Hein, ECCV 2024, appendix).
+STEP_SIZES: Mapping[float, float] = {
+    0.25: 0.0008, 0.5: 0.0009, 1: 0.001, 2: 0.002, 4: 0.003, 8: 0.005, 12: 0.006,
+}  # fmt: skip
+BY_ACCURACY, BY_LOSS = "accuracy", "loss"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack.
+
+    Attributes:
+        name: under which it is known.
+        loss: a name in `segbench.attacks.losses.LOSSES`; empty for the square search.
+        optimiser: ``apgd``, ``pgd`` (a fixed step, see `step_size`) or ``square`` (no gradients).
+        schedule: ``const`` (one radius) or ``red`` (2ε, 1.5ε, ε in turn).
+        iterations: of all restarts together.
+        restarts: independent random starts; they share the iterations.
+        best: the result is the visited point of the lowest ``accuracy`` or of the highest ``loss``.
+    """
+
+    name: str
+    loss: str
+    optimiser: str
+    schedule: str
+    iterations: int = 300
+    restarts: int = 1
+    best: str = BY_ACCURACY
+
+    def stages(self, eps_255: float) -> tuple[Stage, ...]:
+        """Of one restart."""
+        each = self.iterations // self.restarts
+        stages = reduced(each) if self.schedule == "red" else (Stage(1.0, each),)
+        if self.optimiser == "pgd":
+            step = step_size(eps_255) / (eps_255 / 255)
+            stages = tuple(stage._replace(fixed_step=step) for stage in stages)
+        return stages
+
+
+def step_size(eps_255: float) -> float:
+    """The published step size of plain PGD at a radius; between two radii on a straight line of both logarithms.
+
+    Outside of the table it is the same multiple of the radius as at its nearer end.
+
+    >>> step_size(8), round(step_size(6), 5), step_size(24)
+    (0.005, 0.00404, 0.012)
+    """
+    if eps_255 in STEP_SIZES:
+        return STEP_SIZES[eps_255]
+    radii, steps = list(STEP_SIZES), list(STEP_SIZES.values())
+    nearest = radii[0] if eps_255 < radii[0] else radii[-1]
+    if eps_255 < radii[0] or eps_255 > radii[-1]:
+        return STEP_SIZES[nearest] * eps_255 / nearest
+    return float(math.exp(np.interp(math.log(eps_255), np.log(radii), np.log(steps))))
+
+
+def _catalogue() -> dict[str, Attack]:
+    found = [
+        Attack("pgd", "ce", "pgd", "const"),
+        Attack("apgd", "ce", "apgd", "const"),
+        Attack("segpgd", "segpgd", "pgd", "const"),
+        Attack("cospgd", "cospgd", "pgd", "const"),
+        Attack("segpgd-by-loss", "segpgd", "pgd", "const", best=BY_LOSS),
+        Attack("cospgd-by-loss", "cospgd", "pgd", "const", best=BY_LOSS),
+        Attack("square", "", "square", "const", iterations=1000),
+    ]
+    for loss in LOSSES:
+        found.append(Attack(f"{loss}-red", loss, "apgd", "red"))
+        found.append(Attack(f"{loss}-const", loss, "apgd", "const"))
+        found.append(Attack(f"{loss}-3x100", loss, "apgd", "const", restarts=3))
+    sea = [Attack(loss, loss, "apgd", "red") for loss in ("mce_bal", "mce", "js", "tsallis")]
+    return {attack.name: attack for attack in [*found, *sea]}
+
+
+ATTACKS: Mapping[str, Attack] = _catalogue()
+
+
+def get_attack(name: str, iterations: int | None = None) -> Attack:
+    """The attack of that name, with other iterations if wanted.
+
+    Raises:
+        UsageError: unknown name, or fewer iterations than restarts.
+    """
+    if name not in ATTACKS:
+        raise UnknownNameError(unknown_name("attack", name, ATTACKS))
+    attack = ATTACKS[name]
+    if iterations is None:
+        return attack
+    if iterations < attack.restarts:
+        raise UsageError(f"{name} needs at least {attack.restarts} iterations, one for each restart, not {iterations}.")
+    return replace(attack, iterations=iterations)
+
+
+def perform(
+    attack: Attack,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps_255: float,
+    seeds: Sequence[Sequence[int]],
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+) -> AttackResult:
+    """Attacks each image; of several restarts the best result is returned, and the passes of all are counted.
+
+    Args:
+        attack: of the catalogue, or one's own.
+        model: images (N,3,H,W) in [0,1] to logits (N,K,H,W); used in the mode that it is in.
+        images: (N,3,H,W) in [0,1].
+        labels: (N,H,W) int64 in 0..K-1 or ``ignore_index``.
+        eps_255: l_inf radius as a numerator over 255.
+        seeds: for each image one seed for each restart, 0 <= seed < 2^63.
+        class_weights: (K,), needed by ``mce_bal``.
+        ignore_index: label of pixels that do not count.
+
+    Raises:
+        UsageError: an argument is out of range.
+    """
+    eps = eps_255 / 255
+    if len(seeds) != len(images) or any(len(each) != attack.restarts for each in seeds):
+        raise UsageError(f"{attack.name} needs {attack.restarts} seeds for each of {len(images)} images.")
+    if attack.optimiser == "square":
+        return square(
+            model, images, labels, eps=eps, queries=attack.iterations, seeds=[each[0] for each in seeds],
+            ignore_index=ignore_index,
+        )  # fmt: skip
+    check_arguments(images, labels, eps=eps, loss=attack.loss, iterations=attack.iterations, start=None)
+    weights = None if class_weights is None else class_weights.to(images.device)
+    stages = attack.stages(eps_255)
+    batch = AttackBatch(Evaluator(model, class_weights=weights, ignore_index=ignore_index))
+    rounds: list[AttackResult] = []
+    with frozen(model):
+        for restart in range(attack.restarts):
+            starts = random_start(images, eps=stages[0].radius * eps, seeds=[each[restart] for each in seeds])
+            jobs = [
+                Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS)
+                for image, label, start in zip(images, labels, starts, strict=True)
+            ]
+            keys, found = batch.add(jobs), dict[int, AttackResult]()
+            while len(batch):
+                batch.step()
+                found |= dict(batch.finished())
+            rounds.append(AttackResult(*map(torch.stack, zip(*(found[key] for key in keys), strict=True))))
+    return best_of(rounds, by_loss=attack.best == BY_LOSS)
+
+
+def best_of(rounds: Sequence[AttackResult], *, by_loss: bool = False) -> AttackResult:
+    """For each image the result of the lowest accuracy, or the highest loss, the first of equals; all passes."""
+    values = torch.stack([-each.tracked_loss if by_loss else each.accuracy for each in rounds])
+    choice, images = values.argmin(dim=0), torch.arange(values.shape[1], device=values.device)
+    stacked = AttackResult(*(torch.stack(each) for each in zip(*rounds, strict=True)))
+    chosen = stacked._replace(**{name: getattr(stacked, name)[choice, images] for name in _OF_ONE})
+    return chosen._replace(**{name: getattr(stacked, name).sum(dim=0) for name in _OF_ALL})
+
+
+_OF_ONE = ("adversarial", "accuracy", "predictions", "tracked_loss")
+_OF_ALL = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
