@@ -32,7 +32,9 @@ def cluster():
     """Two workers' places, for all tests of this file."""
     import ray
 
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, before)
     yield ray
     ray.shutdown()
 

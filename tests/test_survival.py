@@ -94,9 +94,10 @@ def test_sigterm_before_the_first_attack_is_resumable_too(tmp_path, monkeypatch)
         return create(*arguments)
 
     monkeypatch.setattr(Store, "create", terminated)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(PreemptedError, match=r"Stopped by SIGTERM between units\. Run the same command again"):
         run(tmp_path / "run")
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     assert PreemptedError("").exit_code == 3
 
 
