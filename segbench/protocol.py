@@ -61,7 +61,12 @@ class Protocol:
 
 
 def digest_of(fields: Mapping[str, Any]) -> str:
-    """The digest of a protocol from its fields, e.g. as they are stored in evidence."""
+    """The digest of a protocol from its fields, e.g. as they are stored in evidence.
+
+    The attacks of a `comparison` are no part of it, as radii are not: a unit belongs to one, and more may follow.
+    """
+    if fields["name"] == COMPARISON:
+        fields = {**fields, "losses": ()}
     text = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -77,6 +82,14 @@ SEA_V1 = Protocol(
     search_orders=8,
 )
 PROTOCOLS: Mapping[str, Protocol] = {SEA_V1.name: SEA_V1}
+COMPARISON = "comparison"
+
+
+def comparison(attacks: Sequence[str], iterations: int = SEA_V1.iterations, seed: int = SEA_V1.seed) -> Protocol:
+    """Other attacks in the place of the losses, by name; what is attacked so is compared, and makes no entry."""
+    return dataclasses.replace(
+        SEA_V1, name=COMPARISON, losses=tuple(attacks), iterations=iterations, schedule="of each attack", seed=seed
+    )
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,10 @@ def attacked(problem, name, iterations=12, **changes):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_stays_within_its_budget(problem, name):
     model, images, labels = problem
-    found, attack = attacked(problem, name), ATTACKS[name]
+    found, attack = attacked(problem, name), get_attack(name, 12)
     assert float((found.adversarial - images).abs().max()) <= EPS_255 / 255 + 1e-12
     assert 0 <= found.adversarial.min() <= found.adversarial.max() <= 1
-    stages = 3 if attack.schedule == "red" else 1
-    assert int(found.forwards.max()) <= 12 + stages * attack.restarts
+    assert 1 < int(found.forwards.max()) <= attack.passes
     assert int(found.backwards.max()) <= (0 if name == "square" else 12)
     with torch.no_grad():
         predictions = model(found.adversarial).argmax(1)
@@ -60,7 +59,7 @@ def test_every_attack_stays_within_its_budget(problem, name):
 
 def test_every_loss_has_its_attacks():
     for loss in LOSSES:
-        red, const, restarts = (ATTACKS[f"{loss}-{schedule}"] for schedule in ("red", "const", "3x100"))
+        red, const, restarts = (ATTACKS[f"{loss}_{schedule}"] for schedule in ("red", "const", "3x100"))
         assert {each.loss for each in (red, const, restarts)} == {loss}
         assert [stage.iterations for stage in red.stages(8)] == [90, 90, 120]
         assert const.stages(8) == (Stage(1.0, 300),)
@@ -68,7 +67,13 @@ def test_every_loss_has_its_attacks():
         assert restarts.restarts == 3
     assert all(attack.name == name for name, attack in ATTACKS.items())
     for loss in ("mce_bal", "mce", "js", "tsallis"):
-        assert ATTACKS[loss].stages(8) == ATTACKS[f"{loss}-red"].stages(8)
+        assert ATTACKS[loss].stages(8) == ATTACKS[f"{loss}_red"].stages(8)
+
+
+def test_passes_are_those_of_an_attack_in_which_no_image_is_finished():
+    passes = {name: get_attack(name, 300).passes for name in ("pgd", "js", "js_3x100", "square")}
+    assert passes == {"pgd": 301, "js": 303, "js_3x100": 303, "square": 900}
+    assert [get_attack(part).passes for part in ATTACKS["js_3x100"].parts()] == [101] * 3
 
 
 def test_published_step_sizes_are_those_of_the_table():
@@ -88,8 +93,8 @@ def test_step_sizes_between_and_beyond_grow_with_the_radius(one, other):
 
 
 def test_restarts_are_separate_attacks_of_which_the_best_counts(problem):
-    together = attacked(problem, "js-3x100", 15)
-    rounds = [attacked(problem, "js-const", 5, seeds=[[each[restart]] for each in seeds(4, 3)]) for restart in range(3)]
+    together = attacked(problem, "js_3x100", 15)
+    rounds = [attacked(problem, "js_const", 5, seeds=[[each[restart]] for each in seeds(4, 3)]) for restart in range(3)]
     accuracy = torch.stack([each.accuracy for each in rounds])
     assert torch.equal(together.accuracy, accuracy.min(dim=0).values)
     for image, choice in enumerate(accuracy.argmin(dim=0).tolist()):
@@ -122,7 +127,7 @@ def test_baselines_are_the_plain_loop_of_their_papers(problem, name, by_loss):
         scores.append(losses.ce(logits, labels).flatten(1).sum(1).detach() if by_loss else -right.double())
         (gradient,) = torch.autograd.grad(values.sum(), x)
         x = (x.detach() + step * gradient.sign()).clamp(images - eps, images + eps).clamp(0, 1)
-    found = attacked(problem, f"{name}-by-loss" if by_loss else name, n)
+    found = attacked(problem, f"{name}_by_loss" if by_loss else name, n)
     assert int(found.forwards.min()) == n + 1  # no image was finished early
     table = torch.stack(scores)
     for image in range(4):
@@ -140,7 +145,7 @@ def test_an_image_without_a_right_pixel_goes_on_when_the_loss_counts():
             return torch.cat([1.4999 - above, above - 1.5], dim=1)
 
     passes = []
-    for name in ("cospgd", "cospgd-by-loss"):
+    for name in ("cospgd", "cospgd_by_loss"):
         found = perform(get_attack(name, 20), Falls(), images, labels, eps_255=8, seeds=[[0]])
         assert float(found.accuracy) == 0
         passes.append(int(found.forwards))
@@ -160,8 +165,10 @@ def test_an_image_is_attacked_alone(problem):
     ("call", "text"),
     [
         (lambda problem: get_attack("segpdg"), r"Unknown attack 'segpdg'. Did you mean .*'segpgd'"),
-        (lambda problem: get_attack("js-3x100", 2), r"js-3x100 needs at least 3 iterations"),
-        (lambda problem: attacked(problem, "js-3x100", seeds=seeds(4)), r"needs 3 seeds for each of 4 images"),
+        (lambda problem: get_attack("js_3x100_4"), r"Unknown attack 'js_3x100_4'"),
+        (lambda problem: get_attack("js_1"), r"Unknown attack 'js_1'"),
+        (lambda problem: get_attack("js_3x100", 2), r"js_3x100 needs at least 3 iterations"),
+        (lambda problem: attacked(problem, "js_3x100", seeds=seeds(4)), r"needs 3 seeds for each of 4 images"),
         (lambda problem: attacked(problem, "js", seeds=seeds(3)), r"needs 1 seeds for each of 4 images"),
         (lambda problem: attacked(problem, "js", eps_255=300), r"eps must be in \(0, 1\]"),
         (lambda problem: attacked(problem, "mce_bal", class_weights=None), r"needs class_weights"),

@@ -3,7 +3,7 @@
 Sources: Croce, Singh, Hein, ECCV 2024 (the losses of SEA, radius reduction, restarts, and the step sizes of the
 baselines); Gu et al., ECCV 2022 (SegPGD); Agnihotri et al., ICML 2024 (CosPGD); Matyasko et al. 2026 (TsallisPGD);
 Andriushchenko et al., ECCV 2020 (the square search). A new loss is one function and one line in
-`segbench.attacks.losses`; its attacks are then here under ``<loss>-red``, ``<loss>-const`` and ``<loss>-3x100``.
+`segbench.attacks.losses`; its attacks are then here under ``<loss>_red``, ``<loss>_const`` and ``<loss>_3x100``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.apgd import AttackBatch, Job, Stage, reduced
+from segbench.attacks.apgd import STAGES, AttackBatch, Job, Stage, reduced
 from segbench.attacks.losses import LOSSES
 from segbench.attacks.problem import AttackResult, Evaluator, check_arguments, frozen
 from segbench.attacks.square import square
@@ -29,6 +29,7 @@ STEP_SIZES: Mapping[float, float] = {
     0.25: 0.0008, 0.5: 0.0009, 1: 0.001, 2: 0.002, 4: 0.003, 8: 0.005, 12: 0.006,
 }  # fmt: skip
 BY_ACCURACY, BY_LOSS = "accuracy", "loss"
+QUERIES = 3  # of the square search for each iteration of the others: forward and backward take about as long
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,21 @@ class Attack:
     iterations: int = 300
     restarts: int = 1
     best: str = BY_ACCURACY
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of an image at most, all restarts together."""
+        if self.optimiser == "square":
+            return QUERIES * self.iterations
+        return self.iterations + self.restarts * (len(STAGES) if self.schedule == "red" else 1)
+
+    def parts(self) -> list[str]:
+        """The restarts as attacks of one start each, by name; of one restart its own name.
+
+        >>> ATTACKS["js_3x100"].parts(), ATTACKS["js"].parts()
+        (['js_3x100_1', 'js_3x100_2', 'js_3x100_3'], ['js'])
+        """
+        return [f"{self.name}_{number + 1}" for number in range(self.restarts)] if self.restarts > 1 else [self.name]
 
     def stages(self, eps_255: float) -> tuple[Stage, ...]:
         """Of one restart."""
@@ -86,35 +102,38 @@ def _catalogue() -> dict[str, Attack]:
         Attack("apgd", "ce", "apgd", "const"),
         Attack("segpgd", "segpgd", "pgd", "const"),
         Attack("cospgd", "cospgd", "pgd", "const"),
-        Attack("segpgd-by-loss", "segpgd", "pgd", "const", best=BY_LOSS),
-        Attack("cospgd-by-loss", "cospgd", "pgd", "const", best=BY_LOSS),
-        Attack("square", "", "square", "const", iterations=1000),
+        Attack("segpgd_by_loss", "segpgd", "pgd", "const", best=BY_LOSS),
+        Attack("cospgd_by_loss", "cospgd", "pgd", "const", best=BY_LOSS),
+        Attack("square", "", "square", "const"),
     ]
     for loss in LOSSES:
-        found.append(Attack(f"{loss}-red", loss, "apgd", "red"))
-        found.append(Attack(f"{loss}-const", loss, "apgd", "const"))
-        found.append(Attack(f"{loss}-3x100", loss, "apgd", "const", restarts=3))
+        found.append(Attack(f"{loss}_red", loss, "apgd", "red"))
+        found.append(Attack(f"{loss}_const", loss, "apgd", "const"))
+        found.append(Attack(f"{loss}_3x100", loss, "apgd", "const", restarts=3))
     sea = [Attack(loss, loss, "apgd", "red") for loss in ("mce_bal", "mce", "js", "tsallis")]
     return {attack.name: attack for attack in [*found, *sea]}
 
 
 ATTACKS: Mapping[str, Attack] = _catalogue()
+SEARCHES = tuple(name for name, attack in ATTACKS.items() if attack.optimiser == "square")  # those without a gradient
 
 
 def get_attack(name: str, iterations: int | None = None) -> Attack:
-    """The attack of that name, with other iterations if wanted.
+    """The attack of that name, with other iterations of all restarts together if wanted; or one of its `Attack.parts`.
 
     Raises:
         UsageError: unknown name, or fewer iterations than restarts.
     """
-    if name not in ATTACKS:
+    whole = name if name in ATTACKS else name.rpartition("_")[0]
+    is_part = whole != name
+    if whole not in ATTACKS or (is_part and name not in ATTACKS[whole].parts()):
         raise UnknownNameError(unknown_name("attack", name, ATTACKS))
-    attack = ATTACKS[name]
-    if iterations is None:
-        return attack
-    if iterations < attack.restarts:
+    attack = ATTACKS[whole] if iterations is None else replace(ATTACKS[whole], iterations=iterations)
+    if attack.iterations < attack.restarts:
         raise UsageError(f"{name} needs at least {attack.restarts} iterations, one for each restart, not {iterations}.")
-    return replace(attack, iterations=iterations)
+    if is_part:
+        return replace(attack, name=name, iterations=attack.iterations // attack.restarts, restarts=1)
+    return attack
 
 
 def perform(
@@ -148,7 +167,7 @@ def perform(
         raise UsageError(f"{attack.name} needs {attack.restarts} seeds for each of {len(images)} images.")
     if attack.optimiser == "square":
         return square(
-            model, images, labels, eps=eps, queries=attack.iterations, seeds=[each[0] for each in seeds],
+            model, images, labels, eps=eps, queries=attack.passes, seeds=[each[0] for each in seeds],
             ignore_index=ignore_index,
         )  # fmt: skip
     check_arguments(images, labels, eps=eps, loss=attack.loss, iterations=attack.iterations, start=None)

@@ -7,11 +7,11 @@ mean probability of the labels, so that progress is seen before a pixel falls.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segbench.attacks.losses import pixel_terms
 from segbench.attacks.problem import AttackResult, check_arguments, image_sum, project
@@ -24,7 +24,7 @@ HALVED_AT = (0.001, 0.005, 0.02, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 @torch.inference_mode()
 def square(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
     *,
@@ -85,7 +85,7 @@ class _Found(NamedTuple):
     loss: Tensor
 
 
-def _look(model: nn.Module, points: Tensor, labels: Tensor, ignore_index: int) -> _Found:
+def _look(model: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, ignore_index: int) -> _Found:
     terms = pixel_terms(model(points), labels, ignore_index)
     correct = terms.correct.flatten(1).sum(dim=1)
     pixels = terms.valid.flatten(1).sum(dim=1).clamp(min=1)

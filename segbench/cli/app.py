@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "status": "runs",
     "merge": "runs",
+    "attack": "attack",
     "validate": "content",
     "verify": "content",
     "reproduce": "reproduce",

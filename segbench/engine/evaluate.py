@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ from segbench.models.architectures import STATELESS
 from segbench.models.devices import cpu_threads, exact_float32
 from segbench.models.load import Subject, find, resolve
 from segbench.models.sliding import as_fed
-from segbench.protocol import OFFICIAL_RADII_255, Protocol, get_protocol, parse_eps
+from segbench.protocol import COMPARISON, OFFICIAL_RADII_255, SEA_V1, Protocol, get_protocol, parse_eps
 from segbench.signals import raised, stop_signals
 
 if TYPE_CHECKING:
@@ -140,72 +140,105 @@ def evaluate(
         PreemptedError: SIGTERM stopped it, units are missing.
     """
     radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
-    chosen = _protocol(protocol, iterations)
-    if engine not in ENGINES:
-        raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
-    size, (number, shards) = _batch_size(batch_size), parse_shard(shard) if shard else own_shard()
+    how = How(device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker)
+    store = attack_all(model_or_id, dataset, radii, _protocol(protocol, iterations), how, data_root, out, limit)
+    try:
+        merged = merge(store, sorted({*radii, *store.complete_radii()}))
+    except IncompleteError as error:
+        raise shard_done(how, store, error, f"segbench merge {store.path}") from error
+    return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+
+class How(NamedTuple):
+    """How a run is computed, which is no part of what comes out: the options of `evaluate` of the same names."""
+
+    device: str = "auto"
+    batch_size: int | str = "auto"
+    precision: str = "fp32"
+    shard: str | None = None
+    engine: str = "local"
+    progress: bool = True
+    offline: bool = False
+    compile: bool = False
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+
+    def part(self) -> tuple[int, int]:
+        """Which part of the units this process does, and of how many."""
+        return parse_shard(self.shard) if self.shard else own_shard()
+
+
+def shard_done(how: How, store: Store, error: IncompleteError, mend: str) -> ShardDoneError:
+    """What is said when this process has done its part, and others are missing."""
+    number, shards = how.part()
+    return ShardDoneError(f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: {mend}")
+
+
+def attack_all(
+    model_or_id: str | nn.Module,
+    dataset: str | SegmentationDataset | None,
+    radii: Sequence[float],
+    protocol: Protocol,
+    how: How,
+    data_root: str | Path | None,
+    out: str | Path | None,
+    limit: int | None,
+    verb: str = "evaluate",
+) -> Store:
+    """Does this process's part of the units of a protocol at these radii, as far as they are not there yet.
+
+    Arguments and errors as in `evaluate`; ``verb`` is the command that repeats it.
+
+    Returns:
+        The run directory.
+    """
+    if how.engine not in ENGINES:
+        raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {how.engine!r}.")
+    size, (number, shards) = _batch_size(how.batch_size), how.part()
     if limit is not None and limit < 1:
         raise UsageError(f"limit must be at least 1, not {limit}.")
-    torch_device = own_device(device)
-    check_precision(precision, torch_device)
+    device = own_device(how.device)
+    check_precision(how.precision, device)
     data = _dataset(model_or_id, dataset, data_root)  # first: weights may have to be downloaded
-    subject = resolve(model_or_id, num_classes=data.num_classes, offline=offline, progress=progress)
+    subject = resolve(model_or_id, num_classes=data.num_classes, offline=how.offline, progress=how.progress)
     used = data.first(limit)
     if not len(used):
         raise UsageError("The data set has no images.")
     module = as_fed(subject.module, used)
+    iterations = None if protocol.iterations == SEA_V1.iterations else protocol.iterations
 
-    with cpu_threads(), in_eval_mode(module, torch_device) as was_training:
+    with cpu_threads(), in_eval_mode(module, device) as was_training:
         with exact_float32():
-            found = probe(module, _probe_images(used, torch_device), data.num_classes, was_training=was_training)
-        command = command_line(model_or_id, used.id, limit, iterations, precision, compiled=compile)
-        worker = Worker(module, used, chosen, torch_device, size, precision, compile)
-        units = plan(used.image_ids, radii, chosen.losses)
+            found = probe(module, _probe_images(used, device), data.num_classes, was_training=was_training)
+        command = command_line(model_or_id, used.id, limit, iterations, how.precision, compiled=how.compile, verb=verb)
+        worker = Worker(module, used, protocol, device, size, how.precision, how.compile)
+        units = plan(used.image_ids, radii, protocol.losses, check=protocol.name != COMPARISON)
         mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
-        small = small_on_cpu(torch_device, *used[0].image.shape[-2:])
-        side_by_side = small and _is_stateless(subject)
+        one_core = small_on_cpu(device, *used[0].image.shape[-2:]) and _is_stateless(subject)
         check_writable(Path("runs" if out is None else out))
         fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[Finished]()
         if fingerprint is None:
-            fingerprint, clean = first_pass(worker, units, mine, one_core=side_by_side, progress=progress)
+            fingerprint, clean = first_pass(worker, units, mine, one_core=one_core, progress=how.progress)
             if shards == 1:
                 _look_at_labels(used, clean, whole=limit is None and not used.is_partial)
-        manifest = describe(subject, data, used, fingerprint, chosen, radii, found, precision, command, compile)
+        manifest = describe(
+            subject, data, used, fingerprint, protocol, radii, found, how.precision, command, how.compile
+        )
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
         label = f"{number}/{shards}"
-        if shards > 1 and shard is None and progress:
+        if shards > 1 and how.shard is None and how.progress:
             announce(f"Shard {label}, as torchrun or SLURM say. For everything in this process: --shard 1/1")
         if shards > 1:
             store.log_name = f"log-{file_name(label)}.jsonl"
         for done in clean:
             if store.read(done.unit) is None:
                 store.add(done)
-        _do(
-            worker, store, mine, label, engine, one_core=side_by_side, workers=workers, gpus_per_worker=gpus_per_worker,
-            progress=progress,
-        )  # fmt: skip
-    try:
-        merged = merge(store, sorted({*radii, *store.complete_radii()}))
-    except IncompleteError as error:
-        raise ShardDoneError(
-            f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: segbench merge {store.path}"
-        ) from error
-    return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+        _do(worker, store, mine, label, how, one_core=one_core)
+    return store
 
 
-def _do(
-    worker: Worker,
-    store: Store,
-    mine: Sequence[Unit],
-    label: str,
-    engine: str,
-    *,
-    one_core: bool,
-    workers: int | None,
-    gpus_per_worker: float | None,
-    progress: bool,
-) -> None:
+def _do(worker: Worker, store: Store, mine: Sequence[Unit], label: str, how: How, *, one_core: bool) -> None:
     """Does what of these units is not there yet, as the shard ``label``."""
     todo, sample = [unit for unit in mine if store.read(unit) is None], worker.dataset[0]
     if mine and not todo:
@@ -224,19 +257,19 @@ def _do(
             store.add(done)
             me.end(done.unit.name)
 
-        if engine == "ray":
+        if how.engine == "ray":
             from segbench.engine.ray_engine import run_on_ray
 
             run_on_ray(
-                worker, todo, finish, begin=begin, drain=drain, one_core=one_core, workers=workers,
-                gpus_per_worker=gpus_per_worker, progress=progress,
+                worker, todo, finish, begin=begin, drain=drain, one_core=one_core, workers=how.workers,
+                gpus_per_worker=how.gpus_per_worker, progress=how.progress,
             )  # fmt: skip
         elif todo:
             if worker.device.type == "cuda" and worker.batch_size is None:
                 worker.batch_size = find_batch_size(worker, sample)
-            if progress:
+            if how.progress:
                 announce(expected(worker, todo, store.costs(), sample, one_core=one_core))
-            run(worker, todo, finish, begin=begin, drain=drain, side_by_side=one_core, progress=progress)
+            run(worker, todo, finish, begin=begin, drain=drain, side_by_side=one_core, progress=how.progress)
         if drain.is_set() and (left := [unit for unit in mine if not store.file(unit).exists()]):
             raise PreemptedError(
                 f"Stopped by SIGTERM; the units that had begun are finished and kept, {len(left)} of {len(mine)} "

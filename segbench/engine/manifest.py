@@ -106,13 +106,14 @@ def command_line(
     precision: str = FP32,
     *,
     compiled: bool = False,
+    verb: str = "evaluate",
 ) -> str:
     """The command that repeats this run, but for its radii. It is published, so it names no folder of this machine."""
     if isinstance(model, nn.Module):
         name = type(model).__name__
     else:
         name = Path(model).name if model.endswith(".json") else adapters.public(model)
-    parts = ["segbench evaluate --model", shlex.quote(name), "--dataset", shlex.quote(dataset)]
+    parts = [f"segbench {verb} --model", shlex.quote(name), "--dataset", shlex.quote(dataset)]
     parts += ["--limit", str(limit)] if limit is not None else []
     parts += ["--iterations", str(iterations)] if iterations is not None else []
     parts += ["--precision", precision] if precision != FP32 else []

@@ -17,6 +17,7 @@ from segbench.engine.store import MEND, Store
 from segbench.errors import IncompleteError, RunError
 from segbench.evidence import CHECK_LOSS, Evidence, Group
 from segbench.files import write_atomic
+from segbench.protocol import COMPARISON
 
 PASSES = ("forwards", "backwards")
 ABOUT = ("id", "split", "available", "class_weights_from", "other_size")  # of the data set, where it says so
@@ -38,6 +39,11 @@ def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
         IncompleteError: units are missing.
         RunError: a unit is damaged or belongs to another run.
     """
+    if store.manifest["protocol"]["name"] == COMPARISON:
+        raise RunError(
+            f"{store.path} compares attacks; it makes no entry. `segbench attack compare` with the same --out writes "
+            "comparison.json; for an entry: segbench evaluate."
+        )
     groups: dict[tuple[float, str], list[Group]] = {}
     totals = dict.fromkeys((*PASSES, "attacks", *FAULTS, "changed_pixels"), 0)
     missing = []

@@ -38,8 +38,12 @@ class Finished(NamedTuple):
     cost: dict[str, Any]
 
 
-def plan(image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
+def plan(
+    image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str], *, check: bool = True
+) -> list[Unit]:
     """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
+
+    A comparison of attacks has no ``check``.
 
     >>> [unit.name for unit in plan(["a"], [4.0], ["mce"])]
     ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
@@ -47,5 +51,6 @@ def plan(image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[
     chunks = [tuple(image_ids[start : start + CHUNK]) for start in range(0, len(image_ids), CHUNK)]
     groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
     units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
-    units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
+    if check:
+        units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
     return units

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 import torch
 
 from segbench import counts
-from segbench.attacks.apgd import STAGES
+from segbench.attacks.catalogue import get_attack
 from segbench.attacks.problem import frozen
 from segbench.counts import Counts
 from segbench.data import Sample
@@ -211,5 +211,8 @@ def _update(digest: Fingerprint, samples: Sequence[Sample]) -> None:
 
 def passes(unit: Unit, protocol: Protocol) -> int:
     """Image passes of a unit in which no image is finished early: those of the attack, and one to count."""
-    iterations = {CLEAN[1]: 0, CHECK_LOSS: CHECK_ITERATIONS + 1}.get(unit.loss, protocol.iterations + len(STAGES))
-    return len(unit.image_ids) * (iterations + 1)
+    if unit.loss in (CLEAN[1], CHECK_LOSS):
+        attack = {CLEAN[1]: 0, CHECK_LOSS: CHECK_ITERATIONS + 1}[unit.loss]
+    else:
+        attack = get_attack(unit.loss, protocol.iterations).passes
+    return len(unit.image_ids) * (attack + 1)

@@ -21,6 +21,7 @@ from segbench.engine.plan import Finished, Unit, plan
 from segbench.errors import ContentError, RunError
 from segbench.evidence import Evidence, Group
 from segbench.files import create_atomic, is_temporary, write_atomic
+from segbench.protocol import COMPARISON
 
 MANIFEST_VERSION = 2
 MEND = "Mend it and run the same command again; finished units are kept."
@@ -93,8 +94,9 @@ class Store:
                 "Nothing was changed. Give another folder with --out."
             )
         radii = sorted({*old.manifest["radii_255"], *manifest["radii_255"]})
-        if radii != old.manifest["radii_255"]:
-            old.manifest["radii_255"] = radii
+        losses = list(dict.fromkeys([*old.manifest["protocol"]["losses"], *manifest["protocol"]["losses"]]))
+        if radii != old.manifest["radii_255"] or losses != old.manifest["protocol"]["losses"]:
+            old.manifest["radii_255"], old.manifest["protocol"]["losses"] = radii, losses
             old.save()
         return old
 
@@ -133,7 +135,8 @@ class Store:
     def units(self, radii_255: Sequence[float] | None = None) -> list[Unit]:
         """The units of these radii, or of all radii of the run, in order."""
         radii = self.manifest["radii_255"] if radii_255 is None else radii_255
-        return plan(self.manifest["image_ids"], radii, self.manifest["protocol"]["losses"])
+        protocol = self.manifest["protocol"]
+        return plan(self.manifest["image_ids"], radii, protocol["losses"], check=protocol["name"] != COMPARISON)
 
     def complete_radii(self) -> list[float]:
         """The radii of which every unit is there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from segbench import attacks, counts
 from segbench.attacks import AttackResult
-from segbench.attacks.apgd import STAGES, Job, Stage, reduced
+from segbench.attacks.apgd import Job, Stage
+from segbench.attacks.catalogue import BY_LOSS, get_attack
 from segbench.attacks.problem import Evaluator
+from segbench.attacks.square import square
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.batching import cpu_batch, in_fixed_batches
 from segbench.engine.checks import verify_images
@@ -89,9 +91,33 @@ class Worker:
         eps = unit.eps_255 / 255
         if unit.loss == CHECK_LOSS:
             return Job(image, label, "mce", eps, (Stage(1.0, CHECK_ITERATIONS),))
+        attack = get_attack(unit.loss, self.protocol.iterations)
+        stages = attack.stages(unit.eps_255)
         seeds = [self.protocol.start_seed(sample.image_id, unit.loss, unit.eps_255)]
-        (start,) = attacks.random_start(image[None], eps=STAGES[0][0] * eps, seeds=seeds)
-        return Job(image, label, unit.loss, eps, reduced(self.protocol.iterations), start)
+        (start,) = attacks.random_start(image[None], eps=stages[0].radius * eps, seeds=seeds)
+        return Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS)
+
+    def search(self, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]) -> list[AttackResult]:
+        """The black-box attack on images of one size; ``on_images`` is called before each pass."""
+        images, labels = (
+            torch.stack([part.to(self.device, non_blocking=True) for part in parts])
+            for parts in ([sample.image for sample in samples], [sample.label for sample in samples])
+        )
+
+        def model(points: Tensor) -> Tensor:
+            on_images(len(points))
+            return in_fixed_batches(self.model, points) if self.fixed_shape else self.model(points)
+
+        found = square(
+            model,
+            images,
+            labels,
+            eps=unit.eps_255 / 255,
+            queries=get_attack(unit.loss, self.protocol.iterations).passes,
+            seeds=[self.protocol.start_seed(sample.image_id, unit.loss, unit.eps_255) for sample in samples],
+            ignore_index=self.dataset.ignore_index,
+        )
+        return [AttackResult(*(values[row].clone() for values in found)) for row in range(len(samples))]
 
     def score(
         self, eps_255: Sequence[float], samples: Sequence[Sample], results: Sequence[AttackResult | None]

@@ -1,0 +1,229 @@
+"""Attacks of the catalogue on one model, compared: the paper's Table 1 for any model.
+
+Source: Croce, Singh, Hein, ECCV 2024, section 5 and Table 1. The run directory is that of an evaluation, with attacks
+in the place of losses: it resumes, is divided into shards, and may be given more attacks and radii later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from segbench import evidence, schemas
+from segbench.attacks.catalogue import get_attack
+from segbench.counts import Counts
+from segbench.data import SegmentationDataset
+from segbench.engine.evaluate import How, attack_all, shard_done
+from segbench.engine.plan import Unit
+from segbench.engine.store import MEND, Store
+from segbench.ensemble import Replicates, better, bootstrap, chosen, interval, worst_case
+from segbench.entries import merge_groups
+from segbench.errors import IncompleteError, RunError, UsageError
+from segbench.evidence import CLEAN, Evidence, Group, Key
+from segbench.files import write_atomic
+from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, comparison, parse_eps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINES = ("pgd", "apgd", "segpgd", "cospgd")
+ATTACKS = (*SEA_V1.losses, *BASELINES)
+SEA, ALL = "SEA", "all"
+METRICS = ("aacc", "miou")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        path: the run directory; ``comparison.json`` and ``comparison.parquet`` (the evidence) lie in it.
+        rows: for each ε and attack ``attack``, ``eps_255``, ``aacc``, ``miou``, their 95% intervals ``aacc_95`` and
+            ``miou_95`` (fractions in [0,1]), ``weaker`` (by metric: whether the strongest attack at this ε is stronger
+            beyond doubt), and the cost: ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not known).
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+    _about: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {**self._about, "rows": self.rows}
+
+    def table(self) -> pd.DataFrame:
+        """One row for each ε and attack."""
+        import pandas as pd
+
+        table: pd.DataFrame = pd.DataFrame(self.rows)
+        return table
+
+
+def compare(
+    model_or_id: str | nn.Module,
+    attacks: Sequence[str] = ATTACKS,
+    dataset: str | SegmentationDataset | None = None,
+    eps: str | float | Sequence[str | float] | None = None,
+    data_root: str | Path | None = None,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    iterations: int = SEA_V1.iterations,
+    seed: int = SEA_V1.seed,
+    how: How | None = None,
+) -> Comparison:
+    """Attacks the same images with several attacks under one budget.
+
+    If the three losses of SEA are among the attacks, their ensemble is a row as well (``SEA``), and so is that of all.
+    An ensemble chooses among its attacks and the clean image, for each image.
+
+    Args:
+        model_or_id: whatever `segbench.evaluate` takes.
+        attacks: names of `segbench.attacks.catalogue.ATTACKS`.
+        dataset: data set id or object; None for the one of the model's card.
+        eps: radii as numerators over 255; None for 4, 8, 12.
+        data_root: folder of the data set, where it needs one.
+        out: run directory; None for ``runs/<model>-<data set>-<identity>``.
+        limit: only the first images.
+        iterations: of each attack, restarts together.
+        seed: of the random starts.
+        how: how it is computed.
+
+    Raises:
+        UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
+        ShardDoneError: this shard is done, units of others are missing.
+        PreemptedError: SIGTERM stopped it, units are missing.
+    """
+    if not attacks:
+        raise UsageError("Which attacks? See: segbench attack list")
+    names = list(dict.fromkeys(attacks))
+    parts = {name: get_attack(name, iterations).parts() for name in names}
+    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
+    how = how or How()
+    protocol = comparison([part for name in names for part in parts[name]], iterations, seed)
+    store = attack_all(model_or_id, dataset, radii, protocol, how, data_root, out, limit, "attack compare")
+    try:
+        return summarise(store, parts, radii)
+    except IncompleteError as error:
+        raise shard_done(how, store, error, "the same command without --shard") from error
+
+
+class _Attacked(NamedTuple):
+    """What an attack left of each image, for either metric, and what it cost."""
+
+    aacc: Counts
+    miou: Counts
+    cost: dict[str, Any]
+
+
+def summarise(store: Store, parts: Mapping[str, Sequence[str]], radii_255: Sequence[float]) -> Comparison:
+    """Reads the units of these attacks and radii, and writes ``comparison.json`` and its evidence.
+
+    Raises:
+        IncompleteError: units are missing.
+        RunError: a unit is damaged, or nothing can be written.
+    """
+    losses = [part for each in parts.values() for part in each]
+    groups, costs = _gather(store, losses, radii_255)
+    clean = groups[CLEAN].counts
+    rows = [_row("clean", 0.0, _Attacked(clean, clean, _NO_COST), bootstrap(clean, clean))]
+    for eps in radii_255:
+        found = {name: _of_attack(groups, costs, eps, each) for name, each in parts.items()}
+        for name, members in _ensembles(parts).items():
+            worst = worst_case([clean, *(groups[eps, part].counts for each in members for part in parts[each])])
+            found[name] = _Attacked(worst.aacc_counts, worst.miou_counts, _NO_COST)
+        rows += _rows(eps, found, list(parts))
+    manifest = store.manifest
+    about = {
+        "model": manifest["model"],
+        "dataset": manifest["dataset"],
+        "iterations": manifest["protocol"]["iterations"],
+        "seed": manifest["protocol"]["seed"],
+        "environment": manifest["environment"],
+        "run_id": manifest["run_id"],
+    }
+    result = Comparison(store.path, rows, about)
+    metadata = {key: manifest[key] for key in ("run_id", "identity", "protocol")}
+    data = evidence.to_bytes(Evidence(groups, {"num_classes": clean.num_classes, **metadata}))
+    try:
+        write_atomic(store.path / "comparison.parquet", data)
+        write_atomic(store.path / "comparison.json", schemas.dump(result.document()).encode())
+    except OSError as error:
+        raise RunError(f"Cannot write into {store.path}: {error}. {MEND}") from error
+    return result
+
+
+_NO_COST: dict[str, Any] = {"forwards": None, "backwards": None, "seconds": None}
+
+
+def _ensembles(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Name and members."""
+    found = {SEA: list(SEA_V1.losses)} if set(SEA_V1.losses) <= parts.keys() else {}
+    if len(parts) > 1 and set(parts) != set(found.get(SEA, [])):
+        found[ALL] = list(parts)
+    return found
+
+
+def _gather(
+    store: Store, losses: Sequence[str], radii_255: Sequence[float]
+) -> tuple[dict[Key, Group], dict[Key, list[dict[str, Any]]]]:
+    """The counts of each (ε, attack), and what its units cost."""
+    wanted = {CLEAN, *((eps, loss) for eps in radii_255 for loss in losses)}
+    units = [unit for unit in store.units(radii_255) if (unit.eps_255, unit.loss) in wanted]
+    groups: dict[Key, list[Group]] = {}
+    costs: dict[Key, list[dict[str, Any]]] = {}
+    missing: list[Unit] = []
+    logged = store.costs()
+    for unit in units:
+        done = store.read(unit)
+        if done is None:
+            missing.append(unit)
+            continue
+        key = (unit.eps_255, unit.loss)
+        groups.setdefault(key, []).append(done[0])
+        passes = {name: sum(done[1][name]) for name in ("forwards", "backwards")}
+        costs.setdefault(key, []).append(passes | {"seconds": logged.get(unit.name, {}).get("seconds")})
+    if missing:
+        raise IncompleteError(f"{len(missing)} of {len(units)} units are missing, the first is {missing[0].name}.")
+    return {key: merge_groups(each) for key, each in groups.items()}, costs
+
+
+def _of_attack(
+    groups: Mapping[Key, Group], costs: Mapping[Key, list[dict[str, Any]]], eps: float, parts: Sequence[str]
+) -> _Attacked:
+    """Of several restarts the one with the fewest right pixels counts, image by image."""
+    candidates = [groups[eps, part].counts for part in parts]
+    counts = chosen(candidates, np.argmin([each.correct for each in candidates], axis=0))
+    units = [cost for part in parts for cost in costs[eps, part]]
+    known = [cost["seconds"] for cost in units if cost["seconds"] is not None]
+    passes = {name: sum(cost[name] for cost in units) for name in ("forwards", "backwards")}
+    return _Attacked(counts, counts, passes | {"seconds": round(sum(known), 3) if len(known) == len(units) else None})
+
+
+def _rows(eps: float, found: Mapping[str, _Attacked], single: Sequence[str]) -> list[dict[str, Any]]:
+    """One for each attack and ensemble, with the comparison of each attack to the strongest one."""
+    samples = {name: bootstrap(each.aacc, each.miou) for name, each in found.items()}
+    rows = {name: _row(name, eps, each, samples[name]) for name, each in found.items()}
+    for metric in METRICS:
+        strongest = min(single, key=lambda name: rows[name][metric])
+        for name in single:
+            above = better(getattr(samples[strongest], metric), getattr(samples[name], metric)[None])
+            rows[name]["weaker"][metric] = bool(above[0])
+    return list(rows.values())
+
+
+def _row(name: str, eps: float, found: _Attacked, samples: Replicates) -> dict[str, Any]:
+    return {
+        "attack": name,
+        "eps_255": eps,
+        "aacc": found.aacc.aacc(),
+        "aacc_95": list(interval(samples.aacc)),
+        "miou": found.miou.miou(),
+        "miou_95": list(interval(samples.miou)),
+        "weaker": dict.fromkeys(METRICS),
+        **found.cost,
+    }

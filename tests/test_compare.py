@@ -1,0 +1,155 @@
+"""`segbench attack compare`: what evaluate finds, more attacks later, restarts, ensembles, and significance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from segbench import evidence
+from segbench.engine.compare import BASELINES, compare
+from segbench.engine.evaluate import How
+from segbench.engine.store import Store
+from segbench.errors import RunError, ShardDoneError, UsageError
+from segbench.protocol import SEA_V1, comparison
+from tests.runs import MODEL, run
+
+QUIET = How(progress=False)
+SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4}
+
+
+def found_by(out, attacks=SEA_V1.losses, how=QUIET, **changes):
+    return compare(MODEL, attacks, out=out, how=how, **(SHORT | changes))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """SEA's losses, a baseline, a search and restarts."""
+    return found_by(tmp_path_factory.mktemp("compare") / "run", [*SEA_V1.losses, "segpgd", "square", "js_3x100"])
+
+
+def rows_of(result, eps):
+    return {row["attack"]: row for row in result.rows if row["eps_255"] == eps}
+
+
+def groups_of(result):
+    return evidence.from_bytes((result.path / "comparison.parquet").read_bytes(), source="comparison").groups
+
+
+def test_the_losses_of_sea_are_those_of_an_evaluation(small, reference):
+    entry, theirs = reference.entry(), evidence.from_bytes(reference.evidence_path.read_bytes(), source="entry").groups
+    for eps in (4, 8):
+        for loss in SEA_V1.losses:
+            ours = groups_of(small)[eps, loss].counts
+            assert all((a == b).all() for a, b in zip(ours, theirs[eps, loss].counts, strict=True))
+        (result,) = (row for row in entry["results"] if row["eps_255"] == eps)
+        sea = rows_of(small, eps)["SEA"]
+        assert (sea["aacc"], sea["miou"]) == (result["aacc"], result["miou"])
+        assert sea["aacc_95"] == pytest.approx(result["interval"]["aacc"])
+    assert rows_of(small, 0)["clean"]["aacc"] == entry["clean"]["aacc"]
+
+
+def test_an_ensemble_is_no_weaker_than_its_members(small):
+    for eps in (4, 8):
+        rows = rows_of(small, eps)
+        assert list(rows) == [*SEA_V1.losses, "segpgd", "square", "js_3x100", "SEA", "all"]
+        for metric in ("aacc", "miou"):
+            assert rows["SEA"][metric] <= min(rows[loss][metric] for loss in SEA_V1.losses)
+            assert rows["all"][metric] <= rows["SEA"][metric]
+
+
+def test_restarts_are_the_best_of_each_image(small):
+    groups = groups_of(small)
+    parts = [groups[8, f"js_3x100_{number}"].counts for number in (1, 2, 3)]
+    best = np.min([each.correct for each in parts], axis=0)
+    assert rows_of(small, 8)["js_3x100"]["aacc"] == pytest.approx(best.sum() / parts[0].target.sum())
+    assert len({tuple(each.correct) for each in parts}) == 3  # each has a start of its own
+
+
+def test_the_strongest_is_no_weaker_than_itself_and_a_search_of_few_queries_is(small):
+    rows = rows_of(small, 8)
+    for metric in ("aacc", "miou"):
+        single = {name: row for name, row in rows.items() if name not in ("SEA", "all")}
+        assert not min(single.values(), key=lambda row: row[metric])["weaker"][metric]
+        assert single["square"]["weaker"][metric]
+        assert rows["SEA"]["weaker"][metric] is None
+
+
+def test_costs_are_those_of_the_units(small):
+    rows, stats = rows_of(small, 8), Store.open(small.path)
+    for name, parts in (("segpgd", ["segpgd"]), ("js_3x100", ["js_3x100_1", "js_3x100_2", "js_3x100_3"])):
+        units = [unit for unit in stats.units([8.0]) if unit.loss in parts]
+        assert rows[name]["forwards"] == sum(sum(stats.read(unit)[1]["forwards"]) for unit in units)
+        assert rows[name]["seconds"] > 0
+    assert (rows["square"]["forwards"], rows["square"]["backwards"]) == (5 * 12, 0)
+    assert rows["segpgd"]["backwards"] == 5 * 4
+
+
+def test_more_attacks_and_radii_are_added_and_nothing_is_done_twice(tmp_path):
+    first = found_by(tmp_path / "run", ["mce"], eps=8, limit=2)
+    lines = (first.path / "log.jsonl").read_text().splitlines()
+    more = found_by(first.path, ["mce", "pgd"], eps=[8, 12], limit=2)
+    again = (first.path / "log.jsonl").read_text().splitlines()
+    assert again[: len(lines)] == lines
+    assert len({json.loads(line)["unit"] for line in again}) == len(again) == 1 + 4
+    assert rows_of(more, 8)["mce"] == rows_of(first, 8)["mce"] | {"weaker": rows_of(more, 8)["mce"]["weaker"]}
+    assert "all" not in rows_of(first, 8)
+    assert "SEA" not in rows_of(more, 8)
+
+
+def test_shards_give_the_same_bytes(small, tmp_path):
+    attacks = [*SEA_V1.losses, "segpgd", "square", "js_3x100"]
+    with pytest.raises(ShardDoneError, match=r"^Shard 2/2 is done\. .* or: the same command without --shard"):
+        found_by(tmp_path / "run", attacks, how=How(progress=False, shard="2/2"))
+    result = found_by(tmp_path / "run", attacks, how=How(progress=False, shard="1/2"))
+    ours, theirs = ((each.path / "comparison.parquet").read_bytes() for each in (result, small))
+    assert ours == theirs
+
+
+def test_its_identity_is_its_own_and_leaves_the_attacks_open(small, tmp_path):
+    one, other = comparison(["mce"]), comparison(["js", "pgd"])
+    assert one.digest() == other.digest() != SEA_V1.digest()
+    assert comparison(["mce"], 50).digest() != one.digest()
+    assert one.digest() != dataclasses.replace(one, name="sea-v1").digest()
+    with pytest.raises(RunError, match="is the run of another protocol"):
+        run(small.path)
+
+
+def test_it_makes_no_entry(small, cli):
+    code, _, err = cli("merge", str(small.path))
+    assert code == 1
+    assert "compares attacks; it makes no entry. `segbench attack compare` with the same --out" in err
+    assert cli("status", str(small.path))[0] == 0
+    assert not (small.path / f"{MODEL}.json").exists()
+
+
+def test_the_command_prints_the_table(cli):
+    options = ["--model", MODEL, "--eps", "8", "--limit", "2", "--iterations", "2", "--quiet", "--out", "run"]
+    code, out, err = cli("attack", "compare", *options, "--attacks", "mce", "cospgd")
+    assert code == 0, err
+    assert f"{MODEL} on shapes (2 images), 2 iterations." in out
+    assert [line.split()[1] for line in out.splitlines() if "/255" in line] == ["clean", "mce", "cospgd", "all"]
+    assert "comparison.json" in err
+    code, out, _ = cli("attack", "compare", *options, "--attacks", "mce", "cospgd", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert [row["attack"] for row in document["rows"]] == ["clean", "mce", "cospgd", "all"]
+    assert (document["iterations"], document["seed"]) == (2, 225)
+    code, _, err = cli("attack", "compare", *options, "--attacks", "cosgpd")
+    assert code == 2
+    assert "Did you mean" in err
+    assert "'cospgd'" in err
+
+
+def test_the_command_lists_the_attacks(cli):
+    code, out, _ = cli("attack", "list")
+    assert code == 0
+    assert all(name in out for name in (*BASELINES, *SEA_V1.losses, "js_3x100", "square"))
+    assert {each["name"] for each in json.loads(cli("attack", "list", "--json")[1])} >= {*BASELINES}
+
+
+def test_no_attack_is_told():
+    with pytest.raises(UsageError, match=r"Which attacks\? See: segbench attack list"):
+        compare(MODEL, [])
