@@ -92,7 +92,7 @@ def step_size(eps_255: float) -> float:
     radii, steps = list(STEP_SIZES), list(STEP_SIZES.values())
     nearest = radii[0] if eps_255 < radii[0] else radii[-1]
     if eps_255 < radii[0] or eps_255 > radii[-1]:
-        return STEP_SIZES[nearest] * eps_255 / nearest
+        return STEP_SIZES[nearest] * (eps_255 / nearest)
     return float(math.exp(np.interp(math.log(eps_255), np.log(radii), np.log(steps))))
 
 
