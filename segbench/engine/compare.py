@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,15 +19,16 @@ from segbench import evidence, schemas
 from segbench.attacks.catalogue import get_attack
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
-from segbench.engine.evaluate import How, attack_all, shard_done
+from segbench.engine.evaluate import PREEMPTED, How, attack_all, shard_done
 from segbench.engine.plan import Unit
 from segbench.engine.store import MEND, Store
 from segbench.ensemble import Replicates, better, bootstrap, chosen, interval, worst_case
 from segbench.entries import merge_groups
-from segbench.errors import IncompleteError, RunError, UsageError
+from segbench.errors import IncompleteError, PreemptedError, RunError, UsageError
 from segbench.evidence import CLEAN, Evidence, Group, Key
 from segbench.files import write_atomic
 from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, comparison, parse_eps
+from segbench.signals import raised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +66,7 @@ class Comparison:
         return table
 
 
+@raised(SIGTERM, PreemptedError, PREEMPTED)
 def compare(
     model_or_id: str | nn.Module,
     attacks: Sequence[str] = ATTACKS,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENGINES = ("local", "ray")
+PREEMPTED = "Stopped by SIGTERM between units. Run the same command again to continue."
 DRAINING = "SIGTERM: the units that have begun are finished, then this stops. The same command goes on."
 
 
@@ -80,7 +81,7 @@ class Result:
         return table
 
 
-@raised(SIGTERM, PreemptedError, "Stopped by SIGTERM between units. Run the same command again to continue.")
+@raised(SIGTERM, PreemptedError, PREEMPTED)
 def evaluate(
     model_or_id: str | nn.Module,
     dataset: str | SegmentationDataset | None = None,
