@@ -24,12 +24,12 @@ from segbench.attacks.start import random_start
 from segbench.errors import UnknownNameError, UsageError, unknown_name
 
 # Step sizes of SegPGD and CosPGD with 300 iterations, on the scale of the images, by the radius over 255
-# (Croce, Singh, Hein, ECCV 2024, appendix).
+# (Croce, Singh, Hein, ECCV 2024).
 STEP_SIZES: Mapping[float, float] = {
     0.25: 0.0008, 0.5: 0.0009, 1: 0.001, 2: 0.002, 4: 0.003, 8: 0.005, 12: 0.006,
 }  # fmt: skip
 BY_ACCURACY, BY_LOSS = "accuracy", "loss"
-QUERIES = 3  # of the square search for each iteration of the others: forward and backward take about as long
+QUERIES = 3  # passes of the square search for each iteration, forward and backward, of the others
 
 
 @dataclass(frozen=True)

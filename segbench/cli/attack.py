@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
+from segbench.cli.computing import computing_options
 from segbench.errors import ShardDoneError
 
 
@@ -55,17 +56,8 @@ def list_attacks(json: bool) -> None:
 @click.option("--limit", type=int, help="Only the first images.")
 @click.option("--iterations", type=click.IntRange(1), default=300, help="Of each attack, its restarts together.")
 @click.option("--seed", type=int, default=225, help="Of the random starts.")
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--batch-size", default="auto", help="Images attacked at once, or auto.")
-@click.option("--precision", type=click.Choice(["fp32", "tf32", "bf16"]), default="fp32", help="Of the gradients.")
-@click.option("--compile", is_flag=True, help="Compile model and loss (torch.compile).")
-@click.option("--shard", help="3/16: every sixteenth unit from the third on.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="As in `segbench evaluate`.")
-@click.option("--workers", type=int, help="Actors of --engine ray.")
-@click.option("--gpus-per-worker", type=float, help="That each of them asks for.")
-@click.option("--offline", is_flag=True, help="Never use the network.")
+@computing_options
 @click.option("--json", is_flag=True, help="Print as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
 def compare_attacks(
     model: str, attacks: tuple[str, ...], eps: tuple[str, ...], json: bool, quiet: bool, **options: Any
 ) -> None:

@@ -12,6 +12,7 @@ import click
 from segbench import content
 from segbench.cards import list_models
 from segbench.cli.app import ManyValues, fail, find_own_modules, note, print_json, print_table, printable
+from segbench.cli.computing import computing_options
 from segbench.cli.zoo import print_scores
 from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, UsageError
 
@@ -35,31 +36,10 @@ from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, Usage
     type=click.Path(path_type=Path),
     help="Run directory; of several models, the folder of theirs.  [default: runs/<model>-<data set>-<identity>]",
 )
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-@click.option(
-    "--batch-size", default="auto", help="Images attacked at once, or auto: what memory holds. No matter on a CPU."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16"]),
-    default="fp32",
-    help="Of the gradients; results are always scored in float32. Other than fp32 makes the entry unofficial.",
-)
-@click.option("--compile", "compiled", is_flag=True, help="Compile model and loss (torch.compile).")
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
 @click.option("--iterations", type=int, help="Instead of the protocol's; the entry becomes unofficial.")
-@click.option(
-    "--shard",
-    help="3/16: every sixteenth unit from the third on.  [default: what torchrun or SLURM say, or everything]",
-)
-@click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a local cluster, or RAY_ADDRESS."
-)
-@click.option("--workers", type=int, help="Actors of --engine ray.  [default: as many as the cluster holds]")
-@click.option("--gpus-per-worker", type=float, help="That each of them asks for.  [default: 1 on CUDA]")
-@click.option("--offline", is_flag=True, help="Never use the network.")
+@computing_options
 @click.option("--json", is_flag=True, help="Print the entry as JSON; a list of several models' entries.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
 def evaluate(
     model: tuple[str, ...], every: bool, dataset: str | None, out: Path | None, json: bool, **options: Any
 ) -> None:
@@ -132,9 +112,6 @@ def _evaluate(
     eps: tuple[str, ...],
     protocol: str,
     data_root: Path | None,
-    device: str,
-    batch_size: str,
-    compiled: bool,
     quiet: bool,
     **options: Any,
 ) -> dict[str, Any]:
@@ -142,10 +119,7 @@ def _evaluate(
     from segbench.engine.evaluate import evaluate as run
 
     find_own_modules(model)
-    result = run(
-        model, dataset, list(eps) or None, protocol, data_root, out, device, batch_size, compile=compiled,
-        progress=not quiet, **options,
-    )  # fmt: skip
+    result = run(model, dataset, list(eps) or None, protocol, data_root, out, progress=not quiet, **options)
     entry = result.entry()
     note(cost_text(entry["run"]))
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")

@@ -1,0 +1,42 @@
+"""The options of every command that attacks images: where and how it is computed, as `segbench.engine.evaluate.How`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., object])
+
+OPTIONS = (
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),
+    click.option(
+        "--batch-size", default="auto", help="Images attacked at once, or auto: what memory holds. No matter on a CPU."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "tf32", "bf16"]),
+        default="fp32",
+        help="Of the gradients; results are always scored in float32. Other than fp32 makes an entry unofficial.",
+    ),
+    click.option("--compile", is_flag=True, help="Compile model and loss (torch.compile)."),
+    click.option(
+        "--shard",
+        help="3/16: every sixteenth unit from the third on.  [default: what torchrun or SLURM say, or everything]",
+    ),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", help="ray: a local cluster, or RAY_ADDRESS."
+    ),
+    click.option("--workers", type=int, help="Actors of --engine ray.  [default: as many as the cluster holds]"),
+    click.option("--gpus-per-worker", type=float, help="That each of them asks for.  [default: 1 on CUDA]"),
+    click.option("--offline", is_flag=True, help="Never use the network."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)
+
+
+def computing_options(command: F) -> F:
+    """Adds them to a command."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
