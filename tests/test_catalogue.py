@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segbench.attacks import losses, random_start
-from segbench.attacks.apgd import Stage
-from segbench.attacks.catalogue import ATTACKS, STEP_SIZES, get_attack, perform, step_size
-from segbench.attacks.losses import LOSSES
+from segbench.attacks.apgd import AttackBatch, Job, Stage
+from segbench.attacks.catalogue import ATTACKS, STEP_SIZES, get_attack, perform, schedules, step_size
+from segbench.attacks.losses import LOSSES, TARGETED
+from segbench.attacks.problem import Evaluator, frozen
 from segbench.errors import UsageError
 
 EPS_255 = 6.0
@@ -58,7 +59,7 @@ def test_every_attack_stays_within_its_budget(problem, name):
 
 
 def test_every_loss_has_its_attacks():
-    for loss in LOSSES:
+    for loss in LOSSES.keys() - TARGETED:
         red, const, restarts = (ATTACKS[f"{loss}_{schedule}"] for schedule in ("red", "const", "3x100"))
         assert {each.loss for each in (red, const, restarts)} == {loss}
         assert [stage.iterations for stage in red.stages(8)] == [90, 90, 120]
@@ -68,6 +69,78 @@ def test_every_loss_has_its_attacks():
     assert all(attack.name == name for name, attack in ATTACKS.items())
     for loss in ("mce_bal", "mce", "js", "tsallis"):
         assert ATTACKS[loss].stages(8) == ATTACKS[f"{loss}_red"].stages(8)
+
+
+def test_a_targeted_attack_draws_pixels_to_its_class_whatever_their_labels(problem):
+    model, images, labels = problem
+    valid = labels != 255
+    with torch.no_grad():
+        before = ((model(images).argmax(1) == 0) & valid).sum() / valid.sum()
+    found = attacked(problem, "js_target_0", 30, eps_255=24)
+    with torch.no_grad():
+        reached = (model(found.adversarial).argmax(1) == 0) & valid
+    share = reached.flatten(1).sum(1).double() / valid.flatten(1).sum(1)
+    assert torch.allclose(found.accuracy, 1 - share)
+    assert float(share.mean()) > float(before) + 0.05
+    others = torch.where(valid, (labels + 1) % 4, 255)
+    assert torch.equal(attacked((model, images, others), "js_target_0", 30, eps_255=24).adversarial, found.adversarial)
+
+
+def test_a_targeted_attack_on_two_classes_is_the_untargeted_one_on_the_other_label():
+    """Of two classes, to reach one is to leave the other; what is raised differs, the first step does not."""
+    torch.manual_seed(1)
+    model = nn.Conv2d(3, 2, 3, padding=1).double().eval()
+    images, labels = torch.rand(3, 3, 8, 8, dtype=torch.float64), torch.zeros(3, 8, 8, dtype=torch.long)
+    options = {"eps_255": EPS_255, "seeds": seeds(3)}
+    left = perform(get_attack("js", 60), model, images, labels, **options)
+    reached = perform(get_attack("js_target_1", 60), model, images, labels, **options)
+    assert torch.allclose(left.accuracy, reached.accuracy, atol=0.05)
+    assert float(reached.accuracy.mean()) < float((model(images).argmax(1) == 0).double().mean())
+
+
+def test_targeted_and_untargeted_images_share_a_batch(problem):
+    """Each image's result is the one that it has by itself."""
+    model, images, labels = problem
+    stages = get_attack("js", 9).stages(EPS_255)
+    jobs = [
+        Job(image, torch.where(label == 255, label, 1) if loss == "js_target" else label, loss, EPS_255 / 255, stages)
+        for image, label in zip(images, labels, strict=True)
+        for loss in ("js_target", "js", "mce")
+    ]
+
+    def results(groups):
+        for group in groups:
+            batch = AttackBatch(Evaluator(model))
+            keys, found = batch.add(group), {}
+            while len(batch):
+                batch.step()
+                found |= dict(batch.finished())
+            yield from (found[key] for key in keys)
+
+    with frozen(model):
+        for one, other in zip(results([jobs]), results([[job] for job in jobs]), strict=True):
+            assert one.accuracy == other.accuracy
+            assert torch.allclose(one.adversarial, other.adversarial, atol=1e-12)
+
+
+def test_attacks_on_another_model_are_named_by_it_and_begin_as_on_their_own():
+    attack = get_attack("mce_from_0123abcd", 30)
+    assert (attack.loss, attack.source, attack.iterations, attack.draw, attack.alone) == (
+        "mce", "0123abcd", 30, "mce", True,
+    )  # fmt: skip
+    assert get_attack("js_target_11", 30).target == 11
+    assert not get_attack("js_target_11").alone
+    for name in ("mce_from_0123", "nothing_from_0123abcd", "js_target_", "js_target_-1"):
+        with pytest.raises(UsageError, match="attack"):
+            get_attack(name)
+
+
+def test_the_schedules_of_an_attack():
+    assert schedules("js") == schedules("js_const") == ["js_const", "js_3x100", "js"]
+    assert schedules("cospgd_red") == ["cospgd_const", "cospgd_3x100", "cospgd_red"]
+    assert [schedules(name) for name in ("square", "segpgd", "js_target_1", "js_from_0123abcd")] == [
+        ["square"], ["segpgd"], ["js_target_1"], ["js_from_0123abcd"],
+    ]  # fmt: skip
 
 
 def test_passes_are_those_of_an_attack_in_which_no_image_is_finished():

@@ -7,8 +7,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import segbench
 from segbench import evidence
+from segbench.attacks.catalogue import get_attack, perform
 from segbench.engine.compare import BASELINES, compare
 from segbench.engine.evaluate import How
 from segbench.engine.store import Store
@@ -16,6 +19,7 @@ from segbench.errors import RunError, ShardDoneError, UsageError
 from segbench.protocol import SEA_V1, comparison
 from tests.runs import MODEL, run
 
+OTHER = "at_convnext_mini_shapes"
 QUIET = How(progress=False)
 SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4}
 
@@ -106,6 +110,51 @@ def test_shards_give_the_same_bytes(small, tmp_path):
     result = found_by(tmp_path / "run", attacks, how=How(progress=False, shard="1/2"))
     ours, theirs = ((each.path / "comparison.parquet").read_bytes() for each in (result, small))
     assert ours == theirs
+
+
+def test_what_faces_this_model_is_what_was_found_on_the_other(small, tmp_path):
+    """The adversarial images are those of the other model's own evaluation, counted on this one."""
+    result = found_by(tmp_path / "run", [*SEA_V1.losses, "tsallis", "square"], eps=8, limit=2, sources=[OTHER])
+    source, target = (segbench.load_model(each) for each in (OTHER, MODEL))
+    data = segbench.load_dataset("shapes").first(2)
+    images, labels = (torch.stack([getattr(each, name) for each in data]) for name in ("image", "label"))
+    seeds = [[SEA_V1.start_seed(each, "mce", 8.0)] for each in data.image_ids]
+    adversarial = perform(get_attack("mce", 4), source, images, labels, eps_255=8, seeds=seeds).adversarial
+    with torch.no_grad():
+        right = ((target(adversarial).argmax(1) == labels) & (labels != 255)).sum() / (labels != 255).sum()
+    rows = rows_of(result, 8)
+    assert rows[f"mce from {OTHER}"]["aacc"] == pytest.approx(float(right), abs=0.01)
+    assert rows[f"mce from {OTHER}"]["aacc"] > rows["mce"]["aacc"]  # the other model's weakness is not this one's
+    assert list(rows)[-3:] == ["SEA", f"SEA from {OTHER}", "SEA+"]
+    transferred = [rows[f"{loss} from {OTHER}"]["aacc"] for loss in SEA_V1.losses]
+    assert rows[f"SEA from {OTHER}"]["aacc"] <= min(transferred)
+    assert rows["SEA+"]["aacc"] <= min(rows["SEA"]["aacc"], *transferred)
+    assert result.flags == result.document()["flags"] == []
+
+
+def test_transfer_is_the_same_in_any_batch_and_shard(tmp_path):
+    options = {"attacks": ["mce"], "eps": 8, "limit": 3, "sources": [OTHER]}
+    whole = found_by(tmp_path / "whole", **options)
+    with pytest.raises(ShardDoneError):
+        found_by(tmp_path / "run", how=How(progress=False, shard="2/2", batch_size=1), **options)
+    parts = found_by(tmp_path / "run", how=How(progress=False, shard="1/2", batch_size=2), **options)
+    ours, theirs = ((each.path / "comparison.parquet").read_bytes() for each in (whole, parts))
+    assert ours == theirs
+
+
+def test_a_model_does_not_transfer_to_itself(tmp_path):
+    with pytest.raises(UsageError, match=f"{MODEL} is the model that is attacked"):
+        found_by(tmp_path / "run", sources=[MODEL])
+
+
+def test_pairs_are_ensembles_of_two(small, tmp_path):
+    result = found_by(small.path, pairs=True)
+    for eps in (4, 8):
+        rows = rows_of(result, eps)
+        assert [name for name in rows if "+" in name] == ["mce_bal + mce", "mce_bal + js", "mce + js"]
+        for metric in ("aacc", "miou"):
+            pair = rows["mce + js"][metric]
+            assert rows["SEA"][metric] <= pair <= min(rows["mce"][metric], rows["js"][metric])
 
 
 def test_its_identity_is_its_own_and_leaves_the_attacks_open(small, tmp_path):

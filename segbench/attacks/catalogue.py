@@ -4,11 +4,14 @@ Sources: Croce, Singh, Hein, ECCV 2024 (the losses of SEA, radius reduction, res
 baselines); Gu et al., ECCV 2022 (SegPGD); Agnihotri et al., ICML 2024 (CosPGD); Matyasko et al. 2026 (TsallisPGD);
 Andriushchenko et al., ECCV 2020 (the square search). A new loss is one function and one line in
 `segbench.attacks.losses`; its attacks are then here under ``<loss>_red``, ``<loss>_const`` and ``<loss>_3x100``.
+Two kinds have no line of their own but a pattern: ``js_target_3`` draws every pixel to class 3, and
+``mce_from_1a2b3c4d`` is ``mce`` on the model whose weights' hash begins so, for another one to face.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.apgd import STAGES, AttackBatch, Job, Stage, reduced
-from segbench.attacks.losses import LOSSES
+from segbench.attacks.losses import LOSSES, TARGETED
 from segbench.attacks.problem import AttackResult, Evaluator, check_arguments, frozen
 from segbench.attacks.square import square
 from segbench.attacks.start import random_start
@@ -44,6 +47,9 @@ class Attack:
         iterations: of all restarts together.
         restarts: independent random starts; they share the iterations.
         best: the result is the visited point of the lowest ``accuracy`` or of the highest ``loss``.
+        target: class that every pixel is drawn to; None for away from the label.
+        source: first `SOURCE_DIGITS` of the weights' hash of the model that is attacked in the place of the evaluated
+            one; empty for the evaluated one itself.
     """
 
     name: str
@@ -53,6 +59,18 @@ class Attack:
     iterations: int = 300
     restarts: int = 1
     best: str = BY_ACCURACY
+    target: int | None = None
+    source: str = ""
+
+    @property
+    def draw(self) -> str:
+        """The name that its random starts are drawn by: on another model the same as on one's own."""
+        return self.name.partition("_from_")[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has no place in a batch of gradients of the evaluated model."""
+        return self.optimiser == "square" or bool(self.source)
 
     @property
     def passes(self) -> int:
@@ -77,6 +95,21 @@ class Attack:
             step = step_size(eps_255) / (eps_255 / 255)
             stages = tuple(stage._replace(fixed_step=step) for stage in stages)
         return stages
+
+
+def schedules(name: str) -> list[str]:
+    """An attack by APGD at one radius, from three starts, and with radius reduction; any other one as it is.
+
+    Source: Croce, Singh, Hein, ECCV 2024, Figures 2 and 4.
+
+    >>> schedules("mce"), schedules("apgd"), schedules("pgd")
+    (['mce_const', 'mce_3x100', 'mce'], ['ce_const', 'ce_3x100', 'ce_red'], ['pgd'])
+    """
+    attack = get_attack(name)
+    if attack.optimiser != "apgd" or attack.target is not None or attack.source:
+        return [name]
+    red = attack.loss if getattr(ATTACKS.get(attack.loss), "schedule", "") == "red" else f"{attack.loss}_red"
+    return [f"{attack.loss}_const", f"{attack.loss}_3x100", red]
 
 
 def step_size(eps_255: float) -> float:
@@ -106,7 +139,7 @@ def _catalogue() -> dict[str, Attack]:
         Attack("cospgd_by_loss", "cospgd", "pgd", "const", best=BY_LOSS),
         Attack("square", "", "square", "const"),
     ]
-    for loss in LOSSES:
+    for loss in (loss for loss in LOSSES if loss not in TARGETED):
         found.append(Attack(f"{loss}_red", loss, "apgd", "red"))
         found.append(Attack(f"{loss}_const", loss, "apgd", "const"))
         found.append(Attack(f"{loss}_3x100", loss, "apgd", "const", restarts=3))
@@ -115,15 +148,23 @@ def _catalogue() -> dict[str, Attack]:
 
 
 ATTACKS: Mapping[str, Attack] = _catalogue()
-SEARCHES = tuple(name for name, attack in ATTACKS.items() if attack.optimiser == "square")  # those without a gradient
+SOURCE_DIGITS = 8
 
 
 def get_attack(name: str, iterations: int | None = None) -> Attack:
-    """The attack of that name, with other iterations of all restarts together if wanted; or one of its `Attack.parts`.
+    """The attack of that name, with other iterations of all restarts together if wanted.
+
+    Args:
+        name: of the catalogue; one of its `Attack.parts`; ``js_target_<class>``; ``<attack>_from_<source>``.
+        iterations: None for 300.
 
     Raises:
         UsageError: unknown name, or fewer iterations than restarts.
     """
+    if match := re.fullmatch(r"js_target_(\d+)", name):
+        return Attack(name, "js_target", "apgd", "red", iterations or Attack.iterations, target=int(match[1]))
+    if match := re.fullmatch(rf"(\w+)_from_([0-9a-f]{{{SOURCE_DIGITS}}})", name):
+        return replace(get_attack(match[1], iterations), name=name, source=match[2])
     whole = name if name in ATTACKS else name.rpartition("_")[0]
     is_part = whole != name
     if whole not in ATTACKS or (is_part and name not in ATTACKS[whole].parts()):
@@ -153,7 +194,7 @@ def perform(
         attack: of the catalogue, or one's own.
         model: images (N,3,H,W) in [0,1] to logits (N,K,H,W); used in the mode that it is in.
         images: (N,3,H,W) in [0,1].
-        labels: (N,H,W) int64 in 0..K-1 or ``ignore_index``.
+        labels: (N,H,W) int64 in 0..K-1 or ``ignore_index``; of a targeted attack it matters only which pixels count.
         eps_255: l_inf radius as a numerator over 255.
         seeds: for each image one seed for each restart, 0 <= seed < 2^63.
         class_weights: (K,), needed by ``mce_bal``.
@@ -171,6 +212,7 @@ def perform(
             ignore_index=ignore_index,
         )  # fmt: skip
     check_arguments(images, labels, eps=eps, loss=attack.loss, iterations=attack.iterations, start=None)
+    labels = aimed(attack, labels, ignore_index)
     weights = None if class_weights is None else class_weights.to(images.device)
     stages = attack.stages(eps_255)
     batch = AttackBatch(Evaluator(model, class_weights=weights, ignore_index=ignore_index))
@@ -188,6 +230,11 @@ def perform(
                 found |= dict(batch.finished())
             rounds.append(AttackResult(*map(torch.stack, zip(*(found[key] for key in keys), strict=True))))
     return best_of(rounds, by_loss=attack.best == BY_LOSS)
+
+
+def aimed(attack: Attack, labels: Tensor, ignore_index: int = 255) -> Tensor:
+    """The labels that the attack works with: those given, or its target wherever a pixel counts."""
+    return labels if attack.target is None else torch.where(labels == ignore_index, labels, attack.target)
 
 
 def best_of(rounds: Sequence[AttackResult], *, by_loss: bool = False) -> AttackResult:

@@ -1,8 +1,8 @@
 """Per-pixel losses of the attacks; all are maximised.
 
 Every loss maps logits (N,K,H,W) and labels (N,H,W) to a map (N,H,W) that is 0 on ignored pixels. Sources: Croce,
-Singh, Hein, ECCV 2024, section 3 (``ce, mce, mce_bal, js``); Gu et al., ECCV 2022 (``segpgd``); Agnihotri et al.,
-ICML 2024 (``cospgd``); Matyasko et al. 2026 (``tsallis``). Formulas: SEA.md, section 2.
+Singh, Hein, ECCV 2024, section 3 (``ce, mce, mce_bal, js``) and Figure 1 (``js_target``); Gu et al., ECCV 2022
+(``segpgd``); Agnihotri et al., ICML 2024 (``cospgd``); Matyasko et al. 2026 (``tsallis``). Formulas: SEA.md, section 2.
 
 All of them are functions of one `PixelTerms`, so an attack pays for one ``log_softmax`` per iteration and takes the
 attacked loss, the tracked loss and the accuracy from it. A new loss is one function and one line in `LOSSES`.
@@ -123,6 +123,10 @@ def _tsallis_at(terms: PixelTerms, q: float | Tensor) -> Tensor:
     return torch.where(is_ce, terms.ce, -torch.expm1(-power * terms.ce) / power)
 
 
+def _js_target(terms: PixelTerms, context: Context) -> Tensor:
+    return -_js(terms, context)
+
+
 LOSSES: Mapping[str, Loss] = {
     "ce": _ce,
     "mce": _mce,
@@ -131,7 +135,11 @@ LOSSES: Mapping[str, Loss] = {
     "segpgd": _segpgd,
     "cospgd": _cospgd,
     "tsallis": _tsallis,
+    "js_target": _js_target,
 }
+TARGETED = frozenset(
+    {"js_target"}
+)  # the labels are what the attack wants to see, so that a pixel falls when it is right
 
 
 def get_loss(name: str) -> Loss:
@@ -185,3 +193,8 @@ def cospgd(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelM
 def tsallis(logits: Logits, labels: Labels, *, q: float, ignore_index: int = 255) -> PixelMap:
     """Tsallis cross-entropy (1 - p_y^(1-q)) / (1-q); q = 1 is CE."""
     return _tsallis_at(pixel_terms(logits, labels, ignore_index), q)
+
+
+def js_target(logits: Logits, targets: Labels, *, ignore_index: int = 255) -> PixelMap:
+    """Negative Jensen-Shannon divergence to the target class: maximised, it draws each pixel there."""
+    return _js_target(pixel_terms(logits, targets, ignore_index), _FIRST)

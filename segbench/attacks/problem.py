@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.losses import Context, get_loss, pixel_terms
+from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pixel_terms
 from segbench.errors import UsageError
 
 Part = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
@@ -21,7 +21,8 @@ class AttackResult(NamedTuple):
 
     Attributes:
         adversarial: the visited point with the lowest pixel accuracy, the latest of equals, (N,3,H,W).
-        accuracy: its share of correct valid pixels, (N,) float64; 0 for an image without valid pixels.
+        accuracy: its share of correct valid pixels, (N,) float64; 0 for an image without valid pixels. Of a targeted
+            attack the share of valid pixels that are not predicted as their target.
         predictions: the model's argmax there, (N,H,W) int64.
         tracked_loss: best plain cross-entropy seen in the last stage, summed over valid pixels / (H*W), (N,).
         forwards: forward passes spent, (N,) int64.
@@ -188,8 +189,22 @@ class Evaluator:
         for name, mask in losses:
             values = get_loss(name)(terms, context)
             objective = objective + (values if mask is None else torch.where(mask, values, 0)).sum()
-        tracked = image_sum(terms.ce.detach()) / labels[0].numel()
-        return objective, tracked, terms.correct.flatten(1).sum(dim=1), terms.predictions
+        loss, standing = _standing(terms, losses)
+        tracked = image_sum(loss) / labels[0].numel()
+        return objective, tracked, standing.flatten(1).sum(dim=1), terms.predictions
+
+
+def _standing(terms: PixelTerms, losses: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, which the attack raises, and the pixels that it has not brought down yet, (N,H,W) each.
+
+    In a targeted attack a pixel stands until it is predicted as its target, and what is raised is the negative.
+    """
+    loss, standing = terms.ce.detach(), terms.correct
+    for mask in (mask for name, mask in losses if name in TARGETED):
+        missed = terms.valid & ~terms.correct
+        loss = -loss if mask is None else torch.where(mask, -loss, loss)
+        standing = missed if mask is None else torch.where(mask, missed, standing)
+    return loss, standing
 
 
 def _filled(values: Tensor, missing: int, value: float) -> Tensor:

@@ -6,6 +6,7 @@ in the place of losses: it resumes, is divided into shards, and may be given mor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from segbench import evidence, schemas
 from segbench.attacks.catalogue import get_attack
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
-from segbench.engine.evaluate import PREEMPTED, How, attack_all, shard_done
+from segbench.engine.evaluate import PREEMPTED, How, attack_all, open_dataset, shard_done, source_name
 from segbench.engine.plan import Unit
 from segbench.engine.store import MEND, Store
 from segbench.ensemble import Replicates, better, bootstrap, chosen, interval, worst_case
@@ -27,7 +28,8 @@ from segbench.entries import merge_groups
 from segbench.errors import IncompleteError, PreemptedError, RunError, UsageError
 from segbench.evidence import CLEAN, Evidence, Group, Key
 from segbench.files import write_atomic
-from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, comparison, parse_eps
+from segbench.models.load import Subject, resolve
+from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, TOLERANCES, comparison, parse_eps
 from segbench.signals import raised
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 BASELINES = ("pgd", "apgd", "segpgd", "cospgd")
 ATTACKS = (*SEA_V1.losses, *BASELINES)
-SEA, ALL = "SEA", "all"
+SEA, SEA_PLUS, ALL = "SEA", "SEA+", "all"
+FURTHER = ("tsallis", "square")  # what SEA+ adds, with attacks made on other models
+SEARCH, FROM = "square", " from "
 METRICS = ("aacc", "miou")
 
 
@@ -48,15 +52,20 @@ class Comparison:
         rows: for each ε and attack ``attack``, ``eps_255``, ``aacc``, ``miou``, their 95% intervals ``aacc_95`` and
             ``miou_95`` (fractions in [0,1]), ``weaker`` (by metric: whether the strongest attack at this ε is stronger
             beyond doubt), and the cost: ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not known).
+        flags: where an attack that needs no gradient of this model is below SEA by more than the tolerance of the
+            protocol, a sign of masked gradients: ``attack``, ``eps_255``, ``metric``, ``below``. None if there is no
+            such attack, or no SEA, to compare.
     """
 
     path: Path
     rows: list[dict[str, Any]]
+    flags: list[dict[str, Any]] | None
     _about: dict[str, Any]
 
     def document(self) -> dict[str, Any]:
         """As JSON data."""
-        return {**self._about, "rows": self.rows}
+        flags = {} if self.flags is None else {"flags": self.flags}
+        return {**self._about, "rows": self.rows, **flags}
 
     def table(self) -> pd.DataFrame:
         """One row for each ε and attack."""
@@ -77,12 +86,15 @@ def compare(
     limit: int | None = None,
     iterations: int = SEA_V1.iterations,
     seed: int = SEA_V1.seed,
+    sources: Sequence[str | nn.Module] = (),
+    pairs: bool = False,
     how: How | None = None,
 ) -> Comparison:
     """Attacks the same images with several attacks under one budget.
 
-    If the three losses of SEA are among the attacks, their ensemble is a row as well (``SEA``), and so is that of all.
-    An ensemble chooses among its attacks and the clean image, for each image.
+    If the three losses of SEA are among the attacks, their ensemble is a row as well (``SEA``); with ``tsallis`` and
+    ``square`` so is ``SEA+``, the best known; and that of all. An ensemble chooses among its attacks and the clean
+    image, for each image.
 
     Args:
         model_or_id: whatever `segbench.evaluate` takes.
@@ -94,6 +106,9 @@ def compare(
         limit: only the first images.
         iterations: of each attack, restarts together.
         seed: of the random starts.
+        sources: other models of the same classes: the three attacks of SEA on each, whose adversarial images this
+            model faces (transfer; Croce, Singh, Hein, ECCV 2024, Table 9).
+        pairs: the ensemble of each two attacks as well (Table 7).
         how: how it is computed.
 
     Raises:
@@ -103,16 +118,29 @@ def compare(
     """
     if not attacks:
         raise UsageError("Which attacks? See: segbench attack list")
-    names = list(dict.fromkeys(attacks))
-    parts = {name: get_attack(name, iterations).parts() for name in names}
-    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
     how = how or How()
-    protocol = comparison([part for name in names for part in parts[name]], iterations, seed)
-    store = attack_all(model_or_id, dataset, radii, protocol, how, data_root, out, limit, "attack compare")
+    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
+    parts = {name: get_attack(name, iterations).parts() for name in dict.fromkeys(attacks)}
+    subjects: list[Subject] = []
+    if sources:
+        dataset = open_dataset(model_or_id, dataset, data_root)
+        subjects = _sources(sources, dataset.num_classes, how)
+    for subject in subjects:
+        parts |= {f"{loss}{FROM}{subject.id}": [f"{loss}_from_{source_name(subject)}"] for loss in SEA_V1.losses}
+    protocol = comparison([part for each in parts.values() for part in each], iterations, seed)
+    store = attack_all(model_or_id, dataset, radii, protocol, how, data_root, out, limit, "attack compare", subjects)
     try:
-        return summarise(store, parts, radii)
+        return summarise(store, parts, radii, _ensembles(list(parts), [each.id for each in subjects], pairs=pairs))
     except IncompleteError as error:
         raise shard_done(how, store, error, "the same command without --shard") from error
+
+
+def _sources(models: Sequence[str | nn.Module], num_classes: int, how: How) -> list[Subject]:
+    found = [resolve(each, num_classes=num_classes, offline=how.offline, progress=how.progress) for each in models]
+    names = [each.id for each in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"Two models to transfer from have the name {twice[0]}: one at a time, the run adds up.")
+    return found
 
 
 class _Attacked(NamedTuple):
@@ -123,8 +151,19 @@ class _Attacked(NamedTuple):
     cost: dict[str, Any]
 
 
-def summarise(store: Store, parts: Mapping[str, Sequence[str]], radii_255: Sequence[float]) -> Comparison:
+def summarise(
+    store: Store,
+    parts: Mapping[str, Sequence[str]],
+    radii_255: Sequence[float],
+    ensembles: Mapping[str, Sequence[str]],
+) -> Comparison:
     """Reads the units of these attacks and radii, and writes ``comparison.json`` and its evidence.
+
+    Args:
+        store: the run directory.
+        parts: of each attack, as its units are named.
+        radii_255: of the table.
+        ensembles: name, and attacks among which each chooses.
 
     Raises:
         IncompleteError: units are missing.
@@ -136,7 +175,7 @@ def summarise(store: Store, parts: Mapping[str, Sequence[str]], radii_255: Seque
     rows = [_row("clean", 0.0, _Attacked(clean, clean, _NO_COST), bootstrap(clean, clean))]
     for eps in radii_255:
         found = {name: _of_attack(groups, costs, eps, each) for name, each in parts.items()}
-        for name, members in _ensembles(parts).items():
+        for name, members in ensembles.items():
             worst = worst_case([clean, *(groups[eps, part].counts for each in members for part in parts[each])])
             found[name] = _Attacked(worst.aacc_counts, worst.miou_counts, _NO_COST)
         rows += _rows(eps, found, list(parts))
@@ -149,7 +188,7 @@ def summarise(store: Store, parts: Mapping[str, Sequence[str]], radii_255: Seque
         "environment": manifest["environment"],
         "run_id": manifest["run_id"],
     }
-    result = Comparison(store.path, rows, about)
+    result = Comparison(store.path, rows, _flags(rows), about)
     metadata = {key: manifest[key] for key in ("run_id", "identity", "protocol")}
     data = evidence.to_bytes(Evidence(groups, {"num_classes": clean.num_classes, **metadata}))
     try:
@@ -163,12 +202,33 @@ def summarise(store: Store, parts: Mapping[str, Sequence[str]], radii_255: Seque
 _NO_COST: dict[str, Any] = {"forwards": None, "backwards": None, "seconds": None}
 
 
-def _ensembles(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _ensembles(names: Sequence[str], sources: Sequence[str], *, pairs: bool) -> dict[str, list[str]]:
     """Name and members."""
-    found = {SEA: list(SEA_V1.losses)} if set(SEA_V1.losses) <= parts.keys() else {}
-    if len(parts) > 1 and set(parts) != set(found.get(SEA, [])):
-        found[ALL] = list(parts)
+    sea = list(SEA_V1.losses)
+    transferred = {f"{SEA}{FROM}{source}": [f"{loss}{FROM}{source}" for loss in sea] for source in sources}
+    found = {SEA: sea} if set(sea) <= set(names) else {}
+    found |= transferred
+    if {*sea, *FURTHER} <= set(names):
+        found[SEA_PLUS] = [*sea, *FURTHER, *itertools.chain(*transferred.values())]
+    if pairs:
+        found |= {f"{one} + {two}": [one, two] for one, two in itertools.combinations(names, 2)}
+    if len(names) > 1 and all(set(names) != set(members) for members in found.values()):
+        found[ALL] = list(names)
     return found
+
+
+def _flags(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """Where the black-box search, or an attack on another model, is stronger than SEA."""
+    sea = {row["eps_255"]: row for row in rows if row["attack"] == SEA}
+    suspects = [row for row in rows if row["eps_255"] in sea and (row["attack"] == SEARCH or FROM in row["attack"])]
+    if not suspects:
+        return None
+    return [
+        {"attack": row["attack"], "eps_255": row["eps_255"], "metric": metric, "below": below}
+        for row in suspects
+        for metric in METRICS
+        if (below := sea[row["eps_255"]][metric] - row[metric]) > TOLERANCES[SEA_V1.name].worst_case
+    ]
 
 
 def _gather(

@@ -17,6 +17,7 @@ from segbench.engine.progress import duration
 from segbench.engine.run import passes
 from segbench.engine.status import loss_of
 from segbench.engine.worker import Worker, device_name
+from segbench.evidence import CHECK_LOSS
 from segbench.models.devices import exact_float32
 
 
@@ -50,10 +51,10 @@ def seconds_per_pass(worker: Worker, sample: Sample, *, one_core: bool) -> float
     """Seconds of a pass forward and backward of one image in a full batch, with what `run` does side by side."""
     size, threads = worker.size(*sample.image.shape[-2:]), torch.get_num_threads()
     batch = AttackBatch(worker.evaluator(*sample.image.shape[-2:]))
-    unit = Unit(1.0, worker.protocol.losses[0], 0, (sample.image_id,))
+    unit = Unit(1.0, CHECK_LOSS, 0, (sample.image_id,))
     torch.set_num_threads(1 if one_core else threads)
     try:
-        with exact_float32(), frozen(worker.model):
+        with exact_float32(), frozen(worker.models):
             batch.add([worker.job(unit, sample)] * size)
             batch.step()
             _wait(worker.device)

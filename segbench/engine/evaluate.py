@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from segbench import content
+from segbench.attacks.catalogue import SOURCE_DIGITS
 from segbench.cards import ModelCard
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.batch_size import find_batch_size
@@ -185,10 +186,12 @@ def attack_all(
     out: str | Path | None,
     limit: int | None,
     verb: str = "evaluate",
+    sources: Sequence[Subject] = (),
 ) -> Store:
     """Does this process's part of the units of a protocol at these radii, as far as they are not there yet.
 
-    Arguments and errors as in `evaluate`; ``verb`` is the command that repeats it.
+    Arguments and errors as in `evaluate`; ``verb`` is the command that repeats it, ``sources`` are other models that
+    attacks of the protocol are made on.
 
     Returns:
         The run directory.
@@ -200,22 +203,25 @@ def attack_all(
         raise UsageError(f"limit must be at least 1, not {limit}.")
     device = own_device(how.device)
     check_precision(how.precision, device)
-    data = _dataset(model_or_id, dataset, data_root)  # first: weights may have to be downloaded
+    data = open_dataset(model_or_id, dataset, data_root)  # first: weights may have to be downloaded
     subject = resolve(model_or_id, num_classes=data.num_classes, offline=how.offline, progress=how.progress)
+    if same := [each for each in sources if source_name(each) == source_name(subject)]:
+        raise UsageError(f"{same[0].id} is the model that is attacked. Transfer needs another one.")
     used = data.first(limit)
     if not len(used):
         raise UsageError("The data set has no images.")
-    module = as_fed(subject.module, used)
+    module, others = as_fed(subject.module, used), {source_name(each): as_fed(each.module, used) for each in sources}
     iterations = None if protocol.iterations == SEA_V1.iterations else protocol.iterations
 
-    with cpu_threads(), in_eval_mode(module, device) as was_training:
+    with cpu_threads(), ExitStack() as modes:
+        was_training, *_ = [modes.enter_context(in_eval_mode(each, device)) for each in (module, *others.values())]
         with exact_float32():
             found = probe(module, _probe_images(used, device), data.num_classes, was_training=was_training)
         command = command_line(model_or_id, used.id, limit, iterations, how.precision, compiled=how.compile, verb=verb)
-        worker = Worker(module, used, protocol, device, size, how.precision, how.compile)
+        worker = Worker(module, used, protocol, device, size, how.precision, how.compile, sources=others)
         units = plan(used.image_ids, radii, protocol.losses, check=protocol.name != COMPARISON)
         mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
-        one_core = small_on_cpu(device, *used[0].image.shape[-2:]) and _is_stateless(subject)
+        one_core = small_on_cpu(device, *used[0].image.shape[-2:]) and all(map(_is_stateless, (subject, *sources)))
         check_writable(Path("runs" if out is None else out))
         fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[Finished]()
         if fingerprint is None:
@@ -325,14 +331,20 @@ def _batch_size(value: int | str) -> int | None:
     return int(value)
 
 
+def source_name(subject: Subject) -> str:
+    """By which the attacks made on this model are named."""
+    return subject.weights_sha256[:SOURCE_DIGITS]
+
+
 def _is_stateless(subject: Subject) -> bool:
     """Whether threads may share the module: of a user's module nobody knows what it keeps from pass to pass."""
     return subject.card is not None and subject.card.architecture["name"] in STATELESS
 
 
-def _dataset(
+def open_dataset(
     model: str | nn.Module, dataset: str | SegmentationDataset | None, data_root: str | Path | None
 ) -> SegmentationDataset:
+    """The data set as `evaluate` takes it: an object, an id, or that of the model's card."""
     if isinstance(dataset, SegmentationDataset):
         return dataset
     if dataset:

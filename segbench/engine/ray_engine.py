@@ -13,7 +13,7 @@ import signal
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +55,7 @@ class _Payload:
     precision: str
     compiled: bool
     threads: int
+    sources: Mapping[str, nn.Module]
 
 
 class Actor:
@@ -64,9 +65,10 @@ class Actor:
         payload: _Payload = pickle.loads(pickled)  # of the driver, which may run any code here anyway
         torch.set_num_threads(payload.threads)
         device = torch.device(payload.device)
+        sources = {name: each.to(device) for name, each in payload.sources.items()}
         self._worker = Worker(
             payload.model.to(device), payload.dataset, payload.protocol, device, payload.batch_size,
-            payload.precision, payload.compiled,
+            payload.precision, payload.compiled, sources=sources,
         )  # fmt: skip
         self._units: queue.Queue[Unit] = queue.Queue()
         self._waiting: dict[str, Future[Finished]] = {}
@@ -94,7 +96,7 @@ class Actor:
                 self._worker.batch_size = find_batch_size(self._worker, self._worker.dataset[0])
             with (
                 exact_float32(),
-                frozen(self._worker.model),
+                frozen(self._worker.models),
                 EnergyMeter(gpu_of(self._worker.device)) as energy,
                 Prefetcher(self._worker.dataset, [], self._worker.device, self._worker.stamps) as images,
             ):
@@ -174,9 +176,10 @@ def run_on_ray(
         gpus = (1.0 if worker.device.type == "cuda" else 0.0) if gpus_per_worker is None else gpus_per_worker
         number, cores = _division(ray.cluster_resources(), workers, gpus, one_core=one_core)
         number = min(number, len(units))
+        worker.models.to("cpu")
         payload = _Payload(
-            worker.model.to("cpu"), worker.dataset, worker.protocol, "cuda" if gpus else "cpu", worker.batch_size,
-            worker.precision, worker.compiled, cores,
+            worker.model, worker.dataset, worker.protocol, "cuda" if gpus else "cpu", worker.batch_size,
+            worker.precision, worker.compiled, cores, worker.sources,
         )  # fmt: skip
         pickled = ray.put(_pickled(ray.cloudpickle, payload))
         ahead = AHEAD_GPU if gpus else AHEAD_CPU
@@ -186,7 +189,7 @@ def run_on_ray(
         with bar(total, sum(len(unit.image_ids) for unit in units), progress) as report:
             _Driver(ray, members, Todo(units, begin, drain), finish, report, worker.protocol, ahead).run()
     finally:
-        worker.model.to(worker.device)
+        worker.models.to(worker.device)
         if mine:
             ray.shutdown()
 

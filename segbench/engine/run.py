@@ -115,7 +115,7 @@ def run(
         with (
             bar(total, sum(len(unit.image_ids) for unit in units), progress) as report,
             exact_float32(),
-            frozen(worker.model),
+            frozen(worker.models),
             Prefetcher(worker.dataset, units, worker.device, worker.stamps) as images,
             EnergyMeter(gpu_of(worker.device)) as energy,
             ThreadPoolExecutor(
@@ -175,7 +175,7 @@ def first_pass(
         with (
             bar(total, total, progress) as report,
             exact_float32(),
-            frozen(worker.model),
+            frozen(worker.models),
             Prefetcher(worker.dataset, clean, worker.device, worker.stamps) as images,
             EnergyMeter(gpu_of(worker.device)) as energy,
             ThreadPoolExecutor(1) as hashing,

@@ -20,12 +20,12 @@ import torch
 from segbench import counts
 from segbench.attacks import AttackResult
 from segbench.attacks.apgd import AttackBatch
-from segbench.attacks.catalogue import SEARCHES
+from segbench.attacks.catalogue import get_attack
 from segbench.data import Sample
 from segbench.engine.plan import CHUNK, Finished, Unit
 from segbench.engine.worker import STATISTICS, Worker, device_name, peak_memory
 from segbench.errors import RunError, SegbenchError
-from segbench.evidence import CLEAN, Group
+from segbench.evidence import CHECK_LOSS, CLEAN, Group
 from segbench.models.devices import is_out_of_memory
 
 NUMBERS = (*STATISTICS, "changed_pixels", "nonfinite_logits")
@@ -148,21 +148,21 @@ class Stream:
         if is_clean:
             self._unscored += items
             return
-        if unit.loss in SEARCHES:
-            self._search(opened, items)
+        if unit.loss != CHECK_LOSS and get_attack(unit.loss).alone:
+            self._attack_alone(opened, items)
             return
         for item in items:
             self._waiting.setdefault(tuple(item.sample.image.shape), deque()).append(item)
 
-    def _search(self, opened: _Open, items: Sequence[_Item]) -> None:
-        """The black-box attack, which has no place in a batch of gradients: all images of a unit at once."""
+    def _attack_alone(self, opened: _Open, items: Sequence[_Item]) -> None:
+        """An attack that has no place in the batch, e.g. without gradients: all images of a unit at once."""
         started = time.monotonic()
         for shape in dict.fromkeys(tuple(item.sample.image.shape) for item in items):
             alike = [item for item in items if tuple(item.sample.image.shape) == shape]
             size = self._worker.size(*shape[-2:])
             for start in range(0, len(alike), size):
                 part = alike[start : start + size]
-                results = self._worker.search(opened.unit, [item.sample for item in part], self._on_images)
+                results = self._worker.alone(opened.unit, [item.sample for item in part], self._on_images)
                 for item, result in zip(part, results, strict=True):
                     item.result = result
         opened.unattacked = 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from segbench import attacks, counts
 from segbench.attacks import AttackResult
-from segbench.attacks.apgd import Job, Stage
-from segbench.attacks.catalogue import BY_LOSS, get_attack
+from segbench.attacks.apgd import AttackBatch, Job, Stage
+from segbench.attacks.catalogue import BY_LOSS, Attack, aimed, get_attack
 from segbench.attacks.problem import Evaluator
 from segbench.attacks.square import square
 from segbench.data import Sample, SegmentationDataset
@@ -43,6 +43,8 @@ class Worker:
         precision: of the gradients (`segbench.engine.precision`); what they lead to is scored in float32.
         compiled: compile model and loss.
         parallel: streams of units side by side; each is charged its share of the time.
+        sources: by the beginning of their weights' hash, models that are attacked in the place of this one, likewise
+            in eval mode on ``device``.
         stamps: of each image's files, as they were before the first one was read.
 
     Several threads may share a worker: nothing in it changes but ``batch_size``, which changes no result.
@@ -56,11 +58,17 @@ class Worker:
     precision: str = FP32
     compiled: bool = False
     parallel: int = 1
+    sources: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.class_weights = self.dataset.class_weights().to(self.device)
         files = self.dataset.files
         self.stamps = {image_id: files.stamps([image_id]) for image_id in self.dataset.image_ids} if files else {}
+
+    @property
+    def models(self) -> nn.ModuleList:
+        """All that it holds, to be `frozen` together."""
+        return nn.ModuleList([self.model, *self.sources.values()])
 
     @property
     def fixed_shape(self) -> bool:
@@ -71,11 +79,11 @@ class Worker:
         """Images to attack at once."""
         return self.batch_size or (cpu_batch(height, width) if self.fixed_shape else CHUNK)
 
-    def evaluator(self, height: int, width: int) -> Evaluator:
+    def evaluator(self, height: int, width: int, *, source: str = "") -> Evaluator:
         """Computes losses and gradients of images of one size; on a CPU, and compiled, in batches of one shape."""
         precision = get_precision(self.precision)
         return Evaluator(
-            self.model,
+            self.sources[source] if source else self.model,
             class_weights=self.class_weights,
             ignore_index=self.dataset.ignore_index,
             size=cpu_batch(height, width) if self.fixed_shape else self.size(height, width),
@@ -93,12 +101,37 @@ class Worker:
             return Job(image, label, "mce", eps, (Stage(1.0, CHECK_ITERATIONS),))
         attack = get_attack(unit.loss, self.protocol.iterations)
         stages = attack.stages(unit.eps_255)
-        seeds = [self.protocol.start_seed(sample.image_id, unit.loss, unit.eps_255)]
+        label = aimed(attack, label, self.dataset.ignore_index)
+        seeds = [self.protocol.start_seed(sample.image_id, attack.draw, unit.eps_255)]
         (start,) = attacks.random_start(image[None], eps=stages[0].radius * eps, seeds=seeds)
         return Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS)
 
-    def search(self, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]) -> list[AttackResult]:
-        """The black-box attack on images of one size; ``on_images`` is called before each pass."""
+    def alone(self, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]) -> list[AttackResult]:
+        """An `Attack.alone` on images of one size; ``on_images`` is called before each pass."""
+        attack = get_attack(unit.loss, self.protocol.iterations)
+        found = (self._transferred if attack.source else self._searched)(attack, unit, samples, on_images)
+        return [AttackResult(*(values[row].clone() for values in found)) for row in range(len(samples))]
+
+    def _transferred(
+        self, attack: Attack, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]
+    ) -> AttackResult:
+        """The attack on another model, and what this one predicts there."""
+        batch, found = (
+            AttackBatch(self.evaluator(*samples[0].image.shape[-2:], source=attack.source)),
+            dict[int, AttackResult](),
+        )
+        keys = batch.add([self.job(unit, sample) for sample in samples])
+        while len(batch):
+            on_images(len(batch))
+            batch.step()
+            found |= dict(batch.finished())
+        result = AttackResult(*map(torch.stack, zip(*(found[key] for key in keys), strict=True)))
+        return result._replace(predictions=self._predict(result.adversarial.float())[0])
+
+    def _searched(
+        self, attack: Attack, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]
+    ) -> AttackResult:
+        """The black-box attack."""
         images, labels = (
             torch.stack([part.to(self.device, non_blocking=True) for part in parts])
             for parts in ([sample.image for sample in samples], [sample.label for sample in samples])
@@ -108,16 +141,15 @@ class Worker:
             on_images(len(points))
             return in_fixed_batches(self.model, points) if self.fixed_shape else self.model(points)
 
-        found = square(
+        return square(
             model,
             images,
             labels,
             eps=unit.eps_255 / 255,
-            queries=get_attack(unit.loss, self.protocol.iterations).passes,
-            seeds=[self.protocol.start_seed(sample.image_id, unit.loss, unit.eps_255) for sample in samples],
+            queries=attack.passes,
+            seeds=[self.protocol.start_seed(sample.image_id, attack.draw, unit.eps_255) for sample in samples],
             ignore_index=self.dataset.ignore_index,
         )
-        return [AttackResult(*(values[row].clone() for values in found)) for row in range(len(samples))]
 
     def score(
         self, eps_255: Sequence[float], samples: Sequence[Sample], results: Sequence[AttackResult | None]
