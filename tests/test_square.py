@@ -10,6 +10,7 @@ import segbench
 from segbench.attacks import apgd, random_start
 from segbench.attacks.square import square
 from segbench.errors import UsageError
+from tests.masked import MASKED
 
 EPS = 8 / 255
 
@@ -122,27 +123,7 @@ def test_arguments_out_of_range(scenes, clean, changes, text):
         square(clean, *scenes, **({"eps": EPS, "queries": 2, "seeds": range(8)} | changes))
 
 
-class Quantised(nn.Module):
-    """The gradient of a rounded input is zero."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(torch.round(x * 64) / 64 + 0 * x)
-        return logits
-
-
-class Saturated(Quantised):
-    """Logits so large that softmax is 0 or 1 in float32, and its gradient with it."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = 1e4 * self.model(x)
-        return logits
-
-
-@pytest.mark.parametrize("masking", [Quantised, Saturated])
+@pytest.mark.parametrize("masking", MASKED)
 def test_a_masked_gradient_falls_to_the_search_and_not_to_apgd(scenes, clean, masking):
     images, labels = scenes
     model = masking(clean).eval()

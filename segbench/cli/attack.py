@@ -11,6 +11,17 @@ from segbench.cli.app import ManyValues, find_own_modules, note, print_json, pri
 from segbench.cli.computing import computing_options
 from segbench.errors import ShardDoneError
 
+EPS = click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
+DATA_ROOT = click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+DATASET = click.option("--dataset", help="Data set id; by default that of the model's card.")
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
+)
+LIMIT = click.option("--limit", type=int, help="Only the first images.")
+MODEL = click.option("--model", required=True, help="As in `segbench evaluate`.")
+SEED = click.option("--seed", type=int, default=225, help="Of the random starts.")
+JSON = click.option("--json", is_flag=True, help="Print as JSON.")
+
 
 @click.group()
 def attack() -> None:
@@ -18,9 +29,13 @@ def attack() -> None:
 
 
 @attack.command("list")
-@click.option("--json", is_flag=True, help="Print as JSON.")
+@JSON
 def list_attacks(json: bool) -> None:
-    """List the attacks by name."""
+    """List the attacks by name.
+
+    Two more by pattern: js_target_3 draws every pixel to class 3 (segbench attack targeted), and attacks made on
+    another model (segbench attack compare --from).
+    """
     import dataclasses
 
     from segbench.attacks.catalogue import ATTACKS
@@ -41,38 +56,103 @@ def list_attacks(json: bool) -> None:
 
 
 @attack.command("compare", cls=ManyValues)
-@click.option("--model", required=True, help="As in `segbench evaluate`.")
+@MODEL
 @click.option(
     "--attacks", multiple=True,
     help="Names of `segbench attack list`; several after one --attacks.  "
     "[default: mce_bal mce js pgd apgd segpgd cospgd]",
 )  # fmt: skip
-@click.option("--dataset", help="Data set id; by default that of the model's card.")
-@click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+@DATASET
+@EPS
+@DATA_ROOT
+@OUT
+@LIMIT
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
+    "--iterations", type=click.IntRange(1), multiple=True, default=[300],
+    help="Of each attack, its restarts together; several: one comparison each.",
+)  # fmt: skip
+@SEED
+@click.option("--seeds", type=click.IntRange(1), default=1, help="So many comparisons, with seeds from --seed on.")
+@click.option("--from", "sources", multiple=True, help="Models whose adversarial images this one faces (transfer).")
+@click.option("--pairs", is_flag=True, help="The ensemble of each two attacks as well.")
+@click.option(
+    "--schedule", is_flag=True, help="Each attack by APGD at ε, from three starts, and with radius reduction."
 )
-@click.option("--limit", type=int, help="Only the first images.")
-@click.option("--iterations", type=click.IntRange(1), default=300, help="Of each attack, its restarts together.")
-@click.option("--seed", type=int, default=225, help="Of the random starts.")
 @computing_options
-@click.option("--json", is_flag=True, help="Print as JSON.")
+@JSON
 def compare_attacks(
-    model: str, attacks: tuple[str, ...], eps: tuple[str, ...], json: bool, quiet: bool, **options: Any
+    model: str,
+    attacks: tuple[str, ...],
+    eps: tuple[str, ...],
+    iterations: tuple[int, ...],
+    seed: int,
+    seeds: int,
+    schedule: bool,
+    json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Compare attacks on MODEL under one budget: the paper's Table 1, with intervals and cost.
 
+    With mce_bal, mce, js, tsallis and square the table has SEA+, the best known beside the fixed protocol. An attack
+    that needs no gradient of MODEL (square, --from) and is stronger than SEA by more than the tolerance is flagged.
+
     Ctrl-C is safe: the same command continues where it stopped, also with more attacks or radii.
     """
+    from segbench.attacks.catalogue import schedules
     from segbench.engine.compare import ATTACKS, compare
     from segbench.engine.evaluate import How
+    from segbench.engine.sweep import sweep
+
+    find_own_modules(model)
+    which = {key: options.pop(key) for key in ("dataset", "data_root", "out", "limit", "sources", "pairs")}
+    which |= {"eps": list(eps) or None, "how": (how := How(progress=not quiet, **options))}
+    names = list(attacks or ATTACKS)
+    if schedule:
+        names = [each for name in names for each in schedules(name)]
+    try:
+        if len(iterations) > 1 or seeds > 1:
+            swept = sweep(model, names, iterations=iterations, seeds=range(seed, seed + seeds), **which)
+            _print_sweep(swept.document(), json=json)
+            note(f"sweep  {swept.path / 'sweep.json'}")
+            return
+        found = compare(model, names, iterations=iterations[0], seed=seed, **which)
+    except ShardDoneError as error:
+        if how.shard is not None:
+            raise
+        note(str(error))
+        return
+    _print_comparison(found.document(), json=json)
+    note(f"comparison  {found.path / 'comparison.json'}\nevidence    {found.path / 'comparison.parquet'}")
+
+
+@attack.command("targeted", cls=ManyValues)
+@MODEL
+@click.option("--target", "targets", multiple=True, required=True, help="Classes, by name or number.")
+@DATASET
+@EPS
+@DATA_ROOT
+@OUT
+@LIMIT
+@click.option("--iterations", type=click.IntRange(1), default=300, help="Of each attack.")
+@SEED
+@computing_options
+@JSON
+def attack_targeted(
+    model: str, targets: tuple[str, ...], eps: tuple[str, ...], json: bool, quiet: bool, **options: Any
+) -> None:
+    """Draw every pixel to a class: the share of pixels that MODEL then sees as it.
+
+    Ctrl-C is safe: the same command continues where it stopped, also with more classes or radii.
+    """
+    from segbench.engine.evaluate import How
+    from segbench.engine.targeted import targeted
 
     find_own_modules(model)
     which = {key: options.pop(key) for key in ("dataset", "data_root", "out", "limit", "iterations", "seed")}
     how = How(progress=not quiet, **options)
     try:
-        found = compare(model, attacks or ATTACKS, eps=list(eps) or None, how=how, **which)
+        found = targeted(model, targets, eps=list(eps) or None, how=how, **which)
     except ShardDoneError as error:
         if how.shard is not None:
             raise
@@ -81,16 +161,75 @@ def compare_attacks(
     if json:
         print_json(found.document())
     else:
-        about = found.document()
+        _say_what(found.document(), "Percent of the pixels that are seen as the target.")
+        columns = ["target", ">ε", ">success", ">95%", ">images with 99%"]
+        print_table(columns, [_targeted_line(row) for row in found.rows])
+    note(f"targeted  {found.path / 'targeted.json'}\nevidence  {found.path / 'targeted.parquet'}")
+
+
+@attack.command("external")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--entry", type=click.Path(path_type=Path), required=True, help="Of the same model, with its evidence.")
+@click.option("--author", required=True, help="Who compared.")
+@click.option("--url", required=True, help="https link to where the attacks are described.")
+@click.option("--name", default="sea_plus", help="Of the files in <model id>.external beside the entry.")
+def external(run: Path, entry: Path, author: str, url: str, name: str) -> None:
+    """Put what the comparison RUN found beyond SEA beside an entry.
+
+    The entry stays as it is; its row on the board shows the best known score, and a warning where that is below SEA's
+    by more than the tolerance.
+    """
+    from segbench.engine.external import add_external
+
+    path = add_external(run, entry, author=author, url=url, name=name)
+    note(f"external  {path}\ncheck     segbench validate {entry}")
+
+
+def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
+    if json:
+        print_json(document)
+        return
+    about = "Percent; * beyond doubt weaker than the strongest (paired bootstrap over images)."
+    _say_what(document, f"{document['iterations']} iterations. {about}")
+    print_table(*_table(document["rows"]))
+    for flag in document.get("flags", []):
         click.echo(
             printable(
-                f"{about['model']['id']} on {about['dataset']['id']} ({about['dataset']['images']} images), "
-                f"{about['iterations']} iterations. Percent; * beyond doubt weaker than the strongest (paired "
-                "bootstrap over images)."
+                f"Flag: at {flag['eps_255']:g}/255 {flag['attack']} is {100 * flag['below']:.1f} points of "
+                f"{flag['metric']} below SEA. It needs no gradient of this model: its gradients are masked."
             )
         )
-        print_table(*_table(found.rows))
-    note(f"comparison  {found.path / 'comparison.json'}\nevidence    {found.path / 'comparison.parquet'}")
+
+
+def _print_sweep(document: dict[str, Any], *, json: bool) -> None:
+    if json:
+        print_json(document)
+        return
+    _say_what(document, "Percent: mean over the seeds, their standard deviation, lowest and highest.")
+    columns = [">ε", "attack", ">iterations", ">seeds", ">aAcc", ">std", ">range", ">mIoU", ">std", ">range"]
+    print_table(columns, [_sweep_line(row) for row in document["summary"]])
+
+
+def _say_what(document: dict[str, Any], text: str) -> None:
+    model, data = document["model"], document["dataset"]
+    click.echo(printable(f"{model['id']} on {data['id']} ({data['images']} images), {text}"))
+
+
+def _sweep_line(row: dict[str, Any]) -> list[str]:
+    line = [f"{row['eps_255']:g}/255", row["attack"], str(row["iterations"]), str(row["seeds"])]
+    for metric in ("aacc", "miou"):
+        low, high = row[f"{metric}_range"]
+        std = row[f"{metric}_std"]
+        line += [f"{100 * row[metric]:.2f}", "–" if std is None else f"{100 * std:.2f}"]
+        line += [f"{100 * low:.2f}–{100 * high:.2f}"]
+    return line
+
+
+def _targeted_line(row: dict[str, Any]) -> list[str]:
+    low, high = row["success_95"]
+    radius = f"{row['eps_255']:g}/255" if row["eps_255"] else "clean"
+    success, whole = (f"{100 * row[name]:.1f}" for name in ("success", "whole"))
+    return [row["class"], radius, success, f"{100 * low:.1f}–{100 * high:.1f}", whole]
 
 
 def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

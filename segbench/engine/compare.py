@@ -170,7 +170,7 @@ def summarise(
         RunError: a unit is damaged, or nothing can be written.
     """
     losses = [part for each in parts.values() for part in each]
-    groups, costs = _gather(store, losses, radii_255)
+    groups, costs = gather(store, losses, radii_255)
     clean = groups[CLEAN].counts
     rows = [_row("clean", 0.0, _Attacked(clean, clean, _NO_COST), bootstrap(clean, clean))]
     for eps in radii_255:
@@ -231,7 +231,7 @@ def _flags(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
     ]
 
 
-def _gather(
+def gather(
     store: Store, losses: Sequence[str], radii_255: Sequence[float]
 ) -> tuple[dict[Key, Group], dict[Key, list[dict[str, Any]]]]:
     """The counts of each (ε, attack), and what its units cost."""

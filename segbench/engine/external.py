@@ -1,0 +1,72 @@
+"""From a comparison of attacks to an external evaluation beside an entry: the best known score. Torch-free."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from segbench import entries, evidence, schemas
+from segbench.engine.store import MEND, Store
+from segbench.entries import additions
+from segbench.errors import ContentError, RunError
+from segbench.evidence import CLEAN
+from segbench.files import write_atomic
+from segbench.protocol import COMPARISON
+
+EVIDENCE = "comparison.parquet"  # of a finished comparison, in its run directory
+
+
+def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: str = "sea_plus") -> Path:
+    """Writes what a comparison found beyond the protocol's own attacks beside an entry of the same model.
+
+    Args:
+        run: directory of a finished comparison.
+        entry_path: the entry; its evidence lies beside it.
+        author: who made the comparison.
+        url: https link to where the attacks are described.
+        name: of both files, in ``<model id>.external``.
+
+    Returns:
+        The document; its counts lie beside it.
+
+    Raises:
+        RunError: not a finished comparison.
+        ContentError: it is of another model or data set, or has no other attacks at the entry's radii.
+    """
+    store = Store.open(run)
+    if store.manifest["protocol"]["name"] != COMPARISON or not (run / EVIDENCE).exists():
+        raise RunError(
+            f"{run} is not a finished comparison. Make one: segbench attack compare --model MODEL --out {run}"
+        )
+    entry = entries.read_entry(entry_path)
+    stored = entries.evidence_of(entry_path, entry)
+    if store.manifest["identity"]["weights"] != entry["model"]["weights_sha256"]:
+        raise ContentError(
+            f"{run} compares attacks on {store.manifest['model']['id']}, with other weights than the entry's "
+            f"{entry['model']['id']}. Nothing was written."
+        )
+    found = evidence.from_bytes((run / EVIDENCE).read_bytes(), source=str(run / EVIDENCE))
+    radii = {row["eps_255"] for row in entry["results"]}
+    groups = {
+        key: group
+        for key, group in found.groups.items()
+        if key != CLEAN and key[0] in radii and key not in stored.groups
+    }
+    if not groups:
+        raise ContentError(
+            f"{run} has no attack beyond the entry's own at its radii. Add some: segbench attack compare --out {run} "
+            "--attacks mce_bal mce js tsallis square"
+        )
+    iterations = store.manifest["protocol"]["iterations"]
+    attacks = sorted({key[1] for key in groups})
+    document, data = additions.build_external(
+        entry, stored, groups, name=name, author=author, url=url, date=datetime.now(timezone.utc).date().isoformat(),
+        description=f"segbench attack compare, {iterations} iterations: {', '.join(attacks)}"[:500],
+    )  # fmt: skip
+    path = additions.folder_of(entry_path, additions.EXTERNAL) / f"{name}.json"
+    try:
+        write_atomic(path.with_suffix(".parquet"), data)
+        write_atomic(path, schemas.dump(document).encode())
+    except OSError as error:
+        raise RunError(f"Cannot write into {path.parent}: {error}. {MEND}") from error
+    return path

@@ -1,0 +1,122 @@
+"""A comparison of attacks at several numbers of iterations and with several seeds: what more passes, and luck, change.
+
+Source: Croce, Singh, Hein, ECCV 2024, Figure 5 (iterations) and Table 8 (seeds). Each comparison has a run directory of
+its own, ``iterations<n>_seed<s>``, which resumes and is divided into shards as any other.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segbench import schemas
+from segbench.engine.compare import ATTACKS, METRICS, compare
+from segbench.engine.progress import announce
+from segbench.engine.store import MEND
+from segbench.errors import RunError, ShardDoneError, UsageError
+from segbench.files import write_atomic
+
+FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Finished comparisons.
+
+    Attributes:
+        path: the folder of their run directories and of ``sweep.json``.
+        rows: those of each `segbench.engine.compare.Comparison`, with its ``iterations`` and ``seed``.
+        summary: for each ε, attack and number of iterations the scores over the seeds: ``aacc`` and ``miou`` (means),
+            ``aacc_std`` and ``miou_std`` (of the sample; null with one seed), ``aacc_range`` and ``miou_range``.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    _about: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {**self._about, "rows": self.rows, "summary": self.summary}
+
+
+def sweep(
+    model_or_id: str | nn.Module,
+    attacks: Sequence[str] = ATTACKS,
+    *,
+    iterations: Sequence[int],
+    seeds: Sequence[int],
+    out: str | Path | None = None,
+    **options: Any,
+) -> Sweep:
+    """Compares the attacks once for each number of iterations and each seed.
+
+    Args:
+        model_or_id: whatever `segbench.evaluate` takes.
+        attacks: as in `segbench.engine.compare.compare`.
+        iterations: numbers of iterations.
+        seeds: of the random starts.
+        out: folder of the run directories; None for ``runs/sweep-<model>``.
+        options: as in `segbench.engine.compare.compare`.
+
+    Raises:
+        UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
+        ShardDoneError: this shard is done everywhere, units of others are missing.
+        PreemptedError: SIGTERM stopped it, units are missing.
+    """
+    if not iterations or not seeds:
+        raise UsageError("Give at least one number of iterations and one seed.")
+    folder = Path("runs") / f"sweep-{_name(model_or_id)}" if out is None else Path(out)
+    pairs = [(number, seed) for number in sorted(set(iterations)) for seed in sorted(set(seeds))]
+    found, rows, about = [], list[dict[str, Any]](), dict[str, Any]()
+    unfinished: ShardDoneError | None = None
+    for place, (number, seed) in enumerate(pairs):
+        if "how" not in options or options["how"].progress:
+            announce(f"{place + 1} of {len(pairs)}: {number} iterations, seed {seed}.")
+        run = folder / f"iterations{number}_seed{seed}"
+        try:
+            found.append(compare(model_or_id, attacks, iterations=number, seed=seed, out=run, **options))
+        except ShardDoneError as error:
+            unfinished = error
+    if unfinished is not None:
+        raise unfinished
+    for (number, seed), each in zip(pairs, found, strict=True):
+        document = each.document()
+        about = {key: document[key] for key in ("model", "dataset", "environment")}
+        rows += [{**row, "iterations": number, "seed": seed} for row in each.rows]
+    result = Sweep(
+        folder, rows, _summary(rows), about | {"iterations": sorted(set(iterations)), "seeds": sorted(seeds)}
+    )
+    try:
+        write_atomic(folder / FILE, schemas.dump(result.document()).encode())
+    except OSError as error:
+        raise RunError(f"Cannot write into {folder}: {error}. {MEND}") from error
+    return result
+
+
+def _name(model: str | nn.Module) -> str:
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    stem = Path(model).stem if model.endswith(".json") else model
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in stem)
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    groups: dict[tuple[float, str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["eps_255"], row["attack"], row["iterations"]), []).append(row)
+    found = []
+    for (eps, attack, number), members in groups.items():
+        line: dict[str, Any] = {"eps_255": eps, "attack": attack, "iterations": number, "seeds": len(members)}
+        for metric in METRICS:
+            values = [row[metric] for row in members]
+            line[metric] = statistics.fmean(values)
+            line[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else None
+            line[f"{metric}_range"] = [min(values), max(values)]
+        found.append(line)
+    return found

@@ -1,0 +1,85 @@
+"""`segbench attack external`: what a comparison found beyond SEA, beside an entry and on its row."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+import segbench
+from segbench import entries, evidence
+from segbench.engine.compare import compare
+from segbench.engine.evaluate import How
+from segbench.engine.external import add_external
+from segbench.entries import additions
+from segbench.errors import ContentError, RunError
+from segbench.leaderboard.assessment import assess
+from tests.masked import Quantised
+from tests.runs import MODEL, run
+
+OPTIONS = {"dataset": "shapes", "eps": 8, "limit": 3, "iterations": 20}
+BY = {"author": "A. Nobody", "url": "https://example.org/attacks"}
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """An evaluation of a model with masked gradients, and the comparison that finds it out."""
+    folder, model = tmp_path_factory.mktemp("external"), Quantised(segbench.load_model(MODEL))
+    entry = segbench.evaluate(model, out=folder / "run", progress=False, **OPTIONS).entry_path
+    found = compare(model, ["mce", "square"], out=folder / "comparison", how=How(progress=False), **OPTIONS)
+    return entry, found
+
+
+@pytest.fixture
+def entry_path(masked, tmp_path):
+    for file in (masked[0], masked[0].with_suffix(".parquet")):
+        shutil.copy(file, tmp_path / file.name)
+    return tmp_path / masked[0].name
+
+
+def test_the_row_of_the_entry_has_the_best_known_score_and_its_warning(masked, entry_path):
+    path = add_external(masked[1].path, entry_path, **BY)
+    assert path.parent.name == f"{entry_path.stem}.external"
+    document = additions.read_addition(path)
+    assert "20 iterations: square" in document["description"]
+    assert document["author"] == "A. Nobody"
+    stored = evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="external")
+    assert list(stored.groups) == [(8.0, "square")]  # mce is the entry's own
+    entry, assessment = assess(entry_path)
+    (result,), (known,) = entry["results"], assessment.best_known
+    row = next(row for row in masked[1].rows if row["attack"] == "square")
+    assert known["by"] == ["sea_plus"]
+    assert known["aacc"] <= row["aacc"] < result["aacc"]
+    assert additions.overestimates(result, known, "sea-v1")
+    assert entries.read_entry(entry_path) == entries.read_entry(masked[0])
+
+
+def test_a_comparison_of_another_model_is_refused(masked, entry_path, tmp_path):
+    other = compare("at_convnext_mini_shapes", ["square"], out=tmp_path / "other", how=How(progress=False), **OPTIONS)
+    with pytest.raises(ContentError, match="with other weights than the entry's"):
+        add_external(other.path, entry_path, **BY)
+    assert not additions.folder_of(entry_path, additions.EXTERNAL).exists()
+
+
+def test_what_is_no_comparison_or_has_nothing_to_add_is_told(masked, entry_path, tmp_path, cli):
+    with pytest.raises(RunError, match=r"not a finished comparison\. Make one: segbench attack compare"):
+        add_external(run(tmp_path / "evaluation", eps=8, limit=2).path, entry_path, **BY)
+    found = compare(
+        Quantised(segbench.load_model(MODEL)), ["mce"], out=tmp_path / "own", how=How(progress=False), **OPTIONS
+    )
+    with pytest.raises(ContentError, match="no attack beyond the entry's own"):
+        add_external(found.path, entry_path, **BY)
+    code, _, err = cli("attack", "external", str(tmp_path / "nothing"), "--entry", str(entry_path), "--author", "A",
+                       "--url", "https://example.org/")  # fmt: skip
+    assert code == 1
+    assert "is not a usable run directory" in err
+
+
+def test_the_command_tells_where_it_lies(masked, entry_path, cli):
+    options = ["--entry", str(entry_path), "--author", "A. Nobody", "--url", "https://example.org/attacks"]
+    code, _, err = cli("attack", "external", str(masked[1].path), *options)
+    assert code == 0, err
+    assert "sea_plus.json" in err
+    code, _, err = cli("attack", "external", str(masked[1].path), *options[:-1], "http://example.org")
+    assert code == 1
+    assert "url" in err

@@ -1,0 +1,56 @@
+"""A model that masks its gradients is caught: by the flags of an evaluation, and by the attack that needs none."""
+
+from __future__ import annotations
+
+import pytest
+
+import segbench
+from segbench.engine.compare import compare
+from segbench.engine.evaluate import How
+from segbench.protocol import SEA_V1
+from tests.masked import MASKED, Randomised
+
+OPTIONS = {"dataset": "shapes", "eps": 8, "limit": 6, "iterations": 20}
+ROBUST = "at_convnext_mini_shapes"
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return segbench.load_model("clean_convnext_mini_shapes")
+
+
+def warnings(model, out):
+    entry = segbench.evaluate(model, out=out, progress=False, **OPTIONS).entry()
+    return {flag["name"] for flag in entry["flags"] if flag["level"] == "warning"}
+
+
+def flagged(model, out):
+    attacks = [*SEA_V1.losses, "square"]
+    return compare(model, attacks, out=out, how=How(progress=False), **OPTIONS).document()["flags"]
+
+
+@pytest.mark.parametrize("masking", MASKED)
+def test_a_masked_gradient_is_caught_by_the_flags_and_by_the_search(clean, masking, tmp_path):
+    found = warnings(masking(clean), tmp_path / "evaluation")
+    assert {"zero_gradients", "falls_to_zero"} <= found
+    assert ("deterministic" in found) == (masking is Randomised)
+    flags = flagged(masking(clean), tmp_path / "comparison")
+    assert [(flag["attack"], flag["eps_255"], flag["metric"]) for flag in flags] == [
+        ("square", 8.0, "aacc"), ("square", 8.0, "miou"),
+    ]  # fmt: skip
+    assert all(flag["below"] > 0.03 for flag in flags)
+
+
+def test_an_adversarially_trained_model_is_not_flagged(tmp_path):
+    assert flagged(ROBUST, tmp_path / "comparison") == []
+    assert "zero_gradients" not in warnings(ROBUST, tmp_path / "evaluation")
+
+
+def test_a_masked_gradient_is_caught_by_what_was_found_on_the_model_behind_it(clean, tmp_path):
+    """Transfer: the attacker who has the model without its mask."""
+    masked, attacks = MASKED[0](clean), [*SEA_V1.losses]
+    found = compare(
+        masked, attacks, sources=["clean_convnext_mini_shapes"], out=tmp_path, how=How(progress=False), **OPTIONS
+    )
+    assert {flag["attack"] for flag in found.flags} >= {"SEA from clean_convnext_mini_shapes"}
+    assert min(flag["below"] for flag in found.flags) > 0.1
