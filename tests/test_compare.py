@@ -60,7 +60,10 @@ def test_an_ensemble_is_no_weaker_than_its_members(small):
         rows = rows_of(small, eps)
         assert list(rows) == [*SEA_V1.losses, "segpgd", "square", "js_3x100", "SEA", "all"]
         for metric in ("aacc", "miou"):
-            assert rows["SEA"][metric] <= min(rows[loss][metric] for loss in SEA_V1.losses)
+            strongest = min(rows[loss][metric] for loss in SEA_V1.losses)
+            assert rows["SEA"][metric] <= strongest
+            assert rows["SEA"]["gain"][metric] == strongest - rows["SEA"][metric]
+            assert rows["mce"]["gain"][metric] is None
             assert rows["all"][metric] <= rows["SEA"][metric]
 
 
@@ -145,6 +148,14 @@ def test_transfer_is_the_same_in_any_batch_and_shard(tmp_path):
 def test_a_model_does_not_transfer_to_itself(tmp_path):
     with pytest.raises(UsageError, match=f"{MODEL} is the model that is attacked"):
         found_by(tmp_path / "run", sources=[MODEL])
+
+
+def test_attacks_that_need_more_than_a_name_are_told_how(tmp_path):
+    with pytest.raises(UsageError, match=r"made on another model: name the model, with --from"):
+        found_by(tmp_path / "run", ["mce_from_0123abcd"])
+    with pytest.raises(UsageError, match="segbench attack targeted --target 99"):
+        found_by(tmp_path / "run", ["js_target_99"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_pairs_are_ensembles_of_two(small, tmp_path):

@@ -192,6 +192,13 @@ def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
     about = "Percent; * beyond doubt weaker than the strongest (paired bootstrap over images)."
     _say_what(document, f"{document['iterations']} iterations. {about}")
     print_table(*_table(document["rows"]))
+    for row in document["rows"]:
+        if row["attack"] == "SEA":
+            aacc, miou = (100 * row["gain"][metric] for metric in ("aacc", "miou"))
+            click.echo(
+                f"At {row['eps_255']:g}/255 SEA is {aacc:.1f} points of aAcc and {miou:.1f} of mIoU below its "
+                "strongest attack."
+            )
     for flag in document.get("flags", []):
         click.echo(
             printable(

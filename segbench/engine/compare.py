@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from segbench import evidence, schemas
-from segbench.attacks.catalogue import get_attack
+from segbench.attacks.catalogue import Attack, get_attack
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
 from segbench.engine.evaluate import PREEMPTED, How, attack_all, open_dataset, shard_done, source_name
@@ -51,7 +51,8 @@ class Comparison:
         path: the run directory; ``comparison.json`` and ``comparison.parquet`` (the evidence) lie in it.
         rows: for each ε and attack ``attack``, ``eps_255``, ``aacc``, ``miou``, their 95% intervals ``aacc_95`` and
             ``miou_95`` (fractions in [0,1]), ``weaker`` (by metric: whether the strongest attack at this ε is stronger
-            beyond doubt), and the cost: ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not known).
+            beyond doubt), ``gain`` (by metric: how far an ensemble is below its strongest attack), and the cost:
+            ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not known).
         flags: where an attack that needs no gradient of this model is below SEA by more than the tolerance of the
             protocol, a sign of masked gradients: ``attack``, ``eps_255``, ``metric``, ``below``. None if there is no
             such attack, or no SEA, to compare.
@@ -120,7 +121,7 @@ def compare(
         raise UsageError("Which attacks? See: segbench attack list")
     how = how or How()
     radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
-    parts = {name: get_attack(name, iterations).parts() for name in dict.fromkeys(attacks)}
+    parts = {name: _listed(name, iterations).parts() for name in dict.fromkeys(attacks)}
     subjects: list[Subject] = []
     if sources:
         dataset = open_dataset(model_or_id, dataset, data_root)
@@ -133,6 +134,15 @@ def compare(
         return summarise(store, parts, radii, _ensembles(list(parts), [each.id for each in subjects], pairs=pairs))
     except IncompleteError as error:
         raise shard_done(how, store, error, "the same command without --shard") from error
+
+
+def _listed(name: str, iterations: int) -> Attack:
+    attack = get_attack(name, iterations)
+    if attack.source:
+        raise UsageError(f"{name} is made on another model: name the model, with --from (sources in Python).")
+    if attack.target is not None:
+        raise UsageError(f"{name} is a targeted attack: segbench attack targeted --target {attack.target}")
+    return attack
 
 
 def _sources(models: Sequence[str | nn.Module], num_classes: int, how: How) -> list[Subject]:
@@ -178,7 +188,7 @@ def summarise(
         for name, members in ensembles.items():
             worst = worst_case([clean, *(groups[eps, part].counts for each in members for part in parts[each])])
             found[name] = _Attacked(worst.aacc_counts, worst.miou_counts, _NO_COST)
-        rows += _rows(eps, found, list(parts))
+        rows += _rows(eps, found, ensembles)
     manifest = store.manifest
     about = {
         "model": manifest["model"],
@@ -211,7 +221,8 @@ def _ensembles(names: Sequence[str], sources: Sequence[str], *, pairs: bool) -> 
     if {*sea, *FURTHER} <= set(names):
         found[SEA_PLUS] = [*sea, *FURTHER, *itertools.chain(*transferred.values())]
     if pairs:
-        found |= {f"{one} + {two}": [one, two] for one, two in itertools.combinations(names, 2)}
+        own = [name for name in names if FROM not in name]
+        found |= {f"{one} + {two}": [one, two] for one, two in itertools.combinations(own, 2)}
     if len(names) > 1 and all(set(names) != set(members) for members in found.values()):
         found[ALL] = list(names)
     return found
@@ -267,8 +278,9 @@ def _of_attack(
     return _Attacked(counts, counts, passes | {"seconds": round(sum(known), 3) if len(known) == len(units) else None})
 
 
-def _rows(eps: float, found: Mapping[str, _Attacked], single: Sequence[str]) -> list[dict[str, Any]]:
-    """One for each attack and ensemble, with the comparison of each attack to the strongest one."""
+def _rows(eps: float, found: Mapping[str, _Attacked], ensembles: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """One for each attack and ensemble: each attack beside the strongest one, each ensemble beside its strongest."""
+    single = [name for name in found if name not in ensembles]
     samples = {name: bootstrap(each.aacc, each.miou) for name, each in found.items()}
     rows = {name: _row(name, eps, each, samples[name]) for name, each in found.items()}
     for metric in METRICS:
@@ -276,6 +288,8 @@ def _rows(eps: float, found: Mapping[str, _Attacked], single: Sequence[str]) -> 
         for name in single:
             above = better(getattr(samples[strongest], metric), getattr(samples[name], metric)[None])
             rows[name]["weaker"][metric] = bool(above[0])
+        for name, members in ensembles.items():
+            rows[name]["gain"][metric] = min(rows[each][metric] for each in members) - rows[name][metric]
     return list(rows.values())
 
 
@@ -288,5 +302,6 @@ def _row(name: str, eps: float, found: _Attacked, samples: Replicates) -> dict[s
         "miou": found.miou.miou(),
         "miou_95": list(interval(samples.miou)),
         "weaker": dict.fromkeys(METRICS),
+        "gain": dict.fromkeys(METRICS),
         **found.cost,
     }
