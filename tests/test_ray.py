@@ -14,6 +14,8 @@ import pytest
 
 import segbench
 from segbench.engine import ray_engine
+from segbench.engine.compare import compare
+from segbench.engine.evaluate import How
 from segbench.engine.store import Store
 from segbench.errors import DataError, RunError, UsageError
 from tests.runs import ENVIRONMENT, MODEL, SHORT, run, units
@@ -50,6 +52,16 @@ def test_two_workers_give_the_same_bytes(cluster, longer, tmp_path):
     assert len(workers_of(result.path)) == 2
     assert not any(worker.endswith(f":{os.getpid()}") for worker in workers_of(result.path))
     assert run(result.path, limit=20).entry()["results"] == longer.entry()["results"]  # the engine is no identity
+
+
+def test_workers_search_and_attack_another_model_like_one_process(cluster, tmp_path):
+    options = {"eps": 8, "limit": 3, "iterations": 4, "sources": ["at_convnext_mini_shapes"]}
+    here, there = (
+        compare(MODEL, ["square", "mce"], out=tmp_path / name, how=how, **options)
+        for name, how in (("here", How(progress=False)), ("there", How(progress=False, **RAY)))
+    )
+    assert (here.path / "comparison.parquet").read_bytes() == (there.path / "comparison.parquet").read_bytes()
+    assert any("mce_from_" in name for name in units(there.path))
 
 
 def test_a_killed_worker_is_replaced_and_its_units_are_done_again(cluster, longer, tmp_path, monkeypatch, caplog):
