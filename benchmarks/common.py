@@ -97,7 +97,7 @@ def attack(
     """Every image under every attack of a protocol, which need not be one that `segbench.evaluate` knows."""
     worker = Worker(load_model(model_id, device=str(device)), data, protocol, torch.device(device), precision=precision)
     done: list[Finished] = []
-    units = plan(data.image_ids, radii_255, protocol.losses)
+    units = plan(protocol.name, data.image_ids, radii_255, protocol.losses)
     run(worker, units, done.append, side_by_side=small_on_cpu(worker.device, *data[0].image.shape[-2:]), progress=True)
     done.sort(key=lambda each: (each.unit.eps_255, each.unit.loss, each.unit.chunk))
     groups: dict[Key, list[Group]] = {}

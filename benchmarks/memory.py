@@ -68,7 +68,9 @@ def child(images: int, classes: int, side: int, device: torch.device) -> None:
     elif images:  # the attacks alone: the check at a huge radius would take an hour
         data, protocol = made_up(images, classes, side), replace(SEA_V1, iterations=1)
         worker = Worker(model.to(device), data, protocol, device)
-        units = [unit for unit in plan(data.image_ids, [8.0], protocol.losses) if unit.loss in protocol.losses]
+        units = [
+            unit for unit in plan(protocol.name, data.image_ids, [8.0], protocol.losses) if unit.loss in protocol.losses
+        ]
         run(worker, units, lambda _: None, side_by_side=False, progress=False)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     print(json.dumps({"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "device": on_device}))

@@ -82,7 +82,7 @@ SEA_V1 = Protocol(
     search_orders=8,
 )
 PROTOCOLS: Mapping[str, Protocol] = {SEA_V1.name: SEA_V1}
-COMPARISON = "comparison"
+COMPARISON, MINIMUM = "comparison", "minimum"
 
 
 def comparison(attacks: Sequence[str], iterations: int = SEA_V1.iterations, seed: int = SEA_V1.seed) -> Protocol:
@@ -90,6 +90,11 @@ def comparison(attacks: Sequence[str], iterations: int = SEA_V1.iterations, seed
     return dataclasses.replace(
         SEA_V1, name=COMPARISON, losses=tuple(attacks), iterations=iterations, schedule="of each attack", seed=seed
     )
+
+
+def minimum(attacks: Sequence[str], iterations: int = SEA_V1.iterations, seed: int = SEA_V1.seed) -> Protocol:
+    """The attacks that look for the smallest ε of each image, in the order in which they are tried at a radius."""
+    return dataclasses.replace(comparison(attacks, iterations, seed), name=MINIMUM)
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
     data = segbench.load_dataset("shapes").first(11)
     worker = Worker(Hungry(), data, SEA_V1, torch.device("cpu"), 8)
-    units = [unit for unit in plan(data.image_ids, [8.0], ["mce"]) if unit.loss == "mce"]
+    units = [unit for unit in plan("sea-v1", data.image_ids, [8.0], ["mce"]) if unit.loss == "mce"]
     short = dataclasses.replace(SEA_V1, iterations=9)
     with frozen(worker.model):
         worker.protocol = short
@@ -368,11 +368,11 @@ def test_images_of_several_sizes_and_without_valid_pixels(tmp_path):
 
 def test_plan_covers_every_image_once_per_group():
     ids = [f"{i:03d}" for i in range(37)]
-    found = plan(ids, [4, 8], ["mce", "js"])
+    found = plan("sea-v1", ids, [4, 8], ["mce", "js"])
     assert len({unit.name for unit in found}) == len(found)
     for key in {(unit.eps_255, unit.loss) for unit in found if unit.loss != "check"}:
         assert [i for unit in found if (unit.eps_255, unit.loss) == key for i in unit.image_ids] == ids
-    assert len({unit.name for unit in plan(ids, [4.0, 4.0000001], ["mce"])}) == 10
+    assert len({unit.name for unit in plan("sea-v1", ids, [4.0, 4.0000001], ["mce"])}) == 10
     assert parse_shard(None) == (1, 1)
     for wrong in ("0/3", "4/3", "x", "1", "1/0"):
         with pytest.raises(UsageError, match="A shard is written"):

@@ -76,7 +76,7 @@ def test_the_first_pass_reads_each_image_once_and_gives_fingerprint_and_clean_co
 
     monkeypatch.setattr(reading, "read_turned_image", counted)
     worker = Worker(model(), data, SEA_V1, torch.device("cpu"))
-    units = plan(data.image_ids, [8.0], SEA_V1.losses)
+    units = plan("sea-v1", data.image_ids, [8.0], SEA_V1.losses)
     fingerprint, done = first_pass(worker, units, units[:2], one_core=True, progress=False)
     assert set(read.values()) == {1}
     assert len(read) == IMAGES
@@ -210,7 +210,7 @@ def test_a_data_set_without_a_pixel_that_counts_is_refused(tree, own_cache, tmp_
 
 def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monkeypatch):
     data = segbench.load_dataset("folder", tree)
-    units = [unit for unit in plan(data.image_ids, [8.0], SEA_V1.losses) if unit.loss != "check"]
+    units = [unit for unit in plan("sea-v1", data.image_ids, [8.0], SEA_V1.losses) if unit.loss != "check"]
     monkeypatch.setattr(prefetch, "PIXELS_AHEAD", 20 * 16 * 20)
     before = threading.active_count()
     with Prefetcher(data, units, torch.device("cpu"), stamps(data)) as images:

@@ -39,7 +39,7 @@ def seconds_of(text: str) -> float:
 
 
 def test_before_the_first_unit_two_steps_are_measured(worker):
-    units = plan(worker.dataset.image_ids, [8.0], SEA_V1.losses)
+    units = plan("sea-v1", worker.dataset.image_ids, [8.0], SEA_V1.losses)
     text = expected(worker, units, {}, worker.dataset[0], one_core=False)
     assert re.fullmatch(r"At most about .* on this device \(cpu, \d+ cores\); Ctrl-C is safe\.", text)
     again = sum(passes(unit, SEA_V1) for unit in units) * seconds_per_pass(worker, worker.dataset[0], one_core=False)
@@ -47,7 +47,7 @@ def test_before_the_first_unit_two_steps_are_measured(worker):
 
 
 def test_after_some_units_it_is_what_they_took(worker):
-    units = plan(worker.dataset.image_ids, [4.0, 8.0], SEA_V1.losses)
+    units = plan("sea-v1", worker.dataset.image_ids, [4.0, 8.0], SEA_V1.losses)
     device = f"cpu, {os.cpu_count()} cores"
     costs = {
         unit.name: {"seconds": 3600.0 * len(unit.image_ids), "images": len(unit.image_ids), "device": device}

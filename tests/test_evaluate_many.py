@@ -105,7 +105,7 @@ def test_the_cost_is_a_line():
 
 
 def test_the_first_radius_is_whole_before_the_second_begins():
-    units = plan([str(number) for number in range(40)], [4.0, 8.0], ["mce", "js"])
+    units = plan("sea-v1", [str(number) for number in range(40)], [4.0, 8.0], ["mce", "js"])
     radii = [unit.eps_255 for unit in units if unit.eps_255 not in (0, 64)]
     assert radii == sorted(radii)
     assert [unit.eps_255 for unit in units[:4]] == [0, 0, 0, 64]

@@ -208,7 +208,7 @@ def test_what_runs_and_what_failed_is_neither_missing_nor_done(half):
 
 
 def test_the_time_left_is_that_of_units_of_the_same_loss():
-    units = plan(["a", "b"], [4.0], ["mce", "js"])
+    units = plan("sea-v1", ["a", "b"], [4.0], ["mce", "js"])
     costs = {
         "eps4_mce_0000": {"seconds": 10.0, "images": 2},
         "eps8_mce_0000": {"seconds": 30.0, "images": 2},

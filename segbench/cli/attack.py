@@ -9,6 +9,7 @@ import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
 from segbench.cli.computing import computing_options
+from segbench.cli.minimum import minimum
 from segbench.errors import ShardDoneError
 
 EPS = click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
@@ -26,6 +27,9 @@ JSON = click.option("--json", is_flag=True, help="Print as JSON.")
 @click.group()
 def attack() -> None:
     """Attacks beside the protocol: what there is, and which is the strongest on a model."""
+
+
+attack.add_command(minimum)
 
 
 @attack.command("list")

@@ -12,7 +12,9 @@ from segbench.engine.merge import merge as merge_store
 from segbench.engine.progress import duration
 from segbench.engine.status import survey
 from segbench.engine.store import Store
+from segbench.engine.trials import Trials
 from segbench.errors import IncompleteError
+from segbench.protocol import MINIMUM
 
 
 @click.command()
@@ -23,7 +25,8 @@ def status(run: Path, json: bool) -> None:
 
     Exit code 3 while units are missing.
     """
-    found = survey(Store.open(run))
+    store = Store.open(run)
+    found = survey(store)
     total, left = found.total, found.total.units - found.total.done
     if json:
         print_json(found.document())
@@ -33,6 +36,11 @@ def status(run: Path, json: bool) -> None:
             f"{found.model} on {found.dataset}: {total.done} of {total.units} units done in {found.seconds:.0f} s, "
             f"{total.running} running, {total.failed} failed, {total.missing} missing{time_left}"
         )
+        if store.manifest["protocol"]["name"] == MINIMUM:
+            tried = Trials(run).read()
+            there = "there" if (run / "minimum.json").exists() else "not there yet"
+            number = sum(map(len, tried.values()))
+            click.echo(f"{number} trials on {len(tried)} images so far; minimum.json is {there}.")
         print_table(
             [">ε", "loss", ">done", ">running", ">failed", ">missing", ">units"],
             [

@@ -38,7 +38,7 @@ from segbench.models.architectures import STATELESS
 from segbench.models.devices import cpu_threads, exact_float32
 from segbench.models.load import Subject, find, resolve
 from segbench.models.sliding import as_fed
-from segbench.protocol import COMPARISON, OFFICIAL_RADII_255, SEA_V1, Protocol, get_protocol, parse_eps
+from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, Protocol, get_protocol, parse_eps
 from segbench.signals import raised, stop_signals
 
 if TYPE_CHECKING:
@@ -196,6 +196,52 @@ def attack_all(
     Returns:
         The run directory.
     """
+    with prepared(model_or_id, dataset, radii, protocol, how, data_root, out, limit, verb, sources) as ready:
+        do(ready, how)
+    return ready.store
+
+
+class Ready(NamedTuple):
+    """A run that may begin: what computes, the run directory, and this process's part.
+
+    Attributes:
+        worker: with the model in eval mode on its device.
+        store: the run directory.
+        units: this process's part.
+        part, parts: which part of the images or units it does, from 1, and of how many.
+        one_core: several threads of one core each are faster than one of all, and the model allows it.
+    """
+
+    worker: Worker
+    store: Store
+    units: list[Unit]
+    part: int
+    parts: int
+    one_core: bool
+
+    @property
+    def label(self) -> str:
+        """Of the shard."""
+        return f"{self.part}/{self.parts}"
+
+
+@contextmanager
+def prepared(
+    model_or_id: str | nn.Module,
+    dataset: str | SegmentationDataset | None,
+    radii: Sequence[float],
+    protocol: Protocol,
+    how: How,
+    data_root: str | Path | None,
+    out: str | Path | None,
+    limit: int | None,
+    verb: str,
+    sources: Sequence[Subject] = (),
+) -> Iterator[Ready]:
+    """Everything before the first unit: data, model, probe, run directory; the model is left as it was.
+
+    Arguments and errors as in `attack_all`.
+    """
     if how.engine not in ENGINES:
         raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {how.engine!r}.")
     size, (number, shards) = _batch_size(how.batch_size), how.part()
@@ -219,7 +265,7 @@ def attack_all(
             found = probe(module, _probe_images(used, device), data.num_classes, was_training=was_training)
         command = command_line(model_or_id, used.id, limit, iterations, how.precision, compiled=how.compile, verb=verb)
         worker = Worker(module, used, protocol, device, size, how.precision, how.compile, sources=others)
-        units = plan(used.image_ids, radii, protocol.losses, check=protocol.name != COMPARISON)
+        units = plan(protocol.name, used.image_ids, radii, protocol.losses)
         mine = [unit for position, unit in enumerate(units) if position % shards == number - 1]
         one_core = small_on_cpu(device, *used[0].image.shape[-2:]) and all(map(_is_stateless, (subject, *sources)))
         check_writable(Path("runs" if out is None else out))
@@ -233,26 +279,29 @@ def attack_all(
         )
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
-        label = f"{number}/{shards}"
+        ready = Ready(worker, store, mine, number, shards, one_core)
         if shards > 1 and how.shard is None and how.progress:
-            announce(f"Shard {label}, as torchrun or SLURM say. For everything in this process: --shard 1/1")
+            announce(f"Shard {ready.label}, as torchrun or SLURM say. For everything in this process: --shard 1/1")
         if shards > 1:
-            store.log_name = f"log-{file_name(label)}.jsonl"
+            store.log_name = f"log-{file_name(ready.label)}.jsonl"
         for done in clean:
             if store.read(done.unit) is None:
                 store.add(done)
-        _do(worker, store, mine, label, how, one_core=one_core)
-    return store
+        yield ready
 
 
-def _do(worker: Worker, store: Store, mine: Sequence[Unit], label: str, how: How, *, one_core: bool) -> None:
-    """Does what of these units is not there yet, as the shard ``label``."""
+def do(ready: Ready, how: How) -> None:
+    """Does what of this process's units is not there yet."""
+    worker, store, mine, one_core = ready.worker, ready.store, ready.units, ready.one_core
     todo, sample = [unit for unit in mine if store.read(unit) is None], worker.dataset[0]
     if mine and not todo:
         logging.getLogger("segbench").warning(
             "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
         )
-    with present(store.path, label, device_name(worker.device)) as me, stop_signals((SIGTERM,), DRAINING) as drain:
+    with (
+        present(store.path, ready.label, device_name(worker.device)) as me,
+        stop_signals((SIGTERM,), DRAINING) as drain,
+    ):
 
         def begin(unit: Unit) -> bool:
             if store.file(unit).exists():  # somebody else did it meanwhile

@@ -17,11 +17,18 @@ from segbench.engine.store import MEND, Store
 from segbench.errors import IncompleteError, RunError
 from segbench.evidence import CHECK_LOSS, Evidence, Group
 from segbench.files import write_atomic
-from segbench.protocol import COMPARISON
+from segbench.protocol import COMPARISON, MINIMUM
 
 PASSES = ("forwards", "backwards")
 ABOUT = ("id", "split", "available", "class_weights_from", "other_size")  # of the data set, where it says so
 FAULTS = ("zero_gradients", "nonfinite_gradients", "nonfinite_logits")
+
+OTHERS = {
+    COMPARISON: "compares attacks; it makes no entry. `segbench attack compare` with the same --out writes "
+    "comparison.json.",
+    MINIMUM: "looks for the smallest ε of each image; it makes no entry. `segbench attack minimum` with the same --out "
+    "writes minimum.json.",
+}
 
 
 class Merged(NamedTuple):
@@ -39,11 +46,8 @@ def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
         IncompleteError: units are missing.
         RunError: a unit is damaged or belongs to another run.
     """
-    if store.manifest["protocol"]["name"] == COMPARISON:
-        raise RunError(
-            f"{store.path} compares attacks; it makes no entry. `segbench attack compare` with the same --out writes "
-            "comparison.json; for an entry: segbench evaluate."
-        )
+    if other := OTHERS.get(store.manifest["protocol"]["name"]):
+        raise RunError(f"{store.path} {other} For an entry: segbench evaluate.")
     groups: dict[tuple[float, str], list[Group]] = {}
     totals = dict.fromkeys((*PASSES, "attacks", *FAULTS, "changed_pixels"), 0)
     missing = []

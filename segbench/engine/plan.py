@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Group
+from segbench.protocol import MINIMUM, PROTOCOLS
 
 CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
 CHECK_ITERATIONS = 100  # 50 are too few for a robust Segmenter, whose gradients are not masked
@@ -38,19 +39,24 @@ class Finished(NamedTuple):
     cost: dict[str, Any]
 
 
-def plan(
-    image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str], *, check: bool = True
-) -> list[Unit]:
+def plan(protocol: str, image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
     """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
 
-    A comparison of attacks has no ``check``.
+    Args:
+        protocol: name; a comparison of attacks has no check, and where the smallest ε is looked for only the clean
+            images are units.
+        image_ids: of the data set, in order.
+        radii_255: of the attacks.
+        losses: attacks of the protocol.
 
-    >>> [unit.name for unit in plan(["a"], [4.0], ["mce"])]
+    >>> [unit.name for unit in plan("sea-v1", ["a"], [4.0], ["mce"])]
     ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
     """
+    if protocol == MINIMUM:
+        radii_255 = ()
     chunks = [tuple(image_ids[start : start + CHUNK]) for start in range(0, len(image_ids), CHUNK)]
     groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
     units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
-    if check:
+    if protocol in PROTOCOLS:
         units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
     return units

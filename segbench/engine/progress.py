@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 T = TypeVar("T")
 
@@ -58,6 +66,21 @@ def bar(total_passes: int, total_images: int, enabled: bool) -> Iterator[Report]
             images=lambda count: progress.update(task, advance=count),
             done=done,
         )
+
+
+@contextmanager
+def counted(total: int, what: str, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """A bar that counts; yields what moves it on, which several threads may call. Nothing when ``enabled`` is false."""
+    if not enabled:
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, speed_estimate_period=120) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda number: progress.update(task, advance=number)
 
 
 def announce(text: str) -> None:

@@ -21,7 +21,6 @@ from segbench.engine.plan import Finished, Unit, plan
 from segbench.errors import ContentError, RunError
 from segbench.evidence import Evidence, Group
 from segbench.files import create_atomic, is_temporary, write_atomic
-from segbench.protocol import COMPARISON
 
 MANIFEST_VERSION = 2
 MEND = "Mend it and run the same command again; finished units are kept."
@@ -136,7 +135,7 @@ class Store:
         """The units of these radii, or of all radii of the run, in order."""
         radii = self.manifest["radii_255"] if radii_255 is None else radii_255
         protocol = self.manifest["protocol"]
-        return plan(self.manifest["image_ids"], radii, protocol["losses"], check=protocol["name"] != COMPARISON)
+        return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
 
     def complete_radii(self) -> list[float]:
         """The radii of which every unit is there."""

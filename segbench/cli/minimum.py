@@ -1,0 +1,73 @@
+"""``attack minimum``: the smallest ε at which each image falls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
+from segbench.cli.computing import computing_options
+from segbench.errors import ShardDoneError
+
+ROUND = (0, 1, 2, 4, 8, 12, 16, 32, 64, 128, 255)  # radii of the table
+
+
+@click.command("minimum", cls=ManyValues)
+@click.option("--model", required=True, help="As in `segbench evaluate`.")
+@click.option(
+    "--attacks", multiple=True, default=("mce_bal", "mce", "js"), help="Tried in this order; the first that does it."
+)
+@click.option("--dataset", help="Data set id; by default that of the model's card.")
+@click.option("--share", type=float, default=0.01, help="Of right pixels that an image which has fallen may have.")
+@click.option("--largest", type=float, default=32.0, help="Radius, over 255.")
+@click.option("--resolution", type=float, default=0.25, help="Of the radii, over 255.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
+)
+@click.option("--limit", type=int, help="Only the first images.")
+@click.option("--iterations", type=click.IntRange(1), default=300, help="Of each attack at each radius.")
+@click.option("--seed", type=int, default=225, help="Of the random starts.")
+@computing_options
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def minimum(model: str, attacks: tuple[str, ...], json: bool, quiet: bool, **options: Any) -> None:
+    """Find the smallest ε at which 99% of the pixels of an image are wrong, for each image, by bisection.
+
+    Ctrl-C is safe: the same command continues where it stopped.
+    """
+    from segbench.engine.evaluate import How
+    from segbench.engine.minimum import minimum as search
+
+    find_own_modules(model)
+    names = ("dataset", "share", "largest", "resolution", "data_root", "out", "limit", "iterations", "seed")
+    which = {key: options.pop(key) for key in names}
+    how = How(progress=not quiet, **options)
+    try:
+        found = search(model, attacks, how=how, **which)
+    except ShardDoneError as error:
+        if how.shard is not None:
+            raise
+        note(str(error))
+        return
+    document = found.document()
+    if json:
+        print_json(document)
+    else:
+        wrong = f"{100 * (1 - document['share_right']):g}% of the pixels wrong"
+        click.echo(
+            printable(
+                f"{document['model']['id']} on {document['dataset']['id']} ({len(found.image_ids)} images), {wrong}"
+            )
+        )
+        largest = document["largest_eps_255"]
+        above = f"above {largest:g}/255"
+        quantiles = [found.quantile(each) for each in (0.25, 0.5, 0.75)]
+        lower, median, upper = (above if each is None else f"{each:g}/255" for each in quantiles)
+        click.echo(f"Smallest ε: median {median}, quartiles {lower} and {upper}.")
+        radii = [each for each in ROUND if each <= largest]
+        print_table(
+            [">ε", ">images fallen"], [[f"{each:g}/255", f"{100 * found.fallen(each):.1f} %"] for each in radii]
+        )
+    note(f"minimum  {found.path / 'minimum.json'}")

@@ -1,0 +1,217 @@
+"""`segbench attack minimum`: bisection, the closed form, what an evaluation finds, resuming and shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from segbench import evidence
+from segbench.data import SegmentationDataset
+from segbench.engine.bisection import Found, step
+from segbench.engine.compare import compare
+from segbench.engine.evaluate import How
+from segbench.engine.minimum import grid, minimum
+from segbench.engine.trials import Trial, Trials
+from segbench.errors import ShardDoneError, UsageError
+from segbench.evidence import CLEAN
+from tests.runs import ENVIRONMENT, MODEL
+
+QUIET = How(progress=False)
+SHORT = {"limit": 3, "iterations": 6, "largest": 48.0, "resolution": 4.0, "share": 0.3}
+
+
+def found_by(out, attacks=("mce", "js"), how=QUIET, **changes):
+    return minimum(MODEL, attacks, out=out, how=how, **(SHORT | changes))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return found_by(tmp_path_factory.mktemp("minimum") / "run")
+
+
+@given(st.integers(1, 40), st.data())
+def test_bisection_finds_what_trying_every_radius_finds(number, data):
+    """For any image that falls from some radius on, by attacks that each do from their own."""
+    radii, attacks = [float(place + 1) for place in range(number)], ["a", "b", "c"]
+    from_ = {attack: data.draw(st.integers(1, number + 1)) for attack in attacks}
+    fallen, tried = {CLEAN: False}, 0
+    while not isinstance(then := step(fallen, radii, attacks).then, Found):
+        assert then not in fallen  # nothing is tried twice
+        fallen[then] = then[0] >= from_[then[1]]
+        tried += 1
+    first = min(from_.values())
+    assert then.eps_255 == (None if first > number else float(first))
+    assert tried <= len(attacks) * number.bit_length()
+    assert step(fallen, radii, attacks).decided <= number.bit_length()
+
+
+def test_an_image_that_never_stood_has_zero_and_is_tried_no_more():
+    assert step({}, [1.0], ["a"]).then == CLEAN
+    assert step({CLEAN: True}, [1.0], ["a"]).then == Found(0.0)
+
+
+def test_the_first_attack_that_does_it_is_enough():
+    radii = [1.0, 2.0, 3.0]
+    assert step({CLEAN: False}, radii, ["a", "b"]).then == (2.0, "a")
+    assert step({CLEAN: False, (2.0, "a"): False}, radii, ["a", "b"]).then == (2.0, "b")
+    assert step({CLEAN: False, (2.0, "a"): True}, radii, ["a", "b"]).then == (1.0, "a")
+
+
+def test_the_grid():
+    assert grid(32, 0.25)[:2] == [0.25, 0.5]
+    assert len(grid(32, 0.25)) == 128
+    assert grid(0.3, 0.1) == [0.1, 0.2, 0.3]
+    for largest, resolution in ((1, 2), (300, 1), (1, 0), (255, 0.001)):
+        with pytest.raises(UsageError, match="radii"):
+            grid(largest, resolution)
+
+
+class Brightness(nn.Module):
+    """The second class where a pixel is brighter than a half."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        above = x.mean(1, keepdim=True) - 0.5
+        return torch.cat([-above, above], dim=1)
+
+
+def test_the_closed_form_of_a_threshold_is_found(tmp_path):
+    """Grey images, all labelled bright: of value v one falls at v - 127.5, over 255."""
+    values = {"a": 129, "b": 131, "c": 134, "d": 140, "e": 120}
+    data = SegmentationDataset(
+        "grey", "val", ("dark", "bright"), tuple(values),
+        read=lambda image_id: (np.full((8, 8, 3), values[image_id], np.uint8), np.ones((8, 8), np.uint8)),
+        count_weights=lambda: (np.full(2, 0.5), "evaluated images"),
+    )  # fmt: skip
+    options = {"iterations": 8, "largest": 8, "resolution": 1, "out": tmp_path / "run", "how": QUIET}
+    found = minimum(Brightness(), ["ce_const"], data, **options)
+    assert found.eps_255 == [2, 4, 7, None, 0]
+    assert [found.fallen(eps) for eps in (0, 1, 2, 8)] == [0.2, 0.2, 0.4, 0.8]
+    assert [found.quantile(share) for share in (0.2, 0.4, 0.5, 0.8, 1)] == [0, 2, 4, 7, None]
+
+
+def test_it_is_the_smallest_radius_of_a_comparison_at_all_of_them(small, tmp_path):
+    radii = grid(SHORT["largest"], SHORT["resolution"])
+    result = compare(MODEL, ["mce", "js"], eps=radii, limit=3, iterations=6, out=tmp_path / "run", how=QUIET)
+    groups = evidence.from_bytes((result.path / "comparison.parquet").read_bytes(), source="").groups
+    for row, (image_id, eps) in enumerate(zip(small.image_ids, small.eps_255, strict=True)):
+        share = {
+            radius: min(
+                groups[radius, attack].counts.correct[row] / groups[radius, attack].counts.target[row].sum()
+                for attack in ("mce", "js")
+            )
+            for radius in radii
+        }
+        falls = [radius for radius in radii if share[radius] <= SHORT["share"]]
+        assert falls == [radius for radius in radii if radius >= falls[0]], f"{image_id}: not monotone, choose another"
+        assert eps == falls[0]
+    trials = Trials(small.path).read()
+    for image_id, tried in trials.items():
+        row = small.image_ids.index(image_id)
+        for key, trial in tried.items():
+            assert trial.right == groups[key].counts.correct[row]  # each trial is what an evaluation finds
+
+
+def test_it_goes_on_from_what_was_tried_and_tries_nothing_twice(small, tmp_path):
+    lines = [line for line in (small.path / "tried.jsonl").read_text().splitlines() if line]
+    again = found_by(small.path)
+    assert [line for line in (small.path / "tried.jsonl").read_text().splitlines() if line] == lines
+    assert again.document() == small.document()
+    half = tmp_path / "run"
+    found_by(half, largest=4.0)  # other radii of the same run
+    (half / "tried.jsonl").write_text("\n".join([*lines[: len(lines) // 2], lines[-1][:30]]))
+    assert found_by(half).eps_255 == small.eps_255
+    parsed = [json.loads(line) for line in (half / "tried.jsonl").read_text().splitlines() if line.endswith("}")]
+    keys = [(record["image_id"], record["eps_255"], record["attack"]) for record in parsed]
+    assert len(set(keys)) == len(keys)
+    assert set(keys) == {(r["image_id"], r["eps_255"], r["attack"]) for r in map(json.loads, lines)}
+
+
+def test_batch_size_and_shards_change_nothing(small, tmp_path):
+    assert found_by(tmp_path / "one", how=How(progress=False, batch_size=1)).eps_255 == small.eps_255
+    with pytest.raises(ShardDoneError, match=r"Shard 2/2 is done\. 2 of 3 images are missing\."):
+        found_by(tmp_path / "run", how=How(progress=False, shard="2/2"))
+    assert not (tmp_path / "run" / "minimum.json").exists()
+    found = found_by(tmp_path / "run", how=How(progress=False, shard="1/2"))
+    assert found.eps_255 == small.eps_255
+    assert {file.name for file in (tmp_path / "run").glob("tried*")} == {"tried-1-of-2.jsonl", "tried-2-of-2.jsonl"}
+
+
+def test_a_kill_loses_no_trial(tmp_path):
+    out = tmp_path / "run"
+    options = ["--limit", "3", "--iterations", "60", "--largest", "48", "--resolution", "1", "--quiet"]
+    command = [sys.executable, "-m", "segbench", "attack", "minimum", "--model", MODEL, "--out", str(out), *options]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(Trials(out).read() if out.exists() else {}) < 3:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = Trials(out).read()
+    assert len(before) == 3
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    after = Trials(out).read()
+    assert all(after[image_id].items() >= tried.items() for image_id, tried in before.items())
+    assert (out / "minimum.json").exists()
+
+
+def test_damaged_lines_are_passed_over(tmp_path):
+    whole = Trial("a", 4.0, "mce", 3, 10)
+    trials = Trials(tmp_path)
+    trials.add(whole)
+    bad = [{"right": 11}, {"right": "3"}, {"image_id": 5}, {"more": 1}]
+    lines = [json.dumps(whole._asdict() | each) for each in bad]
+    with (tmp_path / "tried.jsonl").open("a") as stream:
+        stream.write("\n".join([*lines, "[]", "7", json.dumps(whole._asdict())[:20]]))
+    other = Trial("a", 8.0, "mce", 0, 10)
+    trials.add(other)
+    assert trials.read() == {"a": {(4.0, "mce"): whole, (8.0, "mce"): other}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"attacks": []}, "Which attacks"),
+        ({"attacks": ["js_3x100"]}, "js_3x100 cannot be tried at many radii"),
+        ({"attacks": ["js_target_0"]}, "js_target_0 cannot"),
+        ({"share": 1.0}, r"share must be in \[0, 1\)"),
+        ({"resolution": 64.0}, "resolution to"),
+        ({"how": How(progress=False, engine="ray")}, "--shard 1/4"),
+    ],
+)
+def test_arguments_out_of_range_are_told(tmp_path, changes, text):
+    with pytest.raises(UsageError, match=text):
+        found_by(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_prints_a_table_and_status_and_merge_know_what_it_is(cli):
+    options = ["--model", MODEL, "--limit", "2", "--iterations", "3", "--largest", "4", "--resolution", "1", "--quiet"]
+    code, out, err = cli("attack", "minimum", *options, "--out", "run", "--attacks", "mce")
+    assert code == 0, err
+    assert "(2 images), 99% of the pixels wrong" in out
+    assert "median above 4/255" in out
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("% ") or line.rstrip().endswith("%")] == [
+        f"{radius}/255" for radius in (0, 1, 2, 4)
+    ]
+    assert "minimum.json" in err
+    code, out, _ = cli("attack", "minimum", *options, "--out", "run", "--attacks", "mce", "--json")
+    document = json.loads(out)
+    assert (document["eps_255"], document["share_right"], document["attacks"]) == ([None, None], 0.01, ["mce"])
+    code, out, _ = cli("status", "run")
+    assert code == 0
+    assert "trials on 2 images so far; minimum.json is there." in out
+    code, _, err = cli("merge", "run")
+    assert code == 1
+    assert "looks for the smallest ε of each image; it makes no entry" in err
