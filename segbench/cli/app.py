@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "runs",
     "merge": "runs",
     "attack": "attack",
+    "report": "report",
     "validate": "content",
     "verify": "content",
     "reproduce": "reproduce",

@@ -10,6 +10,7 @@ import click
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
 from segbench.cli.computing import computing_options
 from segbench.cli.minimum import minimum
+from segbench.cli.report import show
 from segbench.errors import ShardDoneError
 
 EPS = click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
@@ -30,6 +31,7 @@ def attack() -> None:
 
 
 attack.add_command(minimum)
+attack.add_command(show)
 
 
 @attack.command("list")

@@ -91,13 +91,13 @@ def panels(pixels: Array, labels: npt.NDArray[np.integer], colours: Array) -> tu
     """
     target = _scaled(labels.shape[1], labels.shape[0])
     shrinks = target[0] < labels.shape[1]
-    image = _resized(pixels, target, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
-    shown = _resized(labels.astype(np.uint8), target, Image.Resampling.NEAREST)
+    image = resized(pixels, target, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
+    shown = resized(labels.astype(np.uint8), target, Image.Resampling.NEAREST)
     ignored = shown == IGNORE_INDEX
     painted = colours[np.where(ignored, 0, shown)]
     overlay = np.where(ignored[..., None], image, _blend(image, painted, OPACITY))
     overlay = np.where(_borders(shown)[..., None], _blend(overlay, np.full_like(image, 255), BORDER_OPACITY), overlay)
-    return image, np.where(ignored[..., None], _hatch(shown.shape), painted), overlay
+    return image, np.where(ignored[..., None], hatch(shown.shape), painted), overlay
 
 
 def _blend(below: Array, above: Array, opacity: float) -> Array:
@@ -111,7 +111,8 @@ def _scaled(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def _resized(array: Array, target: tuple[int, int], how: Image.Resampling) -> Array:
+def resized(array: Array, target: tuple[int, int], how: Image.Resampling) -> Array:
+    """An array of pixels at another (width, height)."""
     return np.asarray(Image.fromarray(array).resize(target, how))
 
 
@@ -123,8 +124,8 @@ def _borders(labels: Array) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _hatch(shape: tuple[int, ...]) -> Array:
-    """(h,w,3) diagonal stripes."""
+def hatch(shape: tuple[int, ...]) -> Array:
+    """(h,w,3) diagonal stripes, the look of ignored pixels."""
     rows, columns = np.indices(shape[:2])
     striped: Array = np.array(HATCH, np.uint8)[((rows + columns) % HATCH_PERIOD < HATCH_PERIOD // 3).astype(int)]
     return striped
@@ -134,14 +135,14 @@ def _compose(data: SegmentationDataset, rows: Sequence[Row], colours: Array) -> 
     column = max(row.panels[0].shape[1] for row in rows)
     column = max(column, (NARROWEST - 2 * GAP) // 3)
     inner = 3 * column + 2 * GAP
-    legend = _legend(data, rows, colours, inner)
+    legend = legend_of(data, frozenset[int]().union(*(row.labels for row in rows)), colours, inner)
     head, line = MARGIN + TITLE + 12 + TEXT + 30, SMALL + 10
     heights = [line + row.panels[0].shape[0] + 20 for row in rows]
     sheet = Image.new("RGB", (inner + 2 * MARGIN, head + sum(heights) + 14 + legend.height + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (MARGIN, MARGIN), f"{data.id}, {data.split}", TITLE, INK, inner)
+    write_text(draw, (MARGIN, MARGIN), f"{data.id}, {data.split}", TITLE, INK, inner)
     about = f"{len(rows)} of {len(data)} images, {data.preprocessing}"
-    _write(draw, (MARGIN, MARGIN + TITLE + 12), about, TEXT, FAINT, inner)
+    write_text(draw, (MARGIN, MARGIN + TITLE + 12), about, TEXT, FAINT, inner)
     top = head
     for row, height in zip(rows, heights, strict=True):
         _draw_row(sheet, draw, row, top, column)
@@ -152,9 +153,9 @@ def _compose(data: SegmentationDataset, rows: Sequence[Row], colours: Array) -> 
 
 def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int, column: int) -> None:
     size = f"{row.size[0]}x{row.size[1]}"
-    width = draw.textlength(size, _font(SMALL))
-    _write(draw, (MARGIN, top), row.image_id, SMALL, INK, 2 * column)
-    _write(draw, (MARGIN + 3 * column + 2 * GAP - int(width), top), size, SMALL, FAINT, int(width) + 1)
+    width = draw.textlength(size, font_of(SMALL))
+    write_text(draw, (MARGIN, top), row.image_id, SMALL, INK, 2 * column)
+    write_text(draw, (MARGIN + 3 * column + 2 * GAP - int(width), top), size, SMALL, FAINT, int(width) + 1)
     for place, panel in enumerate(row.panels):
         left = MARGIN + place * (column + GAP) + (column - panel.shape[1]) // 2
         box = (left, top + SMALL + 10)
@@ -162,15 +163,14 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int,
         draw.rectangle((box[0] - 1, box[1] - 1, box[0] + panel.shape[1], box[1] + panel.shape[0]), outline=FRAME)
 
 
-def _legend(data: SegmentationDataset, rows: Sequence[Row], colours: Array, width: int) -> Image.Image:
-    """Swatches with class names in columns, read from top to bottom."""
-    seen = frozenset[int]().union(*(row.labels for row in rows))
+def legend_of(data: SegmentationDataset, seen: frozenset[int], colours: Array, width: int) -> Image.Image:
+    """Swatches with class names in columns, read from top to bottom; ``seen`` are the labels that occur."""
     labels = [label for label in range(data.num_classes) if data.num_classes <= FEW_CLASSES or label in seen]
     entries = [(data.class_names[label], np.broadcast_to(colours[label], (SMALL + 3, 26, 3))) for label in labels]
     if IGNORE_INDEX in seen:
-        entries.append(("ignored", _hatch((SMALL + 3, 26))))
+        entries.append(("ignored", hatch((SMALL + 3, 26))))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    longest = min(width / 3, max(measure.textlength(_plain(name), _font(SMALL)) for name, _ in entries))
+    longest = min(width / 3, max(measure.textlength(_plain(name), font_of(SMALL)) for name, _ in entries))
     columns = max(1, min(len(entries), int(width // (longest + 26 + 8 + 24))))
     high, cell = -(-len(entries) // columns), width // columns
     legend = Image.new("RGB", (width, high * (SMALL + 12) + (SMALL + 16) * (IGNORE_INDEX in seen)), PAPER)
@@ -179,22 +179,23 @@ def _legend(data: SegmentationDataset, rows: Sequence[Row], colours: Array, widt
         left, top = place // high * cell, place % high * (SMALL + 12)
         legend.paste(Image.fromarray(np.ascontiguousarray(swatch)), (left, top))
         draw.rectangle((left, top, left + 25, top + SMALL + 2), outline=FRAME)
-        _write(draw, (left + 34, top), name, SMALL, INK, cell - 40)
+        write_text(draw, (left + 34, top), name, SMALL, INK, cell - 40)
     if IGNORE_INDEX in seen:
-        _write(draw, (0, high * (SMALL + 12) + 8), ABOUT_IGNORED, SMALL, FAINT, width)
+        write_text(draw, (0, high * (SMALL + 12) + 8), ABOUT_IGNORED, SMALL, FAINT, width)
     return legend
 
 
-def _write(
+def write_text(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], width: int
 ) -> None:
-    draw.text(place, _shortened(draw, _plain(text), size, width), colour, _font(size))
+    """One line of plain text, without its middle if it is wider than ``width``."""
+    draw.text(place, _shortened(draw, _plain(text), size, width), colour, font_of(size))
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     """The text, without its middle if it is wider than ``width``."""
     kept, short = len(text), text
-    while draw.textlength(short, _font(size)) > width and kept > 2:
+    while draw.textlength(short, font_of(size)) > width and kept > 2:
         kept -= 1
         short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
     return short
@@ -210,7 +211,7 @@ def _plain(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _drawable(char: str) -> str:
     """A character that the font has: itself, else its letter without accents, else a question mark."""
-    font = _font(TEXT)
+    font = font_of(TEXT)
     missing = bytes(font.getmask(NO_CHARACTER))
     for candidate in (char, unicodedata.normalize("NFKD", char)[0]):
         if candidate.isprintable() and bytes(font.getmask(candidate)) != missing:
@@ -219,5 +220,6 @@ def _drawable(char: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters of all pictures."""
     return ImageFont.load_default(size)

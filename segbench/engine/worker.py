@@ -126,7 +126,7 @@ class Worker:
             batch.step()
             found |= dict(batch.finished())
         result = AttackResult(*map(torch.stack, zip(*(found[key] for key in keys), strict=True)))
-        return result._replace(predictions=self._predict(result.adversarial.float())[0])
+        return result._replace(predictions=self.predict(result.adversarial.float())[0])
 
     def _searched(
         self, attack: Attack, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]
@@ -169,7 +169,7 @@ class Worker:
             [image if result is None else result.adversarial for image, result in zip(images, results, strict=True)]
         )
         verify_images(points, images, torch.tensor(eps_255, dtype=torch.float64, device=self.device) / 255)
-        predictions, finite = self._predict(points.float())
+        predictions, finite = self.predict(points.float())
         numbers = []
         for row, (sample, result) in enumerate(zip(samples, results, strict=True)):
             if result is None and not finite[row]:
@@ -183,7 +183,7 @@ class Worker:
         )
         return found, numbers
 
-    def _predict(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Predictions (N,H,W), and whether all logits of an image are finite (N,), on the CPU."""
         size = cpu_batch(*points.shape[-2:]) if self.fixed_shape else self.size(*points.shape[-2:])
         predictions, finite = [], []

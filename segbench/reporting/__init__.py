@@ -1,0 +1,1 @@
+"""Reports of runs: numbers, charts and pictures."""

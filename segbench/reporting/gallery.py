@@ -1,0 +1,133 @@
+"""The picture sheets of a report: the best and the worst images, and targeted attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from segbench import counts
+from segbench.data import SegmentationDataset
+from segbench.engine.evaluate import Ready
+from segbench.engine.targeted import class_number
+from segbench.evidence import CLEAN
+from segbench.protocol import SEA_V1, TOLERANCES
+from segbench.reporting.analysis import View, extremes, middle
+from segbench.reporting.attacked import Seen, Wanted, attack_again, opened
+from segbench.reporting.figures import Figure, picture
+from segbench.reporting.panels import Row, panel
+from segbench.reporting.report import Pictures
+from segbench.reporting.runs import Run
+
+ABOUT = (
+    "The attacked images are those of the worst case for aAcc. The perturbation is amplified so that +ε is white and "
+    "-ε black; in the last column blue is right and red is wrong."
+)
+
+
+def gallery(run: Run, views: Sequence[View], which: Pictures) -> tuple[list[Figure], list[str]]:
+    """Attacks the chosen images again and draws them.
+
+    Args:
+        run: an evaluation or a comparison.
+        views: of the run, the clean images first.
+        which: the images and the targets.
+
+    Returns:
+        The sheets, and remarks where an image is not as in the run.
+
+    Raises:
+        UsageError, ModelError, DataError, RunError: the model or the images are not those of the run.
+    """
+    best, worst = extremes(middle(list(views)), which.number)
+    rows = [*((row, "most") for row in best), *((row, "fewest") for row in worst)]
+    with opened(run, which.model, which.data_root, which.how) as ready:
+        data = ready.worker.dataset
+        targets = _targets(views[0], data, which.targets)
+        image = (best or worst)[0]
+        wanted = [Wanted(row, *key) for row, _ in rows for key in _keys(views, row)]
+        aimed = [
+            [Wanted(image, *CLEAN), *(Wanted(image, view.eps_255, f"js_target_{target}") for view in views[1:])]
+            for target in targets
+        ]
+        seen = attack_again(ready, [*wanted, *(each for group in aimed for each in group)], progress=which.how.progress)
+        sheets = [
+            _of_image(ready, views, row, f"{'best' if kind == 'most' else 'worst'}_{place + 1}", kind, seen)
+            for kind in ("most", "fewest")
+            for place, row in enumerate([row for row, its in rows if its == kind])
+        ]
+        sheets += [_of_target(data, target, group, seen) for target, group in zip(targets, aimed, strict=True)]
+        return sheets, _remarks(run, data, wanted, seen)
+
+
+def _keys(views: Sequence[View], row: int) -> list[tuple[float, str]]:
+    """The worst candidate of an image in each view."""
+    keys = []
+    for view in views:
+        name = view.attacks[view.aacc_choice[row]]
+        keys.append(CLEAN if name == CLEAN[1] else (view.eps_255, name))
+    return keys
+
+
+def _targets(clean: View, data: SegmentationDataset, wished: Sequence[str]) -> list[int]:
+    """The classes wished for; else the most and the least frequent one in the labels."""
+    if wished:
+        return list(dict.fromkeys(class_number(each, data.class_names) for each in wished))
+    pixels = clean.aacc_counts.target.sum(axis=0)
+    labelled = np.flatnonzero(pixels)
+    return list(dict.fromkeys(int(labelled[place(pixels[labelled])]) for place in (np.argmax, np.argmin)))
+
+
+def _of_image(
+    ready: Ready, views: Sequence[View], row: int, name: str, kind: str, seen: Mapping[Wanted, Seen]
+) -> Figure:
+    data = ready.worker.dataset
+    sample = data[row]
+    label, valid = sample.label.numpy(), sample.label.numpy() != data.ignore_index
+    rows, words = [], []
+    for view, key in zip(views, _keys(views, row), strict=True):
+        its = seen[Wanted(row, *key)]
+        share = 100 * float((its.predictions == label)[valid].mean()) if valid.any() else 0.0
+        by = f", {key[1]}" if view.eps_255 and key != CLEAN else ""
+        rows.append(Row(f"{view.label}{by}: {share:.1f}% right", its.image, its.predictions, view.eps_255, label))
+        words.append(f"{view.label} {share:.1f}%")
+    title = f"Among the images with the {kind} right pixels under attack: {sample.image_id}"
+    sheet = panel(data, sample.image_id, f"Right pixels: {', '.join(words)}", sample.image.numpy(), label, rows)
+    return picture(name, title, ABOUT, sheet)
+
+
+def _of_target(data: SegmentationDataset, target: int, group: Sequence[Wanted], seen: Mapping[Wanted, Seen]) -> Figure:
+    sample, name = data[group[0].row], data.class_names[target]
+    label = sample.label.numpy()
+    aim = np.where(label == data.ignore_index, label, target)
+    rows = []
+    for each in group:
+        its = seen[each]
+        share = 100 * float((its.predictions == target)[label != data.ignore_index].mean())
+        words = f"{each.eps_255:g}/255" if each.eps_255 else "clean"
+        rows.append(Row(f"{words}: {share:.1f}% {name}", its.image, its.predictions, each.eps_255, aim))
+    sheet = panel(
+        data, f"Every pixel drawn to {name}", f"{sample.image_id}, targeted attack", sample.image.numpy(), label, rows
+    )
+    caption = f"The share of pixels that are seen as {name}; in the last column they are blue, all others red."
+    return picture(f"target_{target}", f"Targeted: everything is to be {name}", caption, sheet)
+
+
+def _remarks(run: Run, data: SegmentationDataset, wanted: Sequence[Wanted], seen: Mapping[Wanted, Seen]) -> list[str]:
+    """Where an image that was attacked again is not as the evidence has it."""
+    found = []
+    limit = TOLERANCES[SEA_V1.name]
+    for each in dict.fromkeys(wanted):
+        label = data[each.row].label.numpy()
+        again = counts.count(
+            seen[each].predictions[None].astype(np.int64), label[None], data.num_classes, data.ignore_index
+        )
+        stored = run.groups[each.eps_255, each.attack].counts.take(np.array([each.row]))
+        pixels = max(int(stored.target.sum()), 1)
+        gap = abs(int(again.correct[0]) - int(stored.correct[0])) / pixels
+        if gap > (limit.clean if not each.eps_255 else limit.image):
+            found.append(
+                f"{data.image_ids[each.row]} under {each.attack} at {each.eps_255:g}/255 has "
+                f"{100 * gap:.1f} points more or fewer right pixels than in the run, on another device perhaps."
+            )
+    return found
