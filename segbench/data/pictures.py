@@ -135,7 +135,7 @@ def _compose(data: SegmentationDataset, rows: Sequence[Row], colours: Array) -> 
     column = max(row.panels[0].shape[1] for row in rows)
     column = max(column, (NARROWEST - 2 * GAP) // 3)
     inner = 3 * column + 2 * GAP
-    legend = legend_of(data, frozenset[int]().union(*(row.labels for row in rows)), colours, inner)
+    legend = legend_of(data, frozenset[int]().union(*(row.labels for row in rows)), colours, inner, ABOUT_IGNORED)
     head, line = MARGIN + TITLE + 12 + TEXT + 30, SMALL + 10
     heights = [line + row.panels[0].shape[0] + 20 for row in rows]
     sheet = Image.new("RGB", (inner + 2 * MARGIN, head + sum(heights) + 14 + legend.height + MARGIN), PAPER)
@@ -163,8 +163,16 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int,
         draw.rectangle((box[0] - 1, box[1] - 1, box[0] + panel.shape[1], box[1] + panel.shape[0]), outline=FRAME)
 
 
-def legend_of(data: SegmentationDataset, seen: frozenset[int], colours: Array, width: int) -> Image.Image:
-    """Swatches with class names in columns, read from top to bottom; ``seen`` are the labels that occur."""
+def legend_of(data: SegmentationDataset, seen: frozenset[int], colours: Array, width: int, ignored: str) -> Image.Image:
+    """Swatches with class names in columns, read from top to bottom.
+
+    Args:
+        data: gives the names.
+        seen: labels that occur.
+        colours: (K,3).
+        width: in pixels.
+        ignored: what is said of ignored pixels, where some occur.
+    """
     labels = [label for label in range(data.num_classes) if data.num_classes <= FEW_CLASSES or label in seen]
     entries = [(data.class_names[label], np.broadcast_to(colours[label], (SMALL + 3, 26, 3))) for label in labels]
     if IGNORE_INDEX in seen:
@@ -181,7 +189,7 @@ def legend_of(data: SegmentationDataset, seen: frozenset[int], colours: Array, w
         draw.rectangle((left, top, left + 25, top + SMALL + 2), outline=FRAME)
         write_text(draw, (left + 34, top), name, SMALL, INK, cell - 40)
     if IGNORE_INDEX in seen:
-        write_text(draw, (0, high * (SMALL + 12) + 8), ABOUT_IGNORED, SMALL, FAINT, width)
+        write_text(draw, (0, high * (SMALL + 12) + 8), ignored, SMALL, FAINT, width)
     return legend
 
 

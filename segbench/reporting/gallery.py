@@ -105,7 +105,9 @@ def _of_target(data: SegmentationDataset, target: int, group: Sequence[Wanted], 
         its = seen[each]
         share = 100 * float((its.predictions == target)[label != data.ignore_index].mean())
         words = f"{each.eps_255:g}/255" if each.eps_255 else "clean"
-        rows.append(Row(f"{words}: {share:.1f}% {name}", its.image, its.predictions, each.eps_255, aim))
+        rows.append(
+            Row(f"{words}: {share:.1f}% {name}", its.image, its.predictions, each.eps_255, aim, f"seen as {name}")
+        )
     sheet = panel(
         data, f"Every pixel drawn to {name}", f"{sample.image_id}, targeted attack", sample.image.numpy(), label, rows
     )

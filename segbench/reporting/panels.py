@@ -29,7 +29,7 @@ from segbench.data.pictures import (
 from segbench.data.protocols import IGNORE_INDEX
 
 CELL_WIDTH, CELL_HEIGHT = 272, 272  # of a picture at most
-COLUMNS = ("image", "perturbation", "prediction", "right and wrong")
+COLUMNS = 4
 RIGHT, WRONG = (214, 226, 235), (200, 62, 30)
 HEAD = TITLE + TEXT + 34
 LINE = SMALL + 12
@@ -45,7 +45,8 @@ class Row(NamedTuple):
         image: (3,H,W) in [0,1].
         predictions: (H,W).
         eps_255: radius; 0 for the clean image.
-        aim: (H,W) what a pixel must be predicted as to be painted as right: the label, or the target of the attack.
+        aim: (H,W) what a pixel must be predicted as to be blue in the last picture: the label, or the target.
+        verdict: over that picture.
     """
 
     words: str
@@ -53,6 +54,7 @@ class Row(NamedTuple):
     predictions: npt.NDArray[np.uint16]
     eps_255: float
     aim: npt.NDArray[np.int64]
+    verdict: str = "right and wrong"
 
 
 def panel(
@@ -71,9 +73,9 @@ def panel(
     """
     colours = palette_of(data)
     size = _size(label.shape[1], label.shape[0])
-    width = len(COLUMNS) * size[0] + (len(COLUMNS) - 1) * GAP
+    width = COLUMNS * size[0] + (COLUMNS - 1) * GAP
     seen = frozenset(np.unique(label).tolist()).union(*(np.unique(row.predictions).tolist() for row in rows))
-    legend = legend_of(data, seen, colours, max(width, 560))
+    legend = legend_of(data, seen, colours, max(width, 560), "Ignored pixels are hatched.")
     height = HEAD + len(rows) * (LINE + size[1] + GAP) + GAP + legend.height + 2 * MARGIN
     sheet = Image.new("RGB", (max(width, 560) + 2 * MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -82,7 +84,7 @@ def panel(
     top = MARGIN + HEAD
     for row in rows:
         second = "label" if not row.eps_255 else f"perturbation, amplified {_times(row.eps_255)} times"
-        names = (row.words, second, COLUMNS[2], COLUMNS[3])
+        names = (row.words, second, "prediction", row.verdict)
         pictures = (
             _pixels(row.image),
             _painted(label, colours) if not row.eps_255 else _amplified(row.image - clean, row.eps_255),
