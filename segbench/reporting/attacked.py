@@ -75,7 +75,7 @@ def opened(run: Run, model: str | nn.Module | None, data_root: str | Path | None
     about, data = run.manifest["model"], run.manifest["dataset"]
     limit = data["images"] if data["images"] < data["available"] else None
     protocol = _protocol(run.manifest["protocol"])
-    radii = run.manifest["radii_255"]
+    radii, how = run.manifest["radii_255"], how._replace(precision=run.manifest["environment"]["precision"])
     with ExitStack() as stack:
         whole = prepared(model or about["id"], data["id"], radii, protocol, how, data_root, run.path, limit, "report")
         try:

@@ -127,14 +127,25 @@ def _shades(views: Sequence[View]) -> Any:
 
 def _won(views: Sequence[View]) -> Figure:
     alt = _altair()
-    names = list(dict.fromkeys(name for view in views[1:] for name in view.attacks))
-    rows = [
-        {"eps": view.label, "metric": metric, "attack": name, "share": 100 * share, "order": names.index(name)}
+    shares = [
+        (view.label, metric, name, share)
         for view in views[1:]
         for key, metric in METRICS.items()
         for name, share in view.won(getattr(view, f"{key}_choice")).items()
     ]
-    colours = [CLEAN, *(COLOURS[place % len(COLOURS)] for place in range(len(names) - 1))]
+    total: dict[str, float] = {}
+    for _, _, name, share in shares:
+        total[name] = total.get(name, 0.0) + share
+    most = sorted((name for name in total if name != "clean"), key=lambda name: -total[name])[: len(COLOURS) - 1]
+    names = [name for name in total if name == "clean" or (name in most and total[name])]
+    if any(total[name] for name in total if name not in names):
+        names.append("others")
+    rows = [
+        {"eps": eps, "metric": metric, "attack": name if name in names else "others", "share": 100 * share}
+        for eps, metric, name, share in shares
+    ]
+    rows = [{**row, "order": names.index(str(row["attack"]))} for row in rows if row["share"] or row["attack"] in names]
+    colours = [CLEAN, *COLOURS[: len(names) - 1]]
     bars = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar(stroke="#ffffff", strokeWidth=0.5)
