@@ -182,7 +182,10 @@ def test_another_device_that_finds_something_else_is_told(folders, tmp_path):
 
 def test_the_page_is_one_file_with_every_section(report):
     text = page(report).decode()
-    assert re.findall(r'(?:src|href)="(?!data:)', text) == []
+    assert re.findall(r'(?:src|href)="(?!data:|#)', text) == []
+    anchors = re.findall(r'href="#([^"]+)"', text)
+    assert anchors == ["numbers", "other-attacks", "targeted-section", "minimum-section", "pictures"]
+    assert all(text.count(f'id="{anchor}"') == 1 for anchor in anchors)
     assert "<script" not in text
     names = {each.name for each in report.all_figures()}
     assert names >= {"curve", "classes", "attacks", "sizes", "images", "comparison", "targeted", "minimum", "best_1"}
@@ -221,7 +224,7 @@ def test_flags_come_before_the_numbers(report):
     material = dataclasses.replace(report.material, documents={**report.material.documents, "comparison": [document]})
     text = page(dataclasses.replace(report, material=material)).decode()
     assert "At 8/255 square, which needs no gradient of this model, is 12.3 points of mIoU below SEA" in text
-    assert text.index("Read this first") < text.index("The numbers")
+    assert text.index("Read this first") < text.index("id=\"numbers\"")
 
 
 def test_a_sheet_shows_the_perturbation_and_where_it_is_wrong():

@@ -18,6 +18,7 @@ from segbench.reporting.runs import Material
 if TYPE_CHECKING:
     from segbench.engine.evaluate import How
 
+KINDS = (("sweep", "Iterations and seeds"), ("targeted", "Targeted attacks"), ("minimum", "Minimum ε"))
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -120,11 +121,21 @@ def page(report: Report) -> bytes:
         manifest=manifest,
         entry=entry,
         flags=_flags(report, entry),
+        kinds=KINDS,
+        sections=_sections(report),
         strata=[view.strata for view in report.views],
         documents=report.material.documents,
         version=__version__,
     )
     return text.encode("utf-8", "replace")
+
+
+def _sections(report: Report) -> list[tuple[str, str]]:
+    """Anchor and heading of each section that the page has."""
+    found = [("numbers", "The numbers")] if report.views else []
+    found += [("other-attacks", "Other attacks")] if report.figures["comparison"] else []
+    found += [(f"{kind}-section", heading) for kind, heading in KINDS if report.figures[kind]]
+    return found + ([("pictures", "What it looks like")] if report.figures.get("pictures") else [])
 
 
 def _flags(report: Report, entry: Mapping[str, Any] | None) -> list[str]:
