@@ -17,7 +17,7 @@ from torch import nn
 from segbench import content
 from segbench.attacks.catalogue import SOURCE_DIGITS
 from segbench.cards import ModelCard
-from segbench.data import SegmentationDataset, load_dataset
+from segbench.data import Sample, SegmentationDataset, load_dataset
 from segbench.engine.batch_size import find_batch_size
 from segbench.engine.batching import small_on_cpu
 from segbench.engine.checks import probe
@@ -321,8 +321,7 @@ def do(ready: Ready, how: How) -> None:
                 gpus_per_worker=how.gpus_per_worker, progress=how.progress,
             )  # fmt: skip
         elif todo:
-            if worker.device.type == "cuda" and worker.batch_size is None:
-                worker.batch_size = find_batch_size(worker, sample)
+            fill_memory(worker, sample)
             if how.progress:
                 announce(expected(worker, todo, store.costs(), sample, one_core=one_core))
             run(worker, todo, finish, begin=begin, drain=drain, side_by_side=one_core, progress=how.progress)
@@ -331,6 +330,12 @@ def do(ready: Ready, how: How) -> None:
                 f"Stopped by SIGTERM; the units that had begun are finished and kept, {len(left)} of {len(mine)} "
                 "are left. Run the same command again to continue."
             )
+
+
+def fill_memory(worker: Worker, sample: Sample) -> None:
+    """On a GPU, and unless the user said how many: as many images at once as its memory holds."""
+    if worker.device.type == "cuda" and worker.batch_size is None:
+        worker.batch_size = find_batch_size(worker, sample)
 
 
 def _look_at_labels(data: SegmentationDataset, clean: Sequence[Finished], *, whole: bool) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -26,7 +27,7 @@ from segbench.attacks.problem import frozen
 from segbench.data import SegmentationDataset
 from segbench.engine.bisection import Found, Step, step
 from segbench.engine.estimate import seconds_per_pass
-from segbench.engine.evaluate import DRAINING, PREEMPTED, How, Ready, do, prepared, shard_done
+from segbench.engine.evaluate import DRAINING, PREEMPTED, How, Ready, do, fill_memory, prepared, shard_done
 from segbench.engine.plan import Finished, Unit
 from segbench.engine.prefetch import Prefetcher
 from segbench.engine.presence import Presence, file_name, present
@@ -67,6 +68,11 @@ class Minimum:
     def document(self) -> dict[str, Any]:
         """As JSON data."""
         return {**self._about, "image_ids": self.image_ids, "eps_255": self.eps_255}
+
+    @property
+    def standing(self) -> int:
+        """The number of images that stand at the largest radius."""
+        return self.eps_255.count(None)
 
     def fallen(self, eps_255: float) -> float:
         """The share of images that have fallen at this radius, in [0,1]."""
@@ -194,6 +200,7 @@ class _Search:
         if not waiting:
             return
         worker, threads = self._ready.worker, torch.get_num_threads()
+        fill_memory(worker, worker.dataset[0])  # the clean images may have been there, or done on the way
         worker.parallel = max(1, min(threads, len(waiting))) if self._ready.one_core else 1
         if how.progress:
             announce(self._expected(len(waiting)))
@@ -302,7 +309,8 @@ class _Search:
 
 
 def _fallen(trials: Mapping[Key, Trial], share: float) -> dict[Key, bool]:
-    return {key: trial.right <= share * trial.valid for key, trial in trials.items()}
+    limit = Fraction(str(share))  # as it was written: 0.29 * 100 is less than 29
+    return {key: trial.right <= limit * trial.valid for key, trial in trials.items()}
 
 
 def _summarise(store: Store, radii: Sequence[float], attacks: Sequence[str], share: float) -> Minimum:
