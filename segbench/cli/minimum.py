@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
 from segbench.cli.computing import computing_options
 from segbench.errors import ShardDoneError
+
+if TYPE_CHECKING:
+    from segbench.engine.minimum import Minimum
 
 ROUND = (0, 1, 2, 4, 8, 12, 16, 32, 64, 128, 255)  # radii of the table
 
@@ -51,23 +54,21 @@ def minimum(model: str, attacks: tuple[str, ...], json: bool, quiet: bool, **opt
             raise
         note(str(error))
         return
-    document = found.document()
     if json:
-        print_json(document)
+        print_json(found.document())
     else:
-        wrong = f"{100 * (1 - document['share_right']):g}% of the pixels wrong"
-        click.echo(
-            printable(
-                f"{document['model']['id']} on {document['dataset']['id']} ({len(found.image_ids)} images), {wrong}"
-            )
-        )
-        largest = document["largest_eps_255"]
-        above = f"above {largest:g}/255"
-        quantiles = [found.quantile(each) for each in (0.25, 0.5, 0.75)]
-        lower, median, upper = (above if each is None else f"{each:g}/255" for each in quantiles)
-        click.echo(f"Smallest ε: median {median}, quartiles {lower} and {upper}.")
-        radii = [each for each in ROUND if each <= largest]
-        print_table(
-            [">ε", ">images fallen"], [[f"{each:g}/255", f"{100 * found.fallen(each):.1f} %"] for each in radii]
-        )
+        _show(found)
     note(f"minimum  {found.path / 'minimum.json'}")
+
+
+def _show(found: Minimum) -> None:
+    document, number = found.document(), len(found.image_ids)
+    wrong = f"{100 * (1 - document['share_right']):g}% of the pixels wrong"
+    click.echo(printable(f"{document['model']['id']} on {document['dataset']['id']} ({number} images), {wrong}"))
+    largest = document["largest_eps_255"]
+    quantiles = [found.quantile(each) for each in (0.25, 0.5, 0.75)]
+    lower, median, upper = (f"above {largest:g}/255" if each is None else f"{each:g}/255" for each in quantiles)
+    click.echo(f"Smallest ε: median {median}, quartiles {lower} and {upper}.")
+    click.echo(f"{found.standing} of {number} images stand at {largest:g}/255.")
+    radii = [each for each in ROUND if each <= largest]
+    print_table([">ε", ">images fallen"], [[f"{each:g}/255", f"{100 * found.fallen(each):.1f} %"] for each in radii])
