@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -86,18 +85,42 @@ class Brightness(nn.Module):
 
 
 def test_the_closed_form_of_a_threshold_is_found(tmp_path):
-    """Grey images, all labelled bright: of value v one falls at v - 127.5, over 255."""
-    values = {"a": 129, "b": 131, "c": 134, "d": 140, "e": 120}
+    """Grey images, all labelled bright: of value v one falls at v - 127.5, over 255. In the last no pixel counts."""
+    values = {"a": 129, "b": 131, "c": 134, "d": 140, "e": 120, "void": 200}
     data = SegmentationDataset(
         "grey", "val", ("dark", "bright"), tuple(values),
-        read=lambda image_id: (np.full((8, 8, 3), values[image_id], np.uint8), np.ones((8, 8), np.uint8)),
+        read=lambda image_id: (
+            np.full((8, 8, 3), values[image_id], np.uint8),
+            np.full((8, 8), 255 if image_id == "void" else 1, np.uint8),
+        ),
         count_weights=lambda: (np.full(2, 0.5), "evaluated images"),
     )  # fmt: skip
     options = {"iterations": 8, "largest": 8, "resolution": 1, "out": tmp_path / "run", "how": QUIET}
     found = minimum(Brightness(), ["ce_const"], data, **options)
-    assert found.eps_255 == [2, 4, 7, None, 0]
-    assert [found.fallen(eps) for eps in (0, 1, 2, 8)] == [0.2, 0.2, 0.4, 0.8]
-    assert [found.quantile(share) for share in (0.2, 0.4, 0.5, 0.8, 1)] == [0, 2, 4, 7, None]
+    assert found.eps_255 == [2, 4, 7, None, 0, 0]
+    assert [found.fallen(eps) for eps in (0, 1, 2, 8)] == [2 / 6, 2 / 6, 3 / 6, 5 / 6]
+    assert [found.quantile(share) for share in (0.3, 0.4, 0.5, 0.6, 0.8, 1)] == [0, 2, 2, 4, 7, None]
+    assert found.standing == 1
+
+
+class Halves(nn.Module):
+    """Logits that no image changes: the first 29 of 100 columns are of the second class."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        second = (torch.arange(x.shape[-1], device=x.device) < 29).to(x.dtype) + 0 * x[:, :1]
+        return torch.cat([1 - second, second], dim=1)
+
+
+@pytest.mark.parametrize(("share", "eps"), [(0.29, 0.0), (0.28, None)])
+def test_a_share_is_the_number_that_was_written(tmp_path, share, eps):
+    """0.29 * 100 is 28.999999999999996 in floating point, and 29 of 100 pixels are right."""
+    data = SegmentationDataset(
+        "grey", "val", ("first", "second"), ("a",),
+        read=lambda _: (np.full((1, 100, 3), 99, np.uint8), np.ones((1, 100), np.uint8)),
+        count_weights=lambda: (np.full(2, 0.5), "evaluated images"),
+    )  # fmt: skip
+    options = {"iterations": 1, "largest": 1, "resolution": 1, "out": tmp_path / "run", "how": QUIET}
+    assert minimum(Halves(), ["ce_const"], data, share=share, **options).eps_255 == [eps]
 
 
 def test_it_is_the_smallest_radius_of_a_comparison_at_all_of_them(small, tmp_path):
@@ -147,23 +170,40 @@ def test_batch_size_and_shards_change_nothing(small, tmp_path):
     assert {file.name for file in (tmp_path / "run").glob("tried*")} == {"tried-1-of-2.jsonl", "tried-2-of-2.jsonl"}
 
 
-def test_a_kill_loses_no_trial(tmp_path):
-    out = tmp_path / "run"
-    options = ["--limit", "3", "--iterations", "60", "--largest", "48", "--resolution", "1", "--quiet"]
-    command = [sys.executable, "-m", "segbench", "attack", "minimum", "--model", MODEL, "--out", str(out), *options]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(Trials(out).read() if out.exists() else {}) < 3:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    before = Trials(out).read()
-    assert len(before) == 3
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    after = Trials(out).read()
-    assert all(after[image_id].items() >= tried.items() for image_id, tried in before.items())
-    assert (out / "minimum.json").exists()
+def test_a_kill_and_a_sigterm_lose_no_trial_and_nothing_is_tried_twice(tmp_path):
+    out, longer = tmp_path / "run", {"iterations": 20}
+    what = ["--model", MODEL, "--attacks", "mce", "js", "--out", str(out), "--quiet"]
+    options = ["--limit", "3", "--iterations", "20", "--largest", "48", "--resolution", "4", "--share", "0.3"]
+    before: set[str] = set()
+    for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 3)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "segbench", "attack", "minimum", *what, *options],
+            env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while len(attacked(out) - before) < 1 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+        assert attacked(out) > before
+        before = attacked(out)
+    assert "of 3 images are left" in errors
+    assert not (out / "minimum.json").exists()
+    assert found_by(out, **longer).eps_255 == found_by(tmp_path / "once", **longer).eps_255
+    assert before < attacked(out) == attacked(tmp_path / "once")
+    assert len(attacked(out)) == sum('"attack": "clean"' not in line for line in whole_lines(out))
+
+
+def attacked(out):
+    """The trials of attacks that are written."""
+    return {line for line in whole_lines(out) if '"attack": "clean"' not in line}
+
+
+def whole_lines(out):
+    file = out / "tried.jsonl"
+    return [line for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
 
 
 def test_damaged_lines_are_passed_over(tmp_path):
@@ -202,6 +242,7 @@ def test_the_command_prints_a_table_and_status_and_merge_know_what_it_is(cli):
     assert code == 0, err
     assert "(2 images), 99% of the pixels wrong" in out
     assert "median above 4/255" in out
+    assert "2 of 2 images stand at 4/255." in out
     assert [line.split()[0] for line in out.splitlines() if line.endswith("% ") or line.rstrip().endswith("%")] == [
         f"{radius}/255" for radius in (0, 1, 2, 4)
     ]
