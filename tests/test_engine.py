@@ -32,7 +32,7 @@ from segbench.engine.worker import Worker
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models import devices
 from segbench.models.devices import cpu_threads, exact_float32
-from segbench.protocol import SEA_V1
+from segbench.protocol import SEA_V1, comparison
 from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
 
 
@@ -247,6 +247,26 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path, monkeypatch)
     worker.model.largest = 0
     with pytest.raises(RunError, match="Not enough memory for one image"), frozen(worker.model):
         stream.do_unit(worker, units[0], list(data))
+
+
+def test_out_of_memory_on_another_model_halves_the_batch_too(monkeypatch):
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+    data = segbench.load_dataset("shapes").first(11)
+    protocol = comparison(["mce_from_0123abcd"], iterations=5)
+    (unit,) = (each for each in plan(protocol.name, data.image_ids, [8.0], protocol.losses) if each.eps_255)
+    found = []
+    for largest in (3, 100):
+        source = Hungry()
+        source.largest = largest
+        worker = Worker(Pixelwise(), data, protocol, torch.device("cpu"), 8, sources={"0123abcd": source})
+        with frozen(worker.models):
+            found.append(stream.do_unit(worker, unit, list(data)))
+        assert worker.batch_size == (2 if largest == 3 else 8)
+    assert found[0].stats == found[1].stats
+    assert all((a == b).all() for a, b in zip(found[0].group.counts, found[1].group.counts, strict=True))
+    source.largest = 0
+    with pytest.raises(RunError, match="Not enough memory for one image"), frozen(worker.models):
+        stream.do_unit(worker, unit, list(data))
 
 
 def test_memory_that_ends_on_a_cpu_is_told(tmp_path, monkeypatch):

@@ -158,11 +158,17 @@ class Stream:
         """An attack that has no place in the batch, e.g. without gradients: all images of a unit at once."""
         started = time.monotonic()
         for shape in dict.fromkeys(tuple(item.sample.image.shape) for item in items):
-            alike = [item for item in items if tuple(item.sample.image.shape) == shape]
-            size = self._worker.size(*shape[-2:])
-            for start in range(0, len(alike), size):
-                part = alike[start : start + size]
-                results = self._worker.alone(opened.unit, [item.sample for item in part], self._on_images)
+            alike = deque(item for item in items if tuple(item.sample.image.shape) == shape)
+            while alike:
+                part = [alike.popleft() for _ in range(min(len(alike), self._worker.size(*shape[-2:])))]
+                try:
+                    results = self._worker.alone(opened.unit, [item.sample for item in part], self._on_images)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._worker.batch_size = self._half(len(part), shape, error)
+                    alike.extendleft(reversed(part))
+                    continue
                 for item, result in zip(part, results, strict=True):
                     item.result = result
         opened.unattacked = 0
@@ -199,14 +205,19 @@ class Stream:
         assert self._batch is not None
         evaluate = self._batch.evaluate
         size = min(evaluate.size or len(self._batch), len(self._batch))
+        evaluate.size = self._worker.batch_size = self._half(size, self._shape, error)
+
+    def _half(self, size: int, shape: Shape, error: BaseException) -> int:
+        """Half of so many images of a shape, for which memory was not enough."""
         fixed = self._worker.fixed_shape
         if fixed or size == 1:
-            images = f"{evaluate.size} images" if fixed and evaluate.size != 1 else "one image"
+            size = self._worker.size(*shape[-2:]) if fixed else 1
+            images = "one image" if size == 1 else f"{size} images"
             raise RunError(
-                f"Not enough memory for {images} {self._shape} on {self._worker.device}. Finished units are kept. "
+                f"Not enough memory for {images} {shape} on {self._worker.device}. Finished units are kept. "
                 "Close other programs, or use another --device."
             ) from error
-        evaluate.size = self._worker.batch_size = size // 2
+        return size // 2
 
     def _due(self) -> bool:
         """Whether to score: a unit is complete then, or enough images have come together, or there is nothing else."""
