@@ -256,3 +256,13 @@ def test_the_command_prints_a_table_and_status_and_merge_know_what_it_is(cli):
     code, _, err = cli("merge", "run")
     assert code == 1
     assert "looks for the smallest ε of each image; it makes no entry" in err
+
+
+def test_status_says_that_a_search_is_not_finished(cli):
+    options = ["--model", MODEL, "--limit", "2", "--iterations", "1", "--largest", "1", "--resolution", "1", "--quiet"]
+    code, _, err = cli("attack", "minimum", *options, "--out", "run", "--attacks", "mce", "--shard", "1/2")
+    assert (code, "Shard 1/2 is done. 1 of 2 images are missing." in err) == (3, True)
+    code, out, err = cli("status", "run")
+    assert code == 3
+    assert "minimum.json is not there yet." in out
+    assert "run the same `segbench attack minimum` again" in err

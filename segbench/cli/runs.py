@@ -23,11 +23,12 @@ from segbench.protocol import MINIMUM
 def status(run: Path, json: bool) -> None:
     """Show what of the run directory RUN is done, who works on it, and how long it will take.
 
-    Exit code 3 while units are missing.
+    Exit code 3 while units are missing, or a search is not finished.
     """
     store = Store.open(run)
     found = survey(store)
     total, left = found.total, found.total.units - found.total.done
+    searches = store.manifest["protocol"]["name"] == MINIMUM
     if json:
         print_json(found.document())
     else:
@@ -36,7 +37,7 @@ def status(run: Path, json: bool) -> None:
             f"{found.model} on {found.dataset}: {total.done} of {total.units} units done in {found.seconds:.0f} s, "
             f"{total.running} running, {total.failed} failed, {total.missing} missing{time_left}"
         )
-        if store.manifest["protocol"]["name"] == MINIMUM:
+        if searches:
             tried = Trials(run).read()
             there = "there" if (run / "minimum.json").exists() else "not there yet"
             number = sum(map(len, tried.values()))
@@ -62,6 +63,8 @@ def status(run: Path, json: bool) -> None:
         for who in found.workers:
             if who.state == "failed" and who.error:
                 click.echo(printable(f"Shard {who.shard} failed on {who.host}: {who.error}", keep="\n"))
+    if searches and not (run / "minimum.json").exists():
+        raise IncompleteError("The search is not finished. Continue: run the same `segbench attack minimum` again.")
     if left:
         raise IncompleteError(f"{left} units are missing. Continue: run the same `segbench evaluate` again.")
 
