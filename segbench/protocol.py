@@ -154,3 +154,14 @@ def parse_eps(values: Sequence[str | float]) -> tuple[float, ...]:
     if not radii:
         raise UsageError("Give at least one ε, e.g. --eps 4 8 12.")
     return tuple(sorted(radii))
+
+
+def radii_of(eps: str | float | Sequence[str | float] | None) -> tuple[float, ...]:
+    """One radius, several, or None for the official ones, as `parse_eps` gives them.
+
+    >>> radii_of("8/255"), radii_of([4, 8]), radii_of(None)
+    ((8.0,), (4.0, 8.0), (4.0, 8.0, 12.0))
+    """
+    if eps is None:
+        return OFFICIAL_RADII_255
+    return parse_eps([eps] if isinstance(eps, str | float | int) else eps)

@@ -8,21 +8,10 @@ from typing import Any
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
-from segbench.cli.computing import computing_options
+from segbench.cli.computing import DATA_ROOT, DATASET, EPS, JSON, LIMIT, MODEL, OUT, SEED, computing_options
 from segbench.cli.minimum import minimum
 from segbench.cli.report import show
 from segbench.errors import ShardDoneError
-
-EPS = click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
-DATA_ROOT = click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
-DATASET = click.option("--dataset", help="Data set id; by default that of the model's card.")
-OUT = click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
-)
-LIMIT = click.option("--limit", type=int, help="Only the first images.")
-MODEL = click.option("--model", required=True, help="As in `segbench evaluate`.")
-SEED = click.option("--seed", type=int, default=225, help="Of the random starts.")
-JSON = click.option("--json", is_flag=True, help="Print as JSON.")
 
 
 @click.group()

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., object])
+
+# What is attacked: options that the attacks beside the protocol share.
+EPS = click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
+DATA_ROOT = click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
+DATASET = click.option("--dataset", help="Data set id; by default that of the model's card.")
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
+)
+LIMIT = click.option("--limit", type=int, help="Only the first images.")
+MODEL = click.option("--model", required=True, help="As in `segbench evaluate`.")
+SEED = click.option("--seed", type=int, default=225, help="Of the random starts.")
+JSON = click.option("--json", is_flag=True, help="Print as JSON.")
 
 OPTIONS = (
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),

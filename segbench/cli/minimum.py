@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
-from segbench.cli.computing import computing_options
+from segbench.cli.computing import DATA_ROOT, DATASET, JSON, LIMIT, MODEL, OUT, SEED, computing_options
 from segbench.errors import ShardDoneError
 
 if TYPE_CHECKING:
@@ -18,23 +17,21 @@ ROUND = (0, 1, 2, 4, 8, 12, 16, 32, 64, 128, 255)  # radii of the table
 
 
 @click.command("minimum", cls=ManyValues)
-@click.option("--model", required=True, help="As in `segbench evaluate`.")
+@MODEL
 @click.option(
     "--attacks", multiple=True, default=("mce_bal", "mce", "js"), help="Tried in this order; the first that does it."
 )
-@click.option("--dataset", help="Data set id; by default that of the model's card.")
+@DATASET
 @click.option("--share", type=float, default=0.01, help="Of right pixels that an image which has fallen may have.")
 @click.option("--largest", type=float, default=32.0, help="Radius, over 255.")
 @click.option("--resolution", type=float, default=0.25, help="Of the radii, over 255.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/<model>-<data set>-<identity>]"
-)
-@click.option("--limit", type=int, help="Only the first images.")
+@DATA_ROOT
+@OUT
+@LIMIT
 @click.option("--iterations", type=click.IntRange(1), default=300, help="Of each attack at each radius.")
-@click.option("--seed", type=int, default=225, help="Of the random starts.")
+@SEED
 @computing_options
-@click.option("--json", is_flag=True, help="Print as JSON.")
+@JSON
 def minimum(model: str, attacks: tuple[str, ...], json: bool, quiet: bool, **options: Any) -> None:
     """Find the smallest ε at which 99% of the pixels of an image are wrong, for each image, by bisection.
 

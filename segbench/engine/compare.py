@@ -29,7 +29,7 @@ from segbench.errors import IncompleteError, PreemptedError, RunError, UsageErro
 from segbench.evidence import CLEAN, Evidence, Group, Key
 from segbench.files import write_atomic
 from segbench.models.load import Subject, resolve
-from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, TOLERANCES, comparison, parse_eps
+from segbench.protocol import SEA_V1, TOLERANCES, comparison, radii_of
 from segbench.signals import raised
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def compare(
     if not attacks:
         raise UsageError("Which attacks? See: segbench attack list")
     how = how or How()
-    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
+    radii = radii_of(eps)
     parts = {name: _listed(name, iterations).parts() for name in dict.fromkeys(attacks)}
     subjects: list[Subject] = []
     if sources:

@@ -38,7 +38,7 @@ from segbench.models.architectures import STATELESS
 from segbench.models.devices import cpu_threads, exact_float32
 from segbench.models.load import Subject, find, resolve
 from segbench.models.sliding import as_fed
-from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, Protocol, get_protocol, parse_eps
+from segbench.protocol import SEA_V1, Protocol, get_protocol, radii_of
 from segbench.signals import raised, stop_signals
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def evaluate(
         ShardDoneError: this shard is done, units of others are missing.
         PreemptedError: SIGTERM stopped it, units are missing.
     """
-    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
+    radii = radii_of(eps)
     how = How(device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker)
     store = attack_all(model_or_id, dataset, radii, _protocol(protocol, iterations), how, data_root, out, limit)
     try:

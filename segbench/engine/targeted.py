@@ -26,7 +26,7 @@ from segbench.ensemble import bootstrap, interval
 from segbench.errors import IncompleteError, PreemptedError, RunError, UnknownNameError, UsageError, unknown_name
 from segbench.evidence import CLEAN, Evidence
 from segbench.files import write_atomic
-from segbench.protocol import OFFICIAL_RADII_255, SEA_V1, comparison, parse_eps
+from segbench.protocol import SEA_V1, comparison, radii_of
 from segbench.signals import raised
 
 
@@ -86,7 +86,7 @@ def targeted(
     classes = list(dict.fromkeys(class_number(each, data.class_names) for each in targets))
     if not classes:
         raise UsageError(f"Which class? Give a name or number with --target. There are: {', '.join(data.class_names)}.")
-    radii = parse_eps(OFFICIAL_RADII_255 if eps is None else [eps] if isinstance(eps, str | float | int) else eps)
+    radii = radii_of(eps)
     names = [f"js_target_{each}" for each in classes]
     store = attack_all(
         model_or_id, data, radii, comparison(names, iterations, seed), how, data_root, out, limit, "attack targeted"
