@@ -25,8 +25,9 @@ from segbench.reporting import attacked, charts
 from segbench.reporting.analysis import extremes, middle, views
 from segbench.reporting.attacked import Wanted, attack_again, opened
 from segbench.reporting.figures import picture
+from segbench.reporting.gallery import Pictures
 from segbench.reporting.panels import Row, panel
-from segbench.reporting.report import Pictures, make, page
+from segbench.reporting.report import make, page
 from segbench.reporting.runs import read_runs
 from segbench.reporting.strata import strata
 from tests.runs import MODEL, run
@@ -225,7 +226,7 @@ def test_flags_come_before_the_numbers(report):
     material = dataclasses.replace(report.material, documents={**report.material.documents, "comparison": [document]})
     text = page(dataclasses.replace(report, material=material)).decode()
     assert "At 8/255 square, which needs no gradient of this model, is 12.3 points of mIoU below SEA" in text
-    assert text.index("Read this first") < text.index("id=\"numbers\"")
+    assert text.index("Read this first") < text.index('id="numbers"')
 
 
 def test_a_sheet_shows_the_perturbation_and_where_it_is_wrong():

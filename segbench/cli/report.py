@@ -83,13 +83,14 @@ def show(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], **o
 
 
 def _made(runs: tuple[Path, ...], options: dict[str, Any]) -> Any:
-    from segbench.reporting.report import Pictures, make
+    from segbench.reporting.report import make
     from segbench.reporting.runs import read_runs
 
     material = read_runs(runs)
     if options["no_pictures"] or material.main is None:
         return make(material, None)
     from segbench.engine.evaluate import How
+    from segbench.reporting.gallery import Pictures
 
     if options["model"]:
         find_own_modules(options["model"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from segbench import counts
 from segbench.data import SegmentationDataset
-from segbench.engine.evaluate import Ready
+from segbench.engine.evaluate import How, Ready
 from segbench.engine.targeted import class_number
 from segbench.evidence import CLEAN
 from segbench.protocol import SEA_V1, TOLERANCES
@@ -16,13 +18,31 @@ from segbench.reporting.analysis import View, extremes, middle
 from segbench.reporting.attacked import Seen, Wanted, attack_again, opened
 from segbench.reporting.figures import Figure, picture
 from segbench.reporting.panels import Row, panel
-from segbench.reporting.report import Pictures
 from segbench.reporting.runs import Run
 
 ABOUT = (
     "The attacked images are those of the worst case for aAcc. The perturbation is amplified so that +ε is white and "
     "-ε black; in the last column blue is right and red is wrong."
 )
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Which images are shown.
+
+    Attributes:
+        number: of the best, and of the worst images.
+        targets: classes of the targeted attacks, by name or number; none: the most and the least frequent one.
+        model: what loads the model, if it is not the id that the run names.
+        data_root: folder of the data set, where it needs one.
+        how: how they are attacked again.
+    """
+
+    number: int
+    targets: Sequence[str]
+    model: str | None
+    data_root: Path | None
+    how: How
 
 
 def gallery(run: Run, views: Sequence[View], which: Pictures) -> tuple[list[Figure], list[str]]:

@@ -16,29 +16,10 @@ from segbench.reporting.figures import INSTALL, Figure, data_uri
 from segbench.reporting.runs import Material
 
 if TYPE_CHECKING:
-    from segbench.engine.evaluate import How
+    from segbench.reporting.gallery import Pictures
 
 KINDS = (("sweep", "Iterations and seeds"), ("targeted", "Targeted attacks"), ("minimum", "Minimum ε"))
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Which images are shown.
-
-    Attributes:
-        number: of the best, and of the worst images.
-        targets: classes of the targeted attacks, by name or number; none: the most and the least frequent one.
-        model: what loads the model, if it is not the id that the run names.
-        data_root: folder of the data set, where it needs one.
-        how: how they are attacked again.
-    """
-
-    number: int
-    targets: Sequence[str]
-    model: str | None
-    data_root: Path | None
-    how: How
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from playwright.sync_api import Page
 
 from segbench.engine.compare import compare
 from segbench.engine.evaluate import How
-from segbench.reporting.report import Pictures, make, page
+from segbench.reporting.gallery import Pictures
+from segbench.reporting.report import make, page
 from segbench.reporting.runs import read_runs
 from tests.runs import MODEL, run
 
