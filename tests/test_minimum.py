@@ -60,6 +60,22 @@ def test_an_image_that_never_stood_has_zero_and_is_tried_no_more():
     assert step({CLEAN: True}, [1.0], ["a"]).then == Found(0.0)
 
 
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_what_fell_within_a_radius_falls_within_each_larger_one(first, second, data):
+    """Whatever the attacks answer, monotone or not, a second grid finds nothing above what the first one proved."""
+    answers = data.draw(st.lists(st.booleans(), min_size=240, max_size=240))
+    fallen, found = {CLEAN: False}, []
+    for radii in ([float(place + 1) for place in range(first)], [(place + 1) / 2 for place in range(second)]):
+        while not isinstance(then := step(fallen, radii, ["a"]).then, Found):
+            assert not any(fell and eps <= then[0] for (eps, attack), fell in fallen.items() if attack == "a")
+            fallen[then] = answers[int(2 * then[0])]
+        found.append(then.eps_255)
+    if found[0] is not None and found[0] <= second / 2:
+        assert found[1] is not None
+        assert found[1] <= found[0]
+    assert all(eps is None or any(fell and each <= eps for (each, _), fell in fallen.items()) for eps in found)
+
+
 def test_the_first_attack_that_does_it_is_enough():
     radii = [1.0, 2.0, 3.0]
     assert step({CLEAN: False}, radii, ["a", "b"]).then == (2.0, "a")

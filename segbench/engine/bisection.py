@@ -5,6 +5,7 @@ Torch-free, and a function of the answers alone: a run that was killed goes on f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,12 @@ class Step(NamedTuple):
 
 
 def step(fallen: Mapping[Key, bool], radii_255: Sequence[float], attacks: Sequence[str]) -> Step:
-    """Bisection, which takes for granted that an image that falls at ε falls at each larger one.
+    """Bisection, which takes for granted that an image that stands at ε stands at each smaller one.
+
+    That is so of the strongest attack there is, not of each that we have: near the end it may stand at one radius and
+    fall at a smaller one. What is found is a radius at which the image does fall, thus never below the true smallest one.
+    The other direction is no assumption: what was found within ε is within each larger one, so nothing is tried above a
+    radius at which the image fell, be it of another grid.
 
     An image falls at a radius as soon as one of the attacks brings it down there; the others are not tried then.
 
@@ -43,11 +49,12 @@ def step(fallen: Mapping[Key, bool], radii_255: Sequence[float], attacks: Sequen
         return Step(CLEAN, 0)
     if fallen[CLEAN]:
         return Step(Found(0.0), 0)
+    known = min((eps for (eps, attack), fell in fallen.items() if fell and attack in attacks), default=math.inf)
     stands, falls, decided = -1, len(radii_255), 0
     while falls - stands > 1:
         middle = (stands + falls) // 2
         answers = [fallen.get((radii_255[middle], attack)) for attack in attacks]
-        if True in answers:
+        if radii_255[middle] >= known:
             falls = middle
         elif None in answers:
             return Step((radii_255[middle], attacks[answers.index(None)]), decided)

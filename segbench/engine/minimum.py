@@ -102,8 +102,9 @@ def minimum(
 ) -> Minimum:
     """Looks for the smallest ε of each image by bisection on the radii resolution, 2 resolution, ..., largest.
 
-    It takes for granted that an image that falls at one radius falls at each larger one. Of several attacks the first
-    that brings the image down at a radius is enough there.
+    It takes for granted that an image that stands at one radius stands at each smaller one (see `bisection.step`). Of
+    several attacks the first that brings the image down at a radius is enough there. With another ``largest`` or
+    ``resolution`` in the same run directory all that was tried there counts.
 
     Args:
         model_or_id: whatever `segbench.evaluate` takes.
