@@ -31,7 +31,7 @@ def step(fallen: Mapping[Key, bool], radii_255: Sequence[float], attacks: Sequen
     """Bisection, which takes for granted that an image that stands at ε stands at each smaller one.
 
     That is so of the strongest attack there is, not of each that we have: near the end it may stand at one radius and
-    fall at a smaller one. What is found is a radius at which the image does fall, thus never below the true smallest one.
+    fall at a smaller one. What is found is a radius at which the image does fall: never below the true one.
     The other direction is no assumption: what was found within ε is within each larger one, so nothing is tried above a
     radius at which the image fell, be it of another grid.
 
