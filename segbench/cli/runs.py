@@ -64,9 +64,9 @@ def status(run: Path, json: bool) -> None:
             if who.state == "failed" and who.error:
                 click.echo(printable(f"Shard {who.shard} failed on {who.host}: {who.error}", keep="\n"))
     if searches and not (run / "minimum.json").exists():
-        raise IncompleteError("The search is not finished. Continue: run the same `segbench attack minimum` again.")
+        raise IncompleteError(f"The search is not finished. Continue: run the same `{store.verb}` again.")
     if left:
-        raise IncompleteError(f"{left} units are missing. Continue: run the same `segbench evaluate` again.")
+        raise IncompleteError(f"{left} units are missing. Continue: run the same `{store.verb}` again.")
 
 
 @click.command()

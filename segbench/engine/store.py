@@ -124,6 +124,12 @@ class Store:
             )
         return cls(path, manifest)
 
+    @property
+    def verb(self) -> str:
+        """The command that does this run, without its options: ``segbench evaluate`` or one of the attacks."""
+        command: str = self.manifest["environment"]["command"]
+        return command.partition(" --")[0]
+
     def save(self) -> None:
         """Writes the manifest."""
         try:
@@ -176,7 +182,7 @@ class Store:
         file = self.file(unit)
         if not file.exists():
             return None
-        mend = "Nothing was overwritten. Delete the file and run `segbench evaluate` again: only this unit is repeated."
+        mend = f"Nothing was overwritten. Delete the file and run `{self.verb}` again: only this unit is repeated."
         try:
             found = evidence.from_bytes(file.read_bytes(), source=str(file))
         except OSError as error:
