@@ -36,6 +36,8 @@ def by_hand(name, u, y, t=1, T=1):
         return ce
     if name == "mce":
         return ce if correct else 0.0
+    if name == "js_target":
+        return -by_hand("js", u, y)
     if name == "js":
         e = [float(k == y) for k in range(len(u))]
         m = [(a + b) / 2 for a, b in zip(p, e, strict=True)]
@@ -52,7 +54,7 @@ def by_hand(name, u, y, t=1, T=1):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["ce", "mce", "js", "segpgd", "cospgd", "tsallis"]),
+    st.sampled_from(["ce", "mce", "js", "segpgd", "cospgd", "tsallis", "js_target"]),
     st.lists(st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=4, max_size=4),
     st.lists(st.integers(0, 2), min_size=4, max_size=4),
     st.integers(1, 5),
@@ -63,6 +65,21 @@ def test_losses_equal_their_definitions_on_2x2_images(name, pixels, labels, step
     values = LOSSES[name](terms, Context(step, 5, None)).flatten().tolist()
     expected = [by_hand(name, u, y, step, 5) for u, y in zip(pixels, labels, strict=True)]
     assert values == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_raising_the_targeted_loss_raises_the_probability_of_the_target():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    targets = torch.full((2, 3, 3), 2)
+    targets[0, 0] = 255
+    values = losses.js_target(logits, targets)
+    assert (values <= 0).all()
+    assert values[0, 0].tolist() == [0, 0, 0]
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    before, after = (x.softmax(1)[:, 2] for x in (logits.detach(), logits.detach() + 0.01 * gradient))
+    valid = targets != 255
+    assert (after[valid] > before[valid]).all()
+    assert (gradient.movedim(1, -1)[~valid] == 0).all()
 
 
 def test_js_is_finite_and_correct_at_any_logit_gap():
