@@ -13,7 +13,7 @@ import segbench
 from segbench import evidence
 from segbench.attacks.catalogue import get_attack, perform
 from segbench.engine.compare import BASELINES, compare
-from segbench.engine.evaluate import How
+from segbench.engine.preparation import How
 from segbench.engine.store import Store
 from segbench.errors import RunError, ShardDoneError, UsageError
 from segbench.protocol import SEA_V1, comparison

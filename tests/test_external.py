@@ -9,8 +9,8 @@ import pytest
 import segbench
 from segbench import entries, evidence
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
 from segbench.engine.external import add_external
+from segbench.engine.preparation import How
 from segbench.entries import additions
 from segbench.errors import ContentError, RunError
 from segbench.leaderboard.assessment import assess

@@ -6,7 +6,7 @@ import pytest
 
 import segbench
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
+from segbench.engine.preparation import How
 from segbench.protocol import SEA_V1
 from tests.masked import MASKED, Randomised
 

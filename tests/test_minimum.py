@@ -19,8 +19,8 @@ from segbench import evidence
 from segbench.data import SegmentationDataset
 from segbench.engine.bisection import Found, step
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
 from segbench.engine.minimum import grid, minimum
+from segbench.engine.preparation import How
 from segbench.engine.trials import Trial, Trials
 from segbench.errors import ShardDoneError, UsageError
 from segbench.evidence import CLEAN

@@ -15,7 +15,7 @@ import pytest
 import segbench
 from segbench.engine import ray_engine
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
+from segbench.engine.preparation import How
 from segbench.engine.store import Store
 from segbench.errors import DataError, RunError, UsageError
 from tests.runs import ENVIRONMENT, MODEL, SHORT, run, units

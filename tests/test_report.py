@@ -17,8 +17,8 @@ from PIL import Image
 import segbench
 from segbench import counts
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
 from segbench.engine.minimum import minimum
+from segbench.engine.preparation import How
 from segbench.engine.targeted import targeted
 from segbench.errors import RunError, UsageError
 from segbench.reporting import attacked, charts

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
+from segbench.engine.preparation import How
 from segbench.engine.sweep import sweep
 from segbench.errors import ShardDoneError, UsageError
 from tests.runs import MODEL

@@ -9,7 +9,7 @@ import pytest
 
 import segbench
 from segbench import evidence
-from segbench.engine.evaluate import How
+from segbench.engine.preparation import How
 from segbench.engine.store import Store
 from segbench.engine.targeted import targeted
 from segbench.errors import ShardDoneError, UsageError

@@ -96,7 +96,7 @@ def compare_attacks(
     """
     from segbench.attacks.catalogue import schedules
     from segbench.engine.compare import ATTACKS, compare
-    from segbench.engine.evaluate import How
+    from segbench.engine.preparation import How
     from segbench.engine.sweep import sweep
 
     find_own_modules(model)
@@ -140,7 +140,7 @@ def attack_targeted(
 
     Ctrl-C is safe: the same command continues where it stopped, also with more classes or radii.
     """
-    from segbench.engine.evaluate import How
+    from segbench.engine.preparation import How
     from segbench.engine.targeted import targeted
 
     find_own_modules(model)

@@ -1,4 +1,4 @@
-"""The options of every command that attacks images: where and how it is computed, as `segbench.engine.evaluate.How`."""
+"""The options of every command that attacks images: where and how (`segbench.engine.preparation.How`), and of what."""
 
 from __future__ import annotations
 

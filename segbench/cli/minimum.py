@@ -37,8 +37,8 @@ def minimum(model: str, attacks: tuple[str, ...], json: bool, quiet: bool, **opt
 
     Ctrl-C is safe: the same command continues where it stopped.
     """
-    from segbench.engine.evaluate import How
     from segbench.engine.minimum import minimum as search
+    from segbench.engine.preparation import How
 
     find_own_modules(model)
     names = ("dataset", "share", "largest", "resolution", "data_root", "out", "limit", "iterations", "seed")

@@ -89,7 +89,7 @@ def _made(runs: tuple[Path, ...], options: dict[str, Any]) -> Any:
     material = read_runs(runs)
     if options["no_pictures"] or material.main is None:
         return make(material, None)
-    from segbench.engine.evaluate import How
+    from segbench.engine.preparation import How
     from segbench.reporting.gallery import Pictures
 
     if options["model"]:

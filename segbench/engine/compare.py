@@ -20,8 +20,8 @@ from segbench import evidence, schemas
 from segbench.attacks.catalogue import Attack, get_attack
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
-from segbench.engine.evaluate import PREEMPTED, How, attack_all, open_dataset, shard_done, source_name
 from segbench.engine.plan import Unit
+from segbench.engine.preparation import PREEMPTED, How, attack_all, open_dataset, shard_done, source_name
 from segbench.engine.store import MEND, Store
 from segbench.ensemble import Replicates, better, bootstrap, chosen, interval, worst_case
 from segbench.entries import merge_groups

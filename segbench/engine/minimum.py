@@ -27,9 +27,9 @@ from segbench.attacks.problem import frozen
 from segbench.data import SegmentationDataset
 from segbench.engine.bisection import Found, Step, step
 from segbench.engine.estimate import seconds_per_pass
-from segbench.engine.evaluate import DRAINING, PREEMPTED, How, Ready, do, fill_memory, prepared, shard_done
 from segbench.engine.plan import Finished, Unit
 from segbench.engine.prefetch import Prefetcher
+from segbench.engine.preparation import DRAINING, PREEMPTED, How, Ready, do, fill_memory, prepared, shard_done
 from segbench.engine.presence import Presence, file_name, present
 from segbench.engine.progress import announce, counted, duration
 from segbench.engine.run import Stopped

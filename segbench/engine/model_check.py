@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segbench import counts
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.checks import mixing, probe, tolerance
-from segbench.engine.evaluate import in_eval_mode
+from segbench.engine.preparation import in_eval_mode
 from segbench.engine.progress import watch
 from segbench.errors import DataError, UnknownNameError, UsageError
 from segbench.models.devices import exact_float32

@@ -20,7 +20,7 @@ from segbench import evidence, schemas
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
 from segbench.engine.compare import gather
-from segbench.engine.evaluate import PREEMPTED, How, attack_all, open_dataset, shard_done
+from segbench.engine.preparation import PREEMPTED, How, attack_all, open_dataset, shard_done
 from segbench.engine.store import MEND
 from segbench.ensemble import bootstrap, interval
 from segbench.errors import IncompleteError, PreemptedError, RunError, UnknownNameError, UsageError, unknown_name

@@ -24,8 +24,8 @@ from segbench.attacks.apgd import AttackBatch
 from segbench.attacks.catalogue import get_attack
 from segbench.attacks.problem import frozen
 from segbench.data import Sample, SegmentationDataset
-from segbench.engine.evaluate import How, Ready, prepared
 from segbench.engine.plan import Unit
+from segbench.engine.preparation import How, Ready, prepared
 from segbench.engine.progress import counted
 from segbench.engine.run import passes
 from segbench.engine.store import MEND

@@ -10,7 +10,7 @@ import numpy as np
 
 from segbench import counts
 from segbench.data import SegmentationDataset
-from segbench.engine.evaluate import How, Ready
+from segbench.engine.preparation import How, Ready
 from segbench.engine.targeted import class_number
 from segbench.evidence import CLEAN
 from segbench.protocol import SEA_V1, TOLERANCES

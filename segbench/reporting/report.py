@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from segbench import __version__
 from segbench.data.catalogue import class_names
 from segbench.errors import SegbenchError
-from segbench.reporting import charts
+from segbench.reporting import charts, outcomes
 from segbench.reporting.analysis import View, views
 from segbench.reporting.figures import INSTALL, Figure, data_uri
 from segbench.reporting.runs import Material
+from segbench.reporting.style import METRICS
 
 if TYPE_CHECKING:
     from segbench.reporting.gallery import Pictures
@@ -61,8 +62,8 @@ def make(material: Material, pictures: Pictures | None) -> Report:
     names = class_names(about["id"]) or [f"class {number}" for number in range(about["num_classes"])]
     figures: dict[str, list[Figure]] = {"scores": charts.of_views(found, names) if found else []}
     for kind, draw in (
-        ("comparison", charts.comparison), ("sweep", charts.sweep), ("targeted", charts.targeted),
-        ("minimum", charts.minimum),
+        ("comparison", outcomes.comparison), ("sweep", outcomes.sweep), ("targeted", outcomes.targeted),
+        ("minimum", outcomes.minimum),
     ):  # fmt: skip
         documents = material.documents.get(kind, [])
         figures[kind] = [
@@ -125,7 +126,7 @@ def _flags(report: Report, entry: Mapping[str, Any] | None) -> list[str]:
     for document in report.material.documents.get("comparison", []):
         found += [
             f"At {flag['eps_255']:g}/255 {flag['attack']}, which needs no gradient of this model, is "
-            f"{100 * flag['below']:.1f} points of {charts.METRICS[flag['metric']]} below SEA: its gradients are masked."
+            f"{100 * flag['below']:.1f} points of {METRICS[flag['metric']]} below SEA: its gradients are masked."
             for flag in document.get("flags", [])
         ]
     return found

@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 from segbench.engine.compare import compare
-from segbench.engine.evaluate import How
+from segbench.engine.preparation import How
 from segbench.reporting.gallery import Pictures
 from segbench.reporting.report import make, page
 from segbench.reporting.runs import read_runs
