@@ -86,6 +86,12 @@ def test_a_targeted_attack_draws_pixels_to_its_class_whatever_their_labels(probl
     assert torch.equal(attacked((model, images, others), "js_target_0", 30, eps_255=24).adversarial, found.adversarial)
 
 
+@pytest.mark.parametrize("iterations", [0, -3])
+def test_a_targeted_attack_of_no_iterations_is_refused(iterations):
+    with pytest.raises(UsageError, match="needs at least 1 iteration"):
+        get_attack("js_target_0", iterations)
+
+
 def test_a_targeted_attack_on_two_classes_is_the_untargeted_one_on_the_other_label():
     """Of two classes, to reach one is to leave the other; what is raised differs, the first step does not."""
     torch.manual_seed(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from segbench.attacks.catalogue import get_attack, perform
 from segbench.engine.compare import BASELINES, compare
 from segbench.engine.preparation import How
 from segbench.engine.store import Store
-from segbench.errors import RunError, ShardDoneError, UsageError
+from segbench.errors import ModelError, RunError, ShardDoneError, UsageError
 from segbench.protocol import SEA_V1, comparison
+from tests.masked import Quantised
 from tests.runs import MODEL, run
 
 OTHER = "at_convnext_mini_shapes"
@@ -94,6 +96,13 @@ def test_costs_are_those_of_the_units(small):
     assert rows["segpgd"]["backwards"] == 5 * 4
 
 
+def test_no_second_is_charged_twice(tmp_path):
+    started = time.monotonic()
+    found = found_by(tmp_path / "run", ["mce", "square", "js"], eps=8, iterations=20)
+    passed = time.monotonic() - started
+    assert sum(cost["seconds"] for cost in Store.open(found.path).costs().values()) <= passed
+
+
 def test_more_attacks_and_radii_are_added_and_nothing_is_done_twice(tmp_path):
     first = found_by(tmp_path / "run", ["mce"], eps=8, limit=2)
     lines = (first.path / "log.jsonl").read_text().splitlines()
@@ -155,6 +164,20 @@ def test_attacks_that_need_more_than_a_name_are_told_how(tmp_path):
         found_by(tmp_path / "run", ["mce_from_0123abcd"])
     with pytest.raises(UsageError, match="segbench attack targeted --target 99"):
         found_by(tmp_path / "run", ["js_target_99"])
+    assert not (tmp_path / "run").exists()
+
+
+class Shut(Quantised):
+    """No gradient with respect to the images."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            return self.model(x)
+
+
+def test_a_source_that_cannot_be_attacked_is_told(tmp_path):
+    with pytest.raises(ModelError, match=r"The model to transfer from \(weights .*no gradient"):
+        found_by(tmp_path / "run", ["mce"], eps=8, limit=2, sources=[Shut(segbench.load_model(OTHER))])
     assert not (tmp_path / "run").exists()
 
 

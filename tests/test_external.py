@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 
 import segbench
@@ -61,6 +63,28 @@ def test_a_comparison_of_another_model_is_refused(masked, entry_path, tmp_path):
     assert not additions.folder_of(entry_path, additions.EXTERNAL).exists()
 
 
+def test_other_images_of_the_same_ids_and_labels_are_refused(entry_path, tmp_path):
+    data = segbench.load_dataset("shapes")
+    brighter = dataclasses.replace(data, read=lambda image_id: _brighter(*data.read(image_id)), files=None)
+    model = Quantised(segbench.load_model(MODEL))
+    found = compare(model, ["square"], out=tmp_path / "run", how=How(progress=False), **OPTIONS | {"dataset": brighter})
+    with pytest.raises(ContentError, match="attacks other images than the entry's"):
+        add_external(found.path, entry_path, **BY)
+
+
+def _brighter(pixels, labels):
+    return np.minimum(pixels.astype(np.int64) + 60, 255).astype(np.uint8), labels
+
+
+def test_what_somebody_else_has_written_stays(masked, entry_path):
+    path = add_external(masked[1].path, entry_path, **BY)
+    before = path.read_bytes()
+    with pytest.raises(ContentError, match=r"is there already, of A\. Nobody\. Give another --name"):
+        add_external(masked[1].path, entry_path, **BY | {"author": "B"})
+    assert path.read_bytes() == before
+    assert add_external(masked[1].path, entry_path, name="mine", **BY).exists()
+
+
 def test_what_is_no_comparison_or_has_nothing_to_add_is_told(masked, entry_path, tmp_path, cli):
     with pytest.raises(RunError, match=r"not a finished comparison\. Make one: segbench attack compare"):
         add_external(run(tmp_path / "evaluation", eps=8, limit=2).path, entry_path, **BY)
@@ -80,6 +104,6 @@ def test_the_command_tells_where_it_lies(masked, entry_path, cli):
     code, _, err = cli("attack", "external", str(masked[1].path), *options)
     assert code == 0, err
     assert "sea_plus.json" in err
-    code, _, err = cli("attack", "external", str(masked[1].path), *options[:-1], "http://example.org")
+    code, _, err = cli("attack", "external", str(masked[1].path), "--name", "b", *options[:-1], "http://example.org")
     assert code == 1
     assert "url" in err

@@ -161,8 +161,11 @@ def get_attack(name: str, iterations: int | None = None) -> Attack:
     Raises:
         UsageError: unknown name, or fewer iterations than restarts.
     """
-    if match := re.fullmatch(r"js_target_(\d+)", name):
-        return Attack(name, "js_target", "apgd", "red", iterations or Attack.iterations, target=int(match[1]))
+    if match := re.fullmatch(r"js_target_([0-9]+)", name):
+        number = Attack.iterations if iterations is None else iterations
+        if number < 1:
+            raise UsageError(f"{name} needs at least 1 iteration, not {number}.")
+        return Attack(name, "js_target", "apgd", "red", number, target=int(match[1]))
     if match := re.fullmatch(rf"(\w+)_from_([0-9a-f]{{{SOURCE_DIGITS}}})", name):
         return replace(get_attack(match[1], iterations), name=name, source=match[2])
     whole = name if name in ATTACKS else name.rpartition("_")[0]

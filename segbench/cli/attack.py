@@ -198,7 +198,7 @@ def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
         click.echo(
             printable(
                 f"Flag: at {flag['eps_255']:g}/255 {flag['attack']} is {100 * flag['below']:.1f} points of "
-                f"{flag['metric']} below SEA. It needs no gradient of this model: its gradients are masked."
+                f"{flag['metric']} below SEA. It needs no gradient of this model: a sign of masked gradients."
             )
         )
 

@@ -9,9 +9,9 @@ from segbench import entries, evidence, schemas
 from segbench.engine.store import MEND, Store
 from segbench.entries import additions
 from segbench.errors import ContentError, RunError
-from segbench.evidence import CLEAN
+from segbench.evidence import CLEAN, Evidence
 from segbench.files import write_atomic
-from segbench.protocol import COMPARISON
+from segbench.protocol import COMPARISON, TOLERANCES
 
 EVIDENCE = "comparison.parquet"  # of a finished comparison, in its run directory
 
@@ -31,7 +31,8 @@ def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: st
 
     Raises:
         RunError: not a finished comparison.
-        ContentError: it is of another model or data set, or has no other attacks at the entry's radii.
+        ContentError: it is of another model or other images, has no other attacks at the entry's radii, or the name
+            is taken.
     """
     store = Store.open(run)
     if store.manifest["protocol"]["name"] != COMPARISON or not (run / EVIDENCE).exists():
@@ -46,6 +47,7 @@ def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: st
             f"{entry['model']['id']}. Nothing was written."
         )
     found = evidence.from_bytes((run / EVIDENCE).read_bytes(), source=str(run / EVIDENCE))
+    _same_images(run, stored, found, entry["protocol"]["name"])
     radii = {row["eps_255"] for row in entry["results"]}
     groups = {
         key: group
@@ -64,9 +66,23 @@ def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: st
         description=f"segbench attack compare, {iterations} iterations: {', '.join(attacks)}"[:500],
     )  # fmt: skip
     path = additions.folder_of(entry_path, additions.EXTERNAL) / f"{name}.json"
+    if path.exists():
+        raise ContentError(
+            f"{path} is there already, of {additions.read_addition(path)['author']}. Give another --name."
+        )
     try:
         write_atomic(path.with_suffix(".parquet"), data)
         write_atomic(path, schemas.dump(document).encode())
     except OSError as error:
         raise RunError(f"Cannot write into {path.parent}: {error}. {MEND}") from error
     return path
+
+
+def _same_images(run: Path, stored: Evidence, found: Evidence, protocol: str) -> None:
+    """The same ids and labels are not enough: the clean predictions must be the entry's, up to another processor."""
+    clean = Evidence({CLEAN: found.groups[CLEAN]}, found.metadata)
+    if not all(row["agrees"] for row in additions.compare(stored, clean, TOLERANCES[protocol])):
+        raise ContentError(
+            f"{run} attacks other images than the entry's: the model sees the clean ones otherwise. Nothing was "
+            "written."
+        )

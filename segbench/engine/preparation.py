@@ -30,7 +30,7 @@ from segbench.engine.run import first_pass, run
 from segbench.engine.shards import own_device, own_shard, parse_shard
 from segbench.engine.store import Store, check_writable
 from segbench.engine.worker import Worker, device_name
-from segbench.errors import DataError, IncompleteError, PreemptedError, ShardDoneError, UsageError
+from segbench.errors import DataError, IncompleteError, ModelError, PreemptedError, ShardDoneError, UsageError
 from segbench.models import adapters
 from segbench.models.architectures import STATELESS
 from segbench.models.devices import cpu_threads, exact_float32
@@ -122,9 +122,13 @@ def prepared(
     iterations = None if protocol.iterations == SEA_V1.iterations else protocol.iterations
 
     with cpu_threads(), ExitStack() as modes:
-        was_training, *_ = [modes.enter_context(in_eval_mode(each, device)) for each in (module, *others.values())]
+        was_training, *trained = [
+            modes.enter_context(in_eval_mode(each, device)) for each in (module, *others.values())
+        ]
         with exact_float32():
             found = probe(module, _probe_images(used, device), data.num_classes, was_training=was_training)
+            for (name, each), training in zip(others.items(), trained, strict=True):
+                _probe_source(name, each, _probe_images(used, device), data.num_classes, was_training=training)
         command = command_line(model_or_id, used.id, limit, iterations, how.precision, compiled=how.compile, verb=verb)
         worker = Worker(module, used, protocol, device, size, how.precision, how.compile, sources=others)
         units = plan(protocol.name, used.image_ids, radii, protocol.losses)
@@ -223,6 +227,14 @@ def shard_done(how: How, store: Store, error: IncompleteError, mend: str) -> Sha
     """What is said when this process has done its part, and others are missing."""
     number, shards = how.part()
     return ShardDoneError(f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: {mend}")
+
+
+def _probe_source(name: str, model: nn.Module, images: torch.Tensor, num_classes: int, *, was_training: bool) -> None:
+    """Refuses a model that cannot be attacked in the place of the evaluated one."""
+    try:
+        probe(model, images, num_classes, was_training=was_training)
+    except ModelError as error:
+        raise ModelError(f"The model to transfer from (weights {name}...): {error}") from error
 
 
 def fill_memory(worker: Worker, sample: Sample) -> None:

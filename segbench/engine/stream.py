@@ -91,6 +91,7 @@ class Stream:
         self._attacked: dict[int, _Item] = {}  # by their key in the batch
         self._waiting: dict[Shape, deque[_Item]] = {}  # for a place in the batch
         self._unscored: list[_Item] = []
+        self._charged = 0.0  # seconds of this step that a unit has been charged already
         self._no_more = False
         self._error: SegbenchError | None = None  # why no more units can be taken
 
@@ -172,7 +173,9 @@ class Stream:
                 for item, result in zip(part, results, strict=True):
                     item.result = result
         opened.unattacked = 0
-        opened.seconds += (time.monotonic() - started) / self._worker.parallel
+        taken = time.monotonic() - started
+        opened.seconds += taken / self._worker.parallel
+        self._charged += taken
         self._unscored += items
 
     def _admit(self, items: Sequence[_Item]) -> None:
@@ -248,7 +251,8 @@ class Stream:
 
     def _charge(self, started: float, units: Sequence[_Open]) -> None:
         """Divides the time since ``started`` among the images of a step."""
-        share = (time.monotonic() - started) / max(len(units), 1) / self._worker.parallel
+        rest, self._charged = time.monotonic() - started - self._charged, 0.0
+        share = rest / max(len(units), 1) / self._worker.parallel
         for unit in units:
             unit.seconds += share
 

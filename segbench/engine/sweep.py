@@ -90,7 +90,7 @@ def sweep(
         about = {key: document[key] for key in ("model", "dataset", "environment")}
         rows += [{**row, "iterations": number, "seed": seed} for row in each.rows]
     result = Sweep(
-        folder, rows, _summary(rows), about | {"iterations": sorted(set(iterations)), "seeds": sorted(seeds)}
+        folder, rows, _summary(rows), about | {"iterations": sorted(set(iterations)), "seeds": sorted(set(seeds))}
     )
     try:
         write_atomic(folder / FILE, schemas.dump(result.document()).encode())

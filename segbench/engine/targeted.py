@@ -124,7 +124,7 @@ def class_number(name: str | int, class_names: Sequence[str]) -> int:
     >>> class_number("tree", ["sky", "tree"]), class_number("0", ["sky", "tree"])
     (1, 0)
     """
-    if str(name).isdecimal() and int(name) < len(class_names):
+    if str(name).isascii() and str(name).isdecimal() and int(name) < len(class_names):
         return int(name)
     if name in class_names:
         return class_names.index(str(name))

@@ -126,7 +126,7 @@ def _flags(report: Report, entry: Mapping[str, Any] | None) -> list[str]:
     for document in report.material.documents.get("comparison", []):
         found += [
             f"At {flag['eps_255']:g}/255 {flag['attack']}, which needs no gradient of this model, is "
-            f"{100 * flag['below']:.1f} points of {METRICS[flag['metric']]} below SEA: its gradients are masked."
+            f"{100 * flag['below']:.1f} points of {METRICS[flag['metric']]} below SEA: a sign of masked gradients."
             for flag in document.get("flags", [])
         ]
     return found
