@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from segbench import load_model
-from segbench.attacks.apgd import AttackBatch, Job, reduced
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import Evaluator
+from segbench.attacks.stages import reduced
 from segbench.data import SegmentationDataset
 from segbench.engine.batching import small_on_cpu
 from segbench.engine.merge import versions

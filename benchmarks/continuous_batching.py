@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import segbench
 from segbench.attacks import AttackResult
-from segbench.attacks.apgd import AttackBatch, Job
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import frozen
 from segbench.data import SegmentationDataset
 from segbench.engine.plan import Unit

@@ -11,8 +11,9 @@ from torch import nn
 
 import segbench
 from segbench import attacks
-from segbench.attacks.apgd import AttackBatch, Job, Stage, reduced
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.stages import Stage, reduced
 from tests import lockstep
 
 EPS, ITERATIONS = 6 / 255, 24

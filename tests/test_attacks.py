@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segbench import attacks
-from segbench.attacks.apgd import reduced
+from segbench.attacks.stages import reduced
 from segbench.errors import UsageError
 
 RELEASED_NAMES = {"mce": "mask-ce-avg", "mce_bal": "mask-ce-bal", "js": "js-avg"}

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from segbench.attacks import losses, random_start
-from segbench.attacks.apgd import AttackBatch, Job, Stage
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.catalogue import ATTACKS, STEP_SIZES, get_attack, perform, schedules, step_size
 from segbench.attacks.losses import LOSSES, TARGETED
 from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.stages import Stage
 from segbench.errors import UsageError
 
 EPS_255 = 6.0

@@ -77,13 +77,14 @@ def test_restarts_are_the_best_of_each_image(small):
     assert len({tuple(each.correct) for each in parts}) == 3  # each has a start of its own
 
 
-def test_the_strongest_is_no_weaker_than_itself_and_a_search_of_few_queries_is(small):
-    rows = rows_of(small, 8)
+def test_the_strongest_is_no_weaker_than_itself_and_a_search_of_few_queries_is(small, tmp_path):
+    rows = rows_of(found_by(tmp_path / "run", [*SEA_V1.losses, "square"], eps=8, limit=6), 8)
     for metric in ("aacc", "miou"):
         single = {name: row for name, row in rows.items() if name not in ("SEA", "all")}
         assert not min(single.values(), key=lambda row: row[metric])["weaker"][metric]
         assert single["square"]["weaker"][metric]
         assert rows["SEA"]["weaker"][metric] is None
+        assert all(row["weaker"][metric] is None for row in small.rows)  # of five images
 
 
 def test_costs_are_those_of_the_units(small):
@@ -167,6 +168,17 @@ def test_attacks_that_need_more_than_a_name_are_told_how(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+class Levels(Quantised):
+    """Rounds to a number of levels that neither its weights nor its printed form tell; the gradient goes through."""
+
+    def __init__(self, model, levels):
+        super().__init__(model)
+        self.levels = levels
+
+    def forward(self, x):
+        return self.model(x + (torch.round(x * self.levels) / self.levels - x).detach())
+
+
 class Shut(Quantised):
     """No gradient with respect to the images."""
 
@@ -176,9 +188,31 @@ class Shut(Quantised):
 
 
 def test_a_source_that_cannot_be_attacked_is_told(tmp_path):
-    with pytest.raises(ModelError, match=r"The model to transfer from \(weights .*no gradient"):
+    with pytest.raises(ModelError, match=r"The model to transfer from, shut: .*no gradient"):
         found_by(tmp_path / "run", ["mce"], eps=8, limit=2, sources=[Shut(segbench.load_model(OTHER))])
     assert not (tmp_path / "run").exists()
+
+
+def test_another_source_of_the_same_weights_is_not_taken_for_the_first(tmp_path):
+    """Two modules that print the same and hold the same weights, and round their input otherwise."""
+    coarse, fine = (Levels(segbench.load_model(OTHER), levels) for levels in (4, 250))
+    options = {"attacks": ["mce"], "eps": 8, "limit": 2}
+    found = found_by(tmp_path / "run", sources=[coarse], **options)
+    with pytest.raises(RunError, match=r"attacks on another model of the weights .*another folder with --out"):
+        found_by(tmp_path / "run", sources=[fine], **options)
+    other = found_by(tmp_path / "other", sources=[fine], **options)
+    assert rows_of(found, 8)["SEA from levels"] != rows_of(other, 8)["SEA from levels"]
+    assert found_by(tmp_path / "run", sources=[coarse], **options).rows == found.rows
+
+
+def test_one_name_is_no_list_of_letters(tmp_path):
+    found = found_by(tmp_path / "run", "mce", eps=8, limit=1, sources=OTHER)
+    assert [row["attack"] for row in found.rows][:2] == ["clean", "mce"]
+    command = Store.open(found.path).manifest["environment"]["command"]
+    assert (
+        command == f"segbench attack compare --attacks mce --from {OTHER} --model {MODEL} --dataset shapes --limit 1 "
+        "--iterations 4"
+    )
 
 
 def test_pairs_are_ensembles_of_two(small, tmp_path):

@@ -19,8 +19,9 @@ from torch import nn
 
 import segbench
 from segbench import entries, evidence
-from segbench.attacks.apgd import AttackBatch, Job, reduced
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.stages import reduced
 from segbench.engine import stream
 from segbench.engine.batching import cpu_batch, in_fixed_batches
 from segbench.engine.checks import probe, verify_images

@@ -43,7 +43,7 @@ def test_the_row_of_the_entry_has_the_best_known_score_and_its_warning(masked, e
     path = add_external(masked[1].path, entry_path, **BY)
     assert path.parent.name == f"{entry_path.stem}.external"
     document = additions.read_addition(path)
-    assert "20 iterations: square" in document["description"]
+    assert "20 iterations, seed 225: square" in document["description"]
     assert document["author"] == "A. Nobody"
     stored = evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="external")
     assert list(stored.groups) == [(8.0, "square")]  # mce is the entry's own
@@ -76,6 +76,17 @@ def _brighter(pixels, labels):
     return np.minimum(pixels.astype(np.int64) + 60, 255).astype(np.uint8), labels
 
 
+def test_more_iterations_of_the_entrys_own_losses_are_something_new(entry_path, tmp_path):
+    model = Quantised(segbench.load_model(MODEL))
+    found = compare(
+        model, ["mce"], out=tmp_path / "run", seed=7, how=How(progress=False), **OPTIONS | {"iterations": 30}
+    )
+    path = add_external(found.path, entry_path, **BY)
+    stored = evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="external")
+    assert list(stored.groups) == [(8.0, "mce_30_seed7")]
+    assert "30 iterations, seed 7" in additions.read_addition(path)["description"]
+
+
 def test_what_somebody_else_has_written_stays(masked, entry_path):
     path = add_external(masked[1].path, entry_path, **BY)
     before = path.read_bytes()
@@ -104,6 +115,10 @@ def test_the_command_tells_where_it_lies(masked, entry_path, cli):
     code, _, err = cli("attack", "external", str(masked[1].path), *options)
     assert code == 0, err
     assert "sea_plus.json" in err
+    code, _, err = cli("attack", "external", str(masked[1].path), "--name", "c", "--author", "\x1b[31mA", *options[:2],
+                       *options[4:])  # fmt: skip
+    assert code == 1
+    assert "a name without control characters" in err
     code, _, err = cli("attack", "external", str(masked[1].path), "--name", "b", *options[:-1], "http://example.org")
     assert code == 1
     assert "url" in err

@@ -69,6 +69,17 @@ def test_a_shard_does_its_part_of_each(tmp_path):
     assert len(found.summary) == 4
 
 
+def test_status_knows_a_sweep(small, cli):
+    code, out, _ = cli("status", str(small.path))
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines() if "iterations" in line] == [
+        [f"iterations{number}_seed{seed}", "3"] for number in (20, 3) for seed in (225, 226)
+    ]
+    assert set(json.loads(cli("status", str(small.path), "--json")[1])) == {
+        each.name for each in small.path.glob("it*")
+    }
+
+
 def test_nothing_to_sweep_is_told():
     with pytest.raises(UsageError, match="at least one number of iterations and one seed"):
         sweep(MODEL, ["mce"], iterations=[], seeds=[1])

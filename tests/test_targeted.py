@@ -57,6 +57,8 @@ def test_more_classes_and_radii_are_added_and_nothing_is_done_twice(small):
     number = segbench.load_dataset("shapes").class_names.index("star")
     assert after == [*before, f"eps4_js_target_{number}_0000"]
     assert len(Store.open(small.path).manifest["protocol"]["losses"]) == 3
+    command = Store.open(small.path).manifest["environment"]["command"]
+    assert command.startswith("segbench attack targeted --target 1 0 --model ")
 
 
 def test_shards_give_the_same_bytes(tmp_path):

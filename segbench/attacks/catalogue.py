@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.apgd import STAGES, AttackBatch, Job, Stage, reduced
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.losses import LOSSES, TARGETED
 from segbench.attacks.problem import AttackResult, Evaluator, check_arguments, frozen
 from segbench.attacks.square import square
+from segbench.attacks.stages import STAGES, Stage, reduced
 from segbench.attacks.start import random_start
 from segbench.errors import UnknownNameError, UsageError, unknown_name
 
@@ -227,10 +228,8 @@ def perform(
                 Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS)
                 for image, label, start in zip(images, labels, starts, strict=True)
             ]
-            keys, found = batch.add(jobs), dict[int, AttackResult]()
-            while len(batch):
-                batch.step()
-                found |= dict(batch.finished())
+            keys = batch.add(jobs)
+            found = batch.run()
             rounds.append(AttackResult(*map(torch.stack, zip(*(found[key] for key in keys), strict=True))))
     return best_of(rounds, by_loss=attack.best == BY_LOSS)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from segbench.attacks.apgd import Stage, attack
+from segbench.attacks.apgd import attack
 from segbench.attacks.problem import AttackResult, check_arguments
+from segbench.attacks.stages import Stage
 from segbench.errors import UsageError
 
 

@@ -20,11 +20,13 @@ class AttackResult(NamedTuple):
     """The outcome of an attack, per image.
 
     Attributes:
-        adversarial: the visited point with the lowest pixel accuracy, the latest of equals, (N,3,H,W).
+        adversarial: the visited point with the lowest pixel accuracy, the latest of equals, (N,3,H,W); of an attack by
+            loss the one with the highest cross-entropy.
         accuracy: its share of correct valid pixels, (N,) float64; 0 for an image without valid pixels. Of a targeted
             attack the share of valid pixels that are not predicted as their target.
         predictions: the model's argmax there, (N,H,W) int64.
-        tracked_loss: best plain cross-entropy seen in the last stage, summed over valid pixels / (H*W), (N,).
+        tracked_loss: best plain cross-entropy seen in the last stage, summed over valid pixels / (H*W), (N,); of a
+            targeted attack the negative one to the target.
         forwards: forward passes spent, (N,) int64.
         backwards: backward passes spent, (N,) int64.
         zero_gradients: gradients that were zero everywhere although pixels were still correct, (N,) int64.

@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
-from segbench.cli.computing import DATA_ROOT, DATASET, EPS, JSON, LIMIT, MODEL, OUT, SEED, computing_options
+from segbench.cli.computing import DATA_ROOT, DATASET, EPS, JSON, LIMIT, MODEL, OUT, SEED, computing_options, told
 from segbench.cli.minimum import minimum
 from segbench.cli.report import show
-from segbench.errors import ShardDoneError
 
 
 @click.group()
@@ -105,17 +104,15 @@ def compare_attacks(
     names = list(attacks or ATTACKS)
     if schedule:
         names = [each for name in names for each in schedules(name)]
-    try:
-        if len(iterations) > 1 or seeds > 1:
-            swept = sweep(model, names, iterations=iterations, seeds=range(seed, seed + seeds), **which)
+    if len(iterations) > 1 or seeds > 1:
+        all_seeds = range(seed, seed + seeds)
+        swept = told(how.shard, lambda: sweep(model, names, iterations=iterations, seeds=all_seeds, **which))
+        if swept is not None:
             _print_sweep(swept.document(), json=json)
             note(f"sweep  {swept.path / 'sweep.json'}")
-            return
-        found = compare(model, names, iterations=iterations[0], seed=seed, **which)
-    except ShardDoneError as error:
-        if how.shard is not None:
-            raise
-        note(str(error))
+        return
+    found = told(how.shard, lambda: compare(model, names, iterations=iterations[0], seed=seed, **which))
+    if found is None:
         return
     _print_comparison(found.document(), json=json)
     note(f"comparison  {found.path / 'comparison.json'}\nevidence    {found.path / 'comparison.parquet'}")
@@ -146,12 +143,8 @@ def attack_targeted(
     find_own_modules(model)
     which = {key: options.pop(key) for key in ("dataset", "data_root", "out", "limit", "iterations", "seed")}
     how = How(progress=not quiet, **options)
-    try:
-        found = targeted(model, targets, eps=list(eps) or None, how=how, **which)
-    except ShardDoneError as error:
-        if how.shard is not None:
-            raise
-        note(str(error))
+    found = told(how.shard, lambda: targeted(model, targets, eps=list(eps) or None, how=how, **which))
+    if found is None:
         return
     if json:
         print_json(found.document())

@@ -8,7 +8,11 @@ from typing import TypeVar
 
 import click
 
+from segbench.cli.app import note
+from segbench.errors import ShardDoneError
+
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 # What is attacked: options that the attacks beside the protocol share.
 EPS = click.option("--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255).  [default: 4 8 12]")
@@ -46,6 +50,21 @@ OPTIONS = (
     click.option("--offline", is_flag=True, help="Never use the network."),
     click.option("--quiet", is_flag=True, help="No progress bar."),
 )
+
+
+def told(shard: str | None, work: Callable[[], T]) -> T | None:
+    """What ``work`` finds; None, after a word, where torchrun or SLURM gave this process a part and others are missing.
+
+    Raises:
+        ShardDoneError: the same, where the user gave the part.
+    """
+    try:
+        return work()
+    except ShardDoneError as error:
+        if shard is not None:
+            raise
+        note(str(error))
+        return None
 
 
 def computing_options(command: F) -> F:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
-from segbench.cli.computing import DATA_ROOT, DATASET, JSON, LIMIT, MODEL, OUT, SEED, computing_options
-from segbench.errors import ShardDoneError
+from segbench.cli.computing import DATA_ROOT, DATASET, JSON, LIMIT, MODEL, OUT, SEED, computing_options, told
 
 if TYPE_CHECKING:
     from segbench.engine.minimum import Minimum
@@ -44,12 +43,8 @@ def minimum(model: str, attacks: tuple[str, ...], json: bool, quiet: bool, **opt
     names = ("dataset", "share", "largest", "resolution", "data_root", "out", "limit", "iterations", "seed")
     which = {key: options.pop(key) for key in names}
     how = How(progress=not quiet, **options)
-    try:
-        found = search(model, attacks, how=how, **which)
-    except ShardDoneError as error:
-        if how.shard is not None:
-            raise
-        note(str(error))
+    found = told(how.shard, lambda: search(model, attacks, how=how, **which))
+    if found is None:
         return
     if json:
         print_json(found.document())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -25,6 +26,9 @@ def status(run: Path, json: bool) -> None:
 
     Exit code 3 while units are missing, or a search is not finished.
     """
+    if inner := sorted(path.parent for path in run.glob("iterations*_seed*/run.json")):
+        _status_of_sweep(inner, json=json)
+        return
     store = Store.open(run)
     found = survey(store)
     total, left = found.total, found.total.units - found.total.done
@@ -67,6 +71,23 @@ def status(run: Path, json: bool) -> None:
         raise IncompleteError(f"The search is not finished. Continue: run the same `{store.verb}` again.")
     if left:
         raise IncompleteError(f"{left} units are missing. Continue: run the same `{store.verb}` again.")
+
+
+def _status_of_sweep(runs: Sequence[Path], *, json: bool) -> None:
+    """One line for each comparison of a sweep that has begun."""
+    found = {path.name: survey(Store.open(path)) for path in runs}
+    if json:
+        print_json({name: each.document() for name, each in found.items()})
+    else:
+        print_table(
+            ["comparison", ">done", ">running", ">failed", ">missing", ">units"],
+            [
+                [name, *map(str, (row.done, row.running, row.failed, row.missing, row.units))]
+                for name, row in ((name, each.total) for name, each in found.items())
+            ],
+        )
+    if not (runs[0].parent / "sweep.json").exists():
+        raise IncompleteError("The sweep is not finished. Continue: run the same `segbench attack compare` again.")
 
 
 @click.command()

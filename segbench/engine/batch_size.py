@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from segbench.attacks.apgd import AttackBatch
+from segbench.attacks.batch import AttackBatch
 from segbench.attacks.problem import frozen
 from segbench.data import Sample, cache
 from segbench.engine.plan import Unit

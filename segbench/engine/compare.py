@@ -7,7 +7,7 @@ in the place of losses: it resumes, is divided into shards, and may be given mor
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
@@ -21,7 +21,7 @@ from segbench.attacks.catalogue import Attack, get_attack
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
 from segbench.engine.plan import Unit
-from segbench.engine.preparation import PREEMPTED, How, attack_all, open_dataset, shard_done, source_name
+from segbench.engine.preparation import PREEMPTED, How, do, open_dataset, prepared, shard_done, source_name
 from segbench.engine.store import MEND, Store
 from segbench.ensemble import Replicates, better, bootstrap, chosen, interval, worst_case
 from segbench.entries import merge_groups
@@ -41,6 +41,7 @@ SEA, SEA_PLUS, ALL = "SEA", "SEA+", "all"
 FURTHER = ("tsallis", "square")  # what SEA+ adds, with attacks made on other models
 SEARCH, FROM = "square", " from "
 METRICS = ("aacc", "miou")
+FEWEST = 6  # images below which no difference is beyond doubt: all of 5 agree by chance in 3% of cases
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Comparison:
         path: the run directory; ``comparison.json`` and ``comparison.parquet`` (the evidence) lie in it.
         rows: for each ε and attack ``attack``, ``eps_255``, ``aacc``, ``miou``, their 95% intervals ``aacc_95`` and
             ``miou_95`` (fractions in [0,1]), ``weaker`` (by metric: whether the strongest attack at this ε is stronger
-            beyond doubt), ``gain`` (by metric: how far an ensemble is below its strongest attack), and the cost:
-            ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not known).
+            beyond doubt; None with fewer than 6 images), ``gain`` (by metric: how far an ensemble is below its
+            strongest attack), and the cost: ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not
+            known).
         flags: where an attack that needs no gradient of this model is below SEA by more than the tolerance of the
             protocol, a sign of masked gradients: ``attack``, ``eps_255``, ``metric``, ``below``. None if there is no
             such attack, or no SEA, to compare.
@@ -79,7 +81,7 @@ class Comparison:
 @raised(SIGTERM, PreemptedError, PREEMPTED)
 def compare(
     model_or_id: str | nn.Module,
-    attacks: Sequence[str] = ATTACKS,
+    attacks: str | Sequence[str] = ATTACKS,
     dataset: str | SegmentationDataset | None = None,
     eps: str | float | Sequence[str | float] | None = None,
     data_root: str | Path | None = None,
@@ -87,7 +89,7 @@ def compare(
     limit: int | None = None,
     iterations: int = SEA_V1.iterations,
     seed: int = SEA_V1.seed,
-    sources: Sequence[str | nn.Module] = (),
+    sources: str | nn.Module | Sequence[str | nn.Module] = (),
     pairs: bool = False,
     how: How | None = None,
 ) -> Comparison:
@@ -121,6 +123,7 @@ def compare(
         raise UsageError("Which attacks? See: segbench attack list")
     how = how or How()
     radii = radii_of(eps)
+    attacks, sources = several(attacks), several(sources)
     parts = {name: _listed(name, iterations).parts() for name in dict.fromkeys(attacks)}
     subjects: list[Subject] = []
     if sources:
@@ -129,11 +132,14 @@ def compare(
     for subject in subjects:
         parts |= {f"{loss}{FROM}{subject.id}": [f"{loss}_from_{source_name(subject)}"] for loss in SEA_V1.losses}
     protocol = comparison([part for each in parts.values() for part in each], iterations, seed)
-    store = attack_all(model_or_id, dataset, radii, protocol, how, data_root, out, limit, "attack compare", subjects)
+    ids = [each.id for each in subjects]
+    verb = command_of("compare --attacks", parts, seed, ids)
+    with prepared(model_or_id, dataset, radii, protocol, how, data_root, out, limit, verb, subjects) as ready:
+        do(ready, how)
     try:
-        return summarise(store, parts, radii, _ensembles(list(parts), [each.id for each in subjects], pairs=pairs))
+        return summarise(ready.store, parts, radii, _ensembles(list(parts), ids, pairs=pairs))
     except IncompleteError as error:
-        raise shard_done(how, store, error, "the same command without --shard") from error
+        raise shard_done(how, ready.store, error, "the same command without --shard") from error
 
 
 def _listed(name: str, iterations: int) -> Attack:
@@ -143,6 +149,27 @@ def _listed(name: str, iterations: int) -> Attack:
     if attack.target is not None:
         raise UsageError(f"{name} is a targeted attack: segbench attack targeted --target {attack.target}")
     return attack
+
+
+def several(value: Any) -> list[Any]:
+    """A list of one, where one is given instead of several: a name is no list of letters.
+
+    >>> several("mce"), several(("mce", "js"))
+    (['mce'], ['mce', 'js'])
+    """
+    return [value] if isinstance(value, str | int | nn.Module) else list(value)
+
+
+def command_of(kind: str, what: Iterable[str], seed: int, sources: Sequence[str] = ()) -> str:
+    """The command with the options that only it has; ``what`` are its attacks, or the targets.
+
+    >>> command_of("compare --attacks", ["mce", "mce from at_mini"], 7, ["at_mini"])
+    'attack compare --attacks mce --from at_mini --seed 7'
+    """
+    parts = [f"attack {kind}", *(each for each in what if FROM not in each)]
+    parts += ["--from", *sources] if sources else []
+    parts += ["--seed", str(seed)] if seed != SEA_V1.seed else []
+    return " ".join(parts)
 
 
 def _sources(models: Sequence[str | nn.Module], num_classes: int, how: How) -> list[Subject]:
@@ -285,7 +312,8 @@ def _rows(eps: float, found: Mapping[str, _Attacked], ensembles: Mapping[str, Se
     rows = {name: _row(name, eps, each, samples[name]) for name, each in found.items()}
     for metric in METRICS:
         strongest = min(single, key=lambda name: rows[name][metric])
-        for name in single:
+        enough = found[strongest].aacc.num_images >= FEWEST
+        for name in single if enough else ():
             above = better(getattr(samples[strongest], metric), getattr(samples[name], metric)[None])
             rows[name]["weaker"][metric] = bool(above[0])
         for name, members in ensembles.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from segbench.attacks.apgd import AttackBatch
+from segbench.attacks.batch import AttackBatch
 from segbench.attacks.problem import frozen
 from segbench.data import Sample
 from segbench.engine.plan import Unit

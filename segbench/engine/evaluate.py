@@ -12,7 +12,7 @@ from torch import nn
 
 from segbench.data import SegmentationDataset
 from segbench.engine.merge import merge
-from segbench.engine.preparation import PREEMPTED, How, attack_all, shard_done
+from segbench.engine.preparation import PREEMPTED, How, do, prepared, shard_done
 from segbench.errors import IncompleteError, PreemptedError, UsageError
 from segbench.protocol import Protocol, get_protocol, radii_of
 from segbench.signals import raised
@@ -115,7 +115,10 @@ def evaluate(
     """
     radii = radii_of(eps)
     how = How(device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker)
-    store = attack_all(model_or_id, dataset, radii, _protocol(protocol, iterations), how, data_root, out, limit)
+    fixed = _protocol(protocol, iterations)
+    with prepared(model_or_id, dataset, radii, fixed, how, data_root, out, limit, "evaluate") as ready:
+        do(ready, how)
+    store = ready.store
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:

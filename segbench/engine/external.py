@@ -49,21 +49,23 @@ def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: st
     found = evidence.from_bytes((run / EVIDENCE).read_bytes(), source=str(run / EVIDENCE))
     _same_images(run, stored, found, entry["protocol"]["name"])
     radii = {row["eps_255"] for row in entry["results"]}
-    groups = {
-        key: group
-        for key, group in found.groups.items()
-        if key != CLEAN and key[0] in radii and key not in stored.groups
-    }
+    how, own = store.manifest["protocol"], stored.metadata["protocol"]
+    again = (how["iterations"], how["seed"]) != (own["iterations"], own["seed"])
+    groups = {}
+    for (eps, attack), group in found.groups.items():
+        theirs = (eps, attack) in stored.groups
+        if eps in radii and (again or not theirs):
+            groups[eps, f"{attack}_{how['iterations']}_seed{how['seed']}" if theirs else attack] = group
     if not groups:
         raise ContentError(
-            f"{run} has no attack beyond the entry's own at its radii. Add some: segbench attack compare --out {run} "
-            "--attacks mce_bal mce js tsallis square"
+            f"{run} has no attack beyond the entry's own at its radii. Add some with the command that made it, --out "
+            f"{run} and --attacks mce_bal mce js tsallis square."
         )
-    iterations = store.manifest["protocol"]["iterations"]
-    attacks = sorted({key[1] for key in groups})
+    attacks = ", ".join(sorted({key[1] for key in groups}))
+    said = f"segbench attack compare, {how['iterations']} iterations, seed {how['seed']}: {attacks}"
     document, data = additions.build_external(
-        entry, stored, groups, name=name, author=author, url=url, date=datetime.now(timezone.utc).date().isoformat(),
-        description=f"segbench attack compare, {iterations} iterations: {', '.join(attacks)}"[:500],
+        entry, stored, groups, name=name, description=said[:500], author=author, url=url,
+        date=datetime.now(timezone.utc).date().isoformat(),
     )  # fmt: skip
     path = additions.folder_of(entry_path, additions.EXTERNAL) / f"{name}.json"
     if path.exists():

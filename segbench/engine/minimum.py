@@ -26,6 +26,7 @@ from segbench.attacks.catalogue import get_attack
 from segbench.attacks.problem import frozen
 from segbench.data import SegmentationDataset
 from segbench.engine.bisection import Found, Step, step
+from segbench.engine.compare import command_of, several
 from segbench.engine.estimate import seconds_per_pass
 from segbench.engine.plan import Finished, Unit
 from segbench.engine.prefetch import Prefetcher
@@ -88,7 +89,7 @@ class Minimum:
 @raised(SIGTERM, PreemptedError, PREEMPTED)
 def minimum(
     model_or_id: str | nn.Module,
-    attacks: Sequence[str] = SEA_V1.losses,
+    attacks: str | Sequence[str] = SEA_V1.losses,
     dataset: str | SegmentationDataset | None = None,
     share: float = 0.01,
     largest: float = 32.0,
@@ -126,7 +127,7 @@ def minimum(
         PreemptedError: SIGTERM stopped it, images are missing.
     """
     how, radii = how or How(), grid(largest, resolution)
-    names = list(dict.fromkeys(attacks))
+    names = list(dict.fromkeys(several(attacks)))
     if not names:
         raise UsageError("Which attacks? See: segbench attack list")
     for attack in (get_attack(name, iterations) for name in names):
@@ -136,8 +137,8 @@ def minimum(
         raise UsageError(f"share must be in [0, 1), e.g. 0.01 for 99% of the pixels wrong, not {share}.")
     if how.engine != "local":
         raise UsageError("The smallest ε is looked for in one process; on several machines: --shard 1/4, 2/4, ...")
-    protocol = protocol_of(names, iterations, seed)
-    with prepared(model_or_id, dataset, radii[-1:], protocol, how, data_root, out, limit, "attack minimum") as ready:
+    protocol, verb = protocol_of(names, iterations, seed), command_of("minimum --attacks", names, seed)
+    with prepared(model_or_id, dataset, radii[-1:], protocol, how, data_root, out, limit, verb) as ready:
         if any(ready.store.read(unit) is None for unit in ready.units):
             do(ready, how)
         _Search(ready, radii, names, share).run(how)

@@ -28,7 +28,7 @@ from segbench.engine.presence import file_name, present
 from segbench.engine.progress import announce
 from segbench.engine.run import first_pass, run
 from segbench.engine.shards import own_device, own_shard, parse_shard
-from segbench.engine.store import Store, check_writable
+from segbench.engine.store import Store, alike, check_writable
 from segbench.engine.worker import Worker, device_name
 from segbench.errors import DataError, IncompleteError, ModelError, PreemptedError, ShardDoneError, UsageError
 from segbench.models import adapters
@@ -102,7 +102,8 @@ def prepared(
 ) -> Iterator[Ready]:
     """Everything before the first unit: data, model, probe, run directory; the model is left as it was.
 
-    Arguments and errors as in `attack_all`.
+    Arguments and errors as in `segbench.engine.evaluate.evaluate`; ``verb`` is the command that repeats it, with what
+    it needs besides the options of all runs, and ``sources`` are other models that attacks of the protocol are made on.
     """
     if how.engine not in ENGINES:
         raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {how.engine!r}.")
@@ -113,8 +114,6 @@ def prepared(
     check_precision(how.precision, device)
     data = open_dataset(model_or_id, dataset, data_root)  # first: weights may have to be downloaded
     subject = resolve(model_or_id, num_classes=data.num_classes, offline=how.offline, progress=how.progress)
-    if same := [each for each in sources if source_name(each) == source_name(subject)]:
-        raise UsageError(f"{same[0].id} is the model that is attacked. Transfer needs another one.")
     used = data.first(limit)
     if not len(used):
         raise UsageError("The data set has no images.")
@@ -127,8 +126,13 @@ def prepared(
         ]
         with exact_float32():
             found = probe(module, _probe_images(used, device), data.num_classes, was_training=was_training)
-            for (name, each), training in zip(others.items(), trained, strict=True):
-                _probe_source(name, each, _probe_images(used, device), data.num_classes, was_training=training)
+            samples = [
+                _probe_source(each, module_, _probe_images(used, device), data.num_classes, was_training=training)
+                for each, module_, training in zip(sources, others.values(), trained, strict=True)
+            ]
+        for each, sample in zip(sources, samples, strict=True):
+            if source_name(each) == source_name(subject) and alike(sample, found.sample):
+                raise UsageError(f"{each.id} is the model that is attacked. Transfer needs another one.")
         command = command_line(model_or_id, used.id, limit, iterations, how.precision, compiled=how.compile, verb=verb)
         worker = Worker(module, used, protocol, device, size, how.precision, how.compile, sources=others)
         units = plan(protocol.name, used.image_ids, radii, protocol.losses)
@@ -145,6 +149,8 @@ def prepared(
         )
         name = f"{subject.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if out is None else Path(out), manifest)
+        for each, sample in zip(sources, samples, strict=True):
+            store.remember(source_name(each), sample)
         ready = Ready(worker, store, mine, number, shards, one_core)
         if shards > 1 and how.shard is None and how.progress:
             announce(f"Shard {ready.label}, as torchrun or SLURM say. For everything in this process: --shard 1/1")
@@ -198,43 +204,20 @@ def do(ready: Ready, how: How) -> None:
             )
 
 
-def attack_all(
-    model_or_id: str | nn.Module,
-    dataset: str | SegmentationDataset | None,
-    radii: Sequence[float],
-    protocol: Protocol,
-    how: How,
-    data_root: str | Path | None,
-    out: str | Path | None,
-    limit: int | None,
-    verb: str = "evaluate",
-    sources: Sequence[Subject] = (),
-) -> Store:
-    """Does this process's part of the units of a protocol at these radii, as far as they are not there yet.
-
-    Arguments and errors as in `evaluate`; ``verb`` is the command that repeats it, ``sources`` are other models that
-    attacks of the protocol are made on.
-
-    Returns:
-        The run directory.
-    """
-    with prepared(model_or_id, dataset, radii, protocol, how, data_root, out, limit, verb, sources) as ready:
-        do(ready, how)
-    return ready.store
-
-
 def shard_done(how: How, store: Store, error: IncompleteError, mend: str) -> ShardDoneError:
     """What is said when this process has done its part, and others are missing."""
     number, shards = how.part()
     return ShardDoneError(f"Shard {number}/{shards} is done. {error} The last shard to finish merges; or: {mend}")
 
 
-def _probe_source(name: str, model: nn.Module, images: torch.Tensor, num_classes: int, *, was_training: bool) -> None:
-    """Refuses a model that cannot be attacked in the place of the evaluated one."""
+def _probe_source(
+    source: Subject, module: nn.Module, images: torch.Tensor, num_classes: int, *, was_training: bool
+) -> list[float]:
+    """By what it is known again; refuses a model that cannot be attacked in the place of the evaluated one."""
     try:
-        probe(model, images, num_classes, was_training=was_training)
+        return probe(module, images, num_classes, was_training=was_training).sample
     except ModelError as error:
-        raise ModelError(f"The model to transfer from (weights {name}...): {error}") from error
+        raise ModelError(f"The model to transfer from, {source.id}: {error}") from error
 
 
 def fill_memory(worker: Worker, sample: Sample) -> None:

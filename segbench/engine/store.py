@@ -86,7 +86,7 @@ class Store:
                 f"{path} is the run of the data set {ids[0]}, not {ids[1]}, though the pictures are the same. "
                 "Nothing was changed. Give another folder with --out."
             )
-        if not _close(old.manifest["probe"], manifest["probe"]):
+        if not alike(old.manifest["probe"], manifest["probe"]):
             raise RunError(
                 f"{path} is the run of another model: the same weights, but other logits or gradients on the same "
                 "images. Its code has changed, or it draws random numbers that torch.manual_seed does not govern. "
@@ -142,6 +142,23 @@ class Store:
         radii = self.manifest["radii_255"] if radii_255 is None else radii_255
         protocol = self.manifest["protocol"]
         return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
+
+    def remember(self, source: str, sample: Sequence[float]) -> None:
+        """Holds a model that attacks are made on to its first probe: its weights alone do not say what it computes.
+
+        Raises:
+            RunError: another model of these weights was attacked here, or nothing can be written.
+        """
+        file = self.path / "sources" / f"{source}.json"
+        try:
+            if create_atomic(file, json.dumps(list(sample)).encode()) or alike(json.loads(file.read_bytes()), sample):
+                return
+        except (OSError, ValueError) as error:
+            raise RunError(f"Cannot use {file}: {error}. {MEND}") from error
+        raise RunError(
+            f"{self.path} has attacks on another model of the weights {source}...: the same weights, but other logits "
+            "or gradients. Nothing was changed. Give another folder with --out."
+        )
 
     def complete_radii(self) -> list[float]:
         """The radii of which every unit is there."""
@@ -246,7 +263,7 @@ def check_writable(path: Path) -> None:
         raise RunError(f"Cannot write into {folder}: {error.strerror}. Give another folder with --out.") from error
 
 
-def _close(old: Sequence[float], new: Sequence[float]) -> bool:
+def alike(old: Sequence[float], new: Sequence[float]) -> bool:
     """Whether two probes show one model, up to the rounding of another device.
 
     The first half are logits, the second an input gradient, each with its own scale.

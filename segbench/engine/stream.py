@@ -19,7 +19,7 @@ import torch
 
 from segbench import counts
 from segbench.attacks import AttackResult
-from segbench.attacks.apgd import AttackBatch
+from segbench.attacks.batch import AttackBatch
 from segbench.attacks.catalogue import get_attack
 from segbench.data import Sample
 from segbench.engine.plan import CHUNK, Finished, Unit

@@ -7,7 +7,7 @@ its own, ``iterations<n>_seed<s>``, which resumes and is divided into shards as 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Sweep:
 
 def sweep(
     model_or_id: str | nn.Module,
-    attacks: Sequence[str] = ATTACKS,
+    attacks: str | Sequence[str] = ATTACKS,
     *,
     iterations: Sequence[int],
     seeds: Sequence[int],
@@ -61,7 +61,8 @@ def sweep(
         attacks: as in `segbench.engine.compare.compare`.
         iterations: numbers of iterations.
         seeds: of the random starts.
-        out: folder of the run directories; None for ``runs/sweep-<model>``.
+        out: folder of the run directories; None for ``runs/sweep-<model>``, with the data set and the number of images
+            where they are given.
         options: as in `segbench.engine.compare.compare`.
 
     Raises:
@@ -71,7 +72,7 @@ def sweep(
     """
     if not iterations or not seeds:
         raise UsageError("Give at least one number of iterations and one seed.")
-    folder = Path("runs") / f"sweep-{_name(model_or_id)}" if out is None else Path(out)
+    folder = Path("runs") / _name(model_or_id, options) if out is None else Path(out)
     pairs = [(number, seed) for number in sorted(set(iterations)) for seed in sorted(set(seeds))]
     found, rows, about = [], list[dict[str, Any]](), dict[str, Any]()
     unfinished: ShardDoneError | None = None
@@ -99,11 +100,13 @@ def sweep(
     return result
 
 
-def _name(model: str | nn.Module) -> str:
-    if isinstance(model, nn.Module):
-        return type(model).__name__
-    stem = Path(model).stem if model.endswith(".json") else model
-    return "".join(char if char.isalnum() or char in "-_" else "-" for char in stem)
+def _name(model: str | nn.Module, options: Mapping[str, Any]) -> str:
+    stem = type(model).__name__ if isinstance(model, nn.Module) else model
+    parts = ["sweep", Path(stem).stem if stem.endswith(".json") else stem]
+    data, limit = options.get("dataset"), options.get("limit")
+    parts += [] if data is None else [data if isinstance(data, str) else data.id]
+    parts += [] if limit is None else [f"first{limit}"]
+    return "".join(char if char.isalnum() or char in "-_" else "-" for char in "-".join(parts))
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

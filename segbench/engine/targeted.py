@@ -19,8 +19,8 @@ from torch import nn
 from segbench import evidence, schemas
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
-from segbench.engine.compare import gather
-from segbench.engine.preparation import PREEMPTED, How, attack_all, open_dataset, shard_done
+from segbench.engine.compare import command_of, gather, several
+from segbench.engine.preparation import PREEMPTED, How, do, open_dataset, prepared, shard_done
 from segbench.engine.store import MEND
 from segbench.ensemble import bootstrap, interval
 from segbench.errors import IncompleteError, PreemptedError, RunError, UnknownNameError, UsageError, unknown_name
@@ -53,7 +53,7 @@ class Targeted:
 @raised(SIGTERM, PreemptedError, PREEMPTED)
 def targeted(
     model_or_id: str | nn.Module,
-    targets: Sequence[str | int],
+    targets: str | int | Sequence[str | int],
     dataset: str | SegmentationDataset | None = None,
     eps: str | float | Sequence[str | float] | None = None,
     data_root: str | Path | None = None,
@@ -83,14 +83,16 @@ def targeted(
         PreemptedError: SIGTERM stopped it, units are missing.
     """
     how, data = how or How(), open_dataset(model_or_id, dataset, data_root)
-    classes = list(dict.fromkeys(class_number(each, data.class_names) for each in targets))
+    classes = list(dict.fromkeys(class_number(each, data.class_names) for each in several(targets)))
     if not classes:
         raise UsageError(f"Which class? Give a name or number with --target. There are: {', '.join(data.class_names)}.")
     radii = radii_of(eps)
     names = [f"js_target_{each}" for each in classes]
-    store = attack_all(
-        model_or_id, data, radii, comparison(names, iterations, seed), how, data_root, out, limit, "attack targeted"
-    )
+    verb = command_of("targeted --target", map(str, classes), seed)
+    fixed = comparison(names, iterations, seed)
+    with prepared(model_or_id, data, radii, fixed, how, data_root, out, limit, verb) as ready:
+        do(ready, how)
+    store = ready.store
     try:
         groups, _ = gather(store, names, radii)
     except IncompleteError as error:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from segbench import attacks, counts
 from segbench.attacks import AttackResult
-from segbench.attacks.apgd import AttackBatch, Job, Stage
+from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.catalogue import BY_LOSS, Attack, aimed, get_attack
 from segbench.attacks.problem import Evaluator
 from segbench.attacks.square import square
+from segbench.attacks.stages import Stage
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.batching import cpu_batch, in_fixed_batches
 from segbench.engine.checks import verify_images
@@ -115,16 +116,10 @@ class Worker:
     def _transferred(
         self, attack: Attack, unit: Unit, samples: Sequence[Sample], on_images: Callable[[int], None]
     ) -> AttackResult:
-        """The attack on another model, and what this one predicts there."""
-        batch, found = (
-            AttackBatch(self.evaluator(*samples[0].image.shape[-2:], source=attack.source)),
-            dict[int, AttackResult](),
-        )
+        """The attack on another model, with what this one predicts there; all else in it is of the other one."""
+        batch = AttackBatch(self.evaluator(*samples[0].image.shape[-2:], source=attack.source))
         keys = batch.add([self.job(unit, sample) for sample in samples])
-        while len(batch):
-            on_images(len(batch))
-            batch.step()
-            found |= dict(batch.finished())
+        found = batch.run(on_images)
         result = AttackResult(*map(torch.stack, zip(*(found[key] for key in keys), strict=True)))
         return result._replace(predictions=self.predict(result.adversarial.float())[0])
 

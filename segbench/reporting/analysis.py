@@ -58,12 +58,13 @@ class View:
 
     @property
     def strata(self) -> list[Stratum]:
+        """By size, in the worst case for aAcc."""
         return strata(self.aacc_counts)
 
-    def worst_class(self) -> tuple[int, float]:
-        """The labelled class of the lowest IoU, and that."""
+    def worst_classes(self) -> tuple[list[int], float]:
+        """The labelled classes of the lowest IoU, and that."""
         iou = np.where(self.miou_counts.target.sum(axis=0) > 0, self.miou_counts.iou(), np.inf)
-        return int(np.argmin(iou)), float(iou.min())
+        return np.flatnonzero(iou == iou.min()).tolist(), float(iou.min())
 
     def won(self, choice: Choice) -> dict[str, float]:
         """The share of images on which each candidate is the worst."""

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from segbench.attacks import AttackResult
-from segbench.attacks.apgd import AttackBatch
+from segbench.attacks.batch import AttackBatch
 from segbench.attacks.catalogue import get_attack
 from segbench.attacks.problem import frozen
 from segbench.data import Sample, SegmentationDataset
@@ -168,11 +168,7 @@ def _in_batch(
 ) -> list[AttackResult]:
     batch = AttackBatch(worker.evaluator(*samples[0].image.shape[-2:]))
     keys = batch.add([worker.job(unit, sample) for unit, sample in zip(units, samples, strict=True)])
-    found: dict[int, AttackResult] = {}
-    while len(batch):
-        on_images(len(batch))
-        batch.step()
-        found |= dict(batch.finished())
+    found = batch.run(on_images)
     return [found[key] for key in keys]
 
 

@@ -146,7 +146,8 @@ def _sizes(views: Sequence[View]) -> Figure:
     return chart(
         "sizes",
         "Size of what is labelled",
-        "Segments (a class in an image) by the share of the image that they take; their pixels together. IoU counts "
+        "Segments (a class in an image) by the share of the image that they take; their pixels together, "
+        "in the worst case for aAcc. IoU counts "
         "what is wrongly seen as the class in that image.",
         finished(alt.hconcat(*panels, spacing=30)),
     )

@@ -21,8 +21,8 @@ from segbench.reporting.panels import Row, panel
 from segbench.reporting.runs import Run
 
 ABOUT = (
-    "The attacked images are those of the worst case for aAcc. The perturbation is amplified so that +ε is white and "
-    "-ε black; in the last column blue is right and red is wrong."
+    "The attacked images are those of the worst case for aAcc. The perturbation is amplified until +ε is full light "
+    "and -ε none, in red, green and blue each by itself; in the last column blue is right and red is wrong."
 )
 
 
@@ -90,12 +90,14 @@ def _keys(views: Sequence[View], row: int) -> list[tuple[float, str]]:
 
 
 def _targets(clean: View, data: SegmentationDataset, wished: Sequence[str]) -> list[int]:
-    """The classes wished for; else the most and the least frequent one in the labels."""
+    """The classes wished for; else the most and the least frequent one, of those that are labelled and predicted."""
     if wished:
         return list(dict.fromkeys(class_number(each, data.class_names) for each in wished))
     pixels = clean.aacc_counts.target.sum(axis=0)
-    labelled = np.flatnonzero(pixels)
-    return list(dict.fromkeys(int(labelled[place(pixels[labelled])]) for place in (np.argmax, np.argmin)))
+    known = np.flatnonzero((pixels > 0) & (clean.aacc_counts.predicted.sum(axis=0) > 0))
+    return (
+        list(dict.fromkeys(int(known[place(pixels[known])]) for place in (np.argmax, np.argmin))) if len(known) else []
+    )
 
 
 def _of_image(

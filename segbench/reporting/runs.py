@@ -75,7 +75,7 @@ def read_runs(paths: Sequence[Path]) -> Material:
     one = runs[0].manifest
     for each in runs[1:]:
         other_model = each.manifest["identity"]["weights"] != one["identity"]["weights"]
-        if other_model or each.manifest["dataset"]["id"] != one["dataset"]["id"]:
+        if other_model or _pictures(each.manifest) != _pictures(one):
             raise RunError(
                 f"{each.path} is the run of another {'model' if other_model else 'data set'} than {runs[0].path}. A "
                 "report is of one model on one data set: make one for each."
@@ -89,6 +89,11 @@ def read_runs(paths: Sequence[Path]) -> Material:
     return Material(main, runs, documents)
 
 
+def _pictures(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Data set, split and size; how many of the images may differ."""
+    return tuple(manifest["dataset"].get(key) for key in ("id", "split", "preprocessing", "other_size"))
+
+
 def _read(path: Path) -> list[Run]:
     if (path / "sweep.json").exists():
         folders = sorted(path.glob("iterations*_seed*/run.json"))
@@ -96,6 +101,8 @@ def _read(path: Path) -> list[Run]:
             raise RunError(f"{path} has lost its run directories. Make it again: segbench attack compare --seeds 3")
         inner = Store.open(folders[0].parent)
         return [Run(path, inner.manifest, {}, {"sweep": _document(path / "sweep.json")})]
+    if not (path / "run.json").exists():
+        raise RunError(f"{path} is not a run directory. Make one: segbench evaluate --model MODEL --out {path}")
     store = Store.open(path)
     name = store.manifest["protocol"]["name"]
     if name == MINIMUM:

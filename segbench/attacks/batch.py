@@ -1,0 +1,305 @@
+"""APGD on a batch that is always full: images under attack, each at its own place in its own list of stages.
+
+Source: Croce, Singh, Hein, ECCV 2024, section 4 and appendix; Croce & Hein, ICML 2020 for APGD. SEA.md, sections 3
+and 4, is the exact specification, and the symbols below are its symbols.
+
+Everything is per image: a batch is only a way to compute. Each image has its own radius, step size and loss; an image
+that is finished leaves, and another may take its row. All decisions are made on the device, so the host need not wait
+for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segbench.attacks.problem import AttackResult, Evaluation, Evaluator, Part, project, usable
+from segbench.attacks.stages import Place, Stage, places
+
+RHO = 0.75
+CUDA_LAG = 2  # steps after which the host reads which images are finished: it never waits for the step it has just sent
+
+
+class Job(NamedTuple):
+    """One image to attack.
+
+    Attributes:
+        image: (3,H,W) in [0,1].
+        label: (H,W) int64 in 0..K-1 or ``ignore_index``.
+        loss: a name in `segbench.attacks.losses.LOSSES`.
+        eps: l_inf radius on the scale of the image.
+        stages: done one after the other, each from the lowest-accuracy point of the one before.
+        start: first point, projected on the first ball; None for the image itself.
+        by_loss: the result is the point of the highest cross-entropy instead of the lowest accuracy, and an image
+            without a correct pixel goes on, as the code published with SegPGD and CosPGD does.
+    """
+
+    image: Tensor
+    label: Tensor
+    loss: str
+    eps: float
+    stages: tuple[Stage, ...]
+    start: Tensor | None = None
+    by_loss: bool = False
+
+
+class AttackBatch:
+    """Images under attack, each at its own place; one `step` evaluates all of them once (SEA.md, section 3).
+
+    Args:
+        evaluate: computes losses and gradients; its model's parameters are `frozen` meanwhile.
+        lag: steps after which the host learns that an image is finished; None for what the device likes.
+    """
+
+    def __init__(self, evaluate: Evaluator, *, lag: int | None = None) -> None:
+        self.evaluate = evaluate
+        self._lag = lag
+        self._keys: list[int] = []  # of each row; a key is never used twice
+        self._losses: list[str] = []  # of each row
+        self._free: list[int] = []  # rows whose image has left
+        self._rows: dict[str, Tensor] = {}
+        self._parts: list[Part] = []
+        self._table = torch.zeros(len(Place._fields), 0, dtype=torch.float64)
+        self._begins: dict[tuple[Stage, ...], int] = {}  # where a list of stages begins in the table
+        self._flags: deque[tuple[list[int], Tensor, torch.cuda.Event | None]] = deque()
+        self._next_key = 0
+
+    def __len__(self) -> int:
+        """Images under attack."""
+        return len(self._keys) - len(self._free)
+
+    def add(self, jobs: Sequence[Job]) -> list[int]:
+        """Takes in images of one size and gives each a key."""
+        rows = _stack([self._row(job) for job in jobs])
+        keys = list(range(self._next_key, self._next_key + len(jobs)))
+        self._next_key += len(jobs)
+        reused = self._free[: len(jobs)]
+        self._free = self._free[len(jobs) :]
+        if reused:
+            index = torch.tensor(reused, device=rows["x"].device)
+            for name, values in rows.items():
+                self._rows[name][index] = values[: len(reused)]
+        for row, key, job in zip(reused, keys, jobs, strict=False):
+            self._keys[row], self._losses[row] = key, job.loss
+        if len(jobs) > len(reused):
+            more = {name: values[len(reused) :] for name, values in rows.items()}
+            self._rows = {n: torch.cat([self._rows[n], v]) for n, v in more.items()} if self._rows else more
+            self._keys += keys[len(reused) :]
+            self._losses += [job.loss for job in jobs[len(reused) :]]
+        self._parts = []
+        return keys
+
+    def _row(self, job: Job) -> dict[str, Tensor]:
+        device, dtype = job.image.device, job.image.dtype
+        stages = tuple(stage for stage in job.stages if stage.iterations)
+        if stages not in self._begins:
+            self._begins[stages] = self._table.shape[1]
+            table = torch.tensor(places(stages, self._begins[stages]), dtype=torch.float64).T
+            self._table = torch.cat([self._table.to(device), table.to(device)], dim=1)
+        x = project(job.image if job.start is None else job.start, job.image, stages[0].radius * job.eps)
+
+        def number(value: float, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.tensor(value, dtype=dtype).to(device, non_blocking=True)
+
+        zeros = torch.zeros_like(x)
+        return {
+            "place": number(self._begins[stages]),
+            "eps": number(job.eps, torch.float64),
+            "by_loss": number(job.by_loss, torch.bool),
+            "image": job.image,
+            "label": job.label,
+            "x": x,
+            "previous": x,
+            "tracked": number(0, dtype),
+            "step_size": number(0, dtype),
+            "was_halved": number(1, torch.bool),
+            "rises": number(0),
+            "best_x": x,
+            "best_gradient": zeros,
+            "best_tracked": number(0, dtype),
+            "tracked_at_checkpoint": number(0, dtype),
+            "adversarial": job.image,
+            "correct": number(0),
+            "predictions": torch.zeros_like(job.label),
+            "highest": number(0, torch.float64),
+            "forwards": number(0),
+            "backwards": number(0),
+            "zero_gradients": number(0),
+            "nonfinite_gradients": number(0),
+        }
+
+    def step(self) -> None:
+        """One evaluation of each image, and its next point. If it raises, nothing has changed: it can be repeated."""
+        self._close_gaps()
+        rows = self._rows
+        at = Place(*self._table[:, rows["place"]])
+        on_host = not rows["x"].is_cuda
+        if not self._parts:
+            self._parts = self._split_losses(rows["x"].device)
+        now = self.evaluate(
+            rows["x"],
+            rows["label"],
+            self._parts,
+            at.step.view(-1, 1, 1),
+            at.iterations.view(-1, 1, 1),
+            backward=not on_host or not bool(at.last.all()),  # where the host would have to ask the device: always
+        )
+        recorded = rows | _record(rows, at, now)
+        self._rows = recorded | _advance(recorded, at, self._table, now, on_host=on_host)
+        self._flag()
+
+    def _split_losses(self, device: torch.device) -> list[Part]:
+        names = sorted(set(self._losses))
+        if len(names) == 1:
+            return [(names[0], None)]
+        masks = [torch.tensor([loss == name for loss in self._losses], device=device) for name in names]
+        return [(name, mask.view(-1, 1, 1)) for name, mask in zip(names, masks, strict=True)]
+
+    def _close_gaps(self) -> None:
+        if not self._free:
+            return
+        gaps = set(self._free)
+        kept = [row for row in range(len(self._keys)) if row not in gaps]
+        index = torch.tensor(kept, dtype=torch.int64, device=self._rows["x"].device)
+        self._rows = {name: values[index] for name, values in self._rows.items()}
+        self._keys, self._losses = [self._keys[row] for row in kept], [self._losses[row] for row in kept]
+        self._free, self._parts = [], []
+
+    def _flag(self) -> None:
+        """Sends word of the images that are finished to the host, which reads it `lag` steps later."""
+        over = self._table[-1][self._rows["place"]] == 0
+        event = None
+        if over.is_cuda:
+            over = torch.empty(over.shape, dtype=torch.bool, pin_memory=True).copy_(over, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._flags.append((list(self._keys), over, event))
+
+    def run(self, before: Callable[[int], None] = lambda _: None) -> dict[int, AttackResult]:
+        """Steps until all images have left; ``before`` is called with their number before each step."""
+        found: dict[int, AttackResult] = {}
+        while len(self):
+            before(len(self))
+            self.step()
+            found |= dict(self.finished())
+        return found
+
+    def finished(self) -> list[tuple[int, AttackResult]]:
+        """Key and result (without the dimension N) of images that are finished; they leave the batch."""
+        if not self._flags:
+            return []
+        lag = (CUDA_LAG if self._rows["x"].is_cuda else 0) if self._lag is None else self._lag
+        row_of = {key: row for row, key in enumerate(self._keys) if row not in set(self._free)}
+        found = []
+        while len(self._flags) > lag:
+            keys, over, event = self._flags.popleft()
+            if event is not None:
+                event.synchronize()
+            for key, is_over in zip(keys, over.tolist(), strict=True):
+                if is_over and key in row_of:
+                    row = row_of.pop(key)
+                    found.append((key, self._result(row)))
+                    self._free.append(row)
+        self._free.sort()
+        if not len(self):
+            self._rows, self._keys, self._losses, self._free, self._parts = {}, [], [], [], []
+            self._flags.clear()
+        return found
+
+    def _result(self, row: int) -> AttackResult:
+        values = {name: tensor[row].clone() for name, tensor in self._rows.items() if name in _KEPT}
+        valid = (self._rows["label"][row] != self.evaluate.ignore_index).sum().clamp(min=1)
+        accuracy = values["correct"].double() / valid
+        return AttackResult(
+            values["adversarial"], accuracy, values["predictions"], values["highest"],
+            *(values[name] for name in _COUNTERS),
+        )  # fmt: skip
+
+
+_COUNTERS = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
+_KEPT = {"adversarial", "correct", "predictions", "highest", *_COUNTERS}
+
+
+def _stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _record(rows: dict[str, Tensor], at: Place, now: Evaluation) -> dict[str, Tensor]:
+    """Counts the passes, and keeps the point of each image that is no worse than its best so far."""
+    first, live = at.first.bool(), at.live.bool()
+    lower, higher = now.correct <= rows["correct"], now.tracked.double() > rows["highest"]
+    better = live & (first | torch.where(rows["by_loss"], higher, lower))
+    highest = torch.where(first, now.tracked.double(), torch.maximum(rows["highest"], now.tracked.double()))
+    new = {
+        "forwards": rows["forwards"] + live,
+        "adversarial": torch.where(_per_image(better), rows["x"], rows["adversarial"]),
+        "correct": torch.where(better, now.correct, rows["correct"]),
+        "predictions": torch.where(better.view(-1, 1, 1), now.predictions, rows["predictions"]),
+        "highest": torch.where(live, highest, rows["highest"]),
+    }
+    if now.gradient is not None:
+        needed = ~at.last.bool()
+        largest = now.gradient.flatten(1).abs().amax(dim=1)
+        new["backwards"] = rows["backwards"] + needed
+        new["zero_gradients"] = rows["zero_gradients"] + (needed & (largest == 0) & (now.correct > 0))
+        new["nonfinite_gradients"] = rows["nonfinite_gradients"] + (needed & ~torch.isfinite(largest))
+    return new
+
+
+def _advance(rows: dict[str, Tensor], at: Place, table: Tensor, now: Evaluation, *, on_host: bool) -> dict[str, Tensor]:
+    """Step control and the next point of each image; ``rows`` have recorded this evaluation."""
+    x, images, tracked = rows["x"], rows["image"], now.tracked
+    gradient = torch.zeros_like(x) if now.gradient is None else usable(now.gradient)
+    first, checkpoint = at.first.bool(), at.checkpoint.bool()
+
+    rises = torch.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | at.rise.bool()))
+    improved = first | (tracked > rows["best_tracked"])
+    best_x = torch.where(_per_image(improved), x, rows["best_x"])
+    best_gradient = torch.where(_per_image(improved), gradient, rows["best_gradient"])
+    best_tracked = torch.where(improved, tracked, rows["best_tracked"])
+    eps = rows["eps"]
+    step_size = torch.where(first, (at.step_size * eps).to(x.dtype), rows["step_size"])
+    was_halved = first | rows["was_halved"]
+
+    point, direction = x, gradient
+    if not on_host or bool(checkpoint.any()):
+        stalled = ~was_halved & (best_tracked <= rows["tracked_at_checkpoint"])
+        halve = checkpoint & ((rises <= RHO * at.interval) | stalled)
+        step_size = torch.where(halve, step_size / 2, step_size)
+        point = torch.where(_per_image(halve), best_x, x)
+        direction = torch.where(_per_image(halve), best_gradient, gradient)
+        was_halved = torch.where(checkpoint, halve, was_halved)
+        rises = torch.where(checkpoint, 0, rises)
+    renewed = first | checkpoint
+
+    ends = at.last.bool() | (~first & (now.correct == 0) & ~rows["by_loss"])
+    place = torch.where(ends, at.after.long(), rows["place"] + 1)
+    then = Place(*table[:, place])
+    radius, a = _per_image((then.radius * eps).to(x.dtype)), _per_image(then.a.to(x.dtype))
+    z = project(point + _per_image(step_size) * direction.sign(), images, radius)
+    x = project(point + a * (z - point) + (1 - a) * (point - rows["previous"]), images, radius)
+    starts = then.first.bool()
+    if not on_host or bool(starts.any()):
+        x = torch.where(_per_image(starts), project(rows["adversarial"], images, radius), x)
+        point = torch.where(_per_image(starts), x, point)
+    return {
+        "place": place,
+        "x": x,
+        "previous": point,
+        "tracked": tracked,
+        "step_size": step_size,
+        "was_halved": was_halved,
+        "rises": rises,
+        "best_x": best_x,
+        "best_gradient": best_gradient,
+        "best_tracked": best_tracked,
+        "tracked_at_checkpoint": torch.where(renewed, best_tracked, rows["tracked_at_checkpoint"]),
+    }
