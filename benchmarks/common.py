@@ -21,15 +21,16 @@ from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import Evaluator
 from segbench.attacks.stages import reduced
 from segbench.data import SegmentationDataset
-from segbench.engine.batching import small_on_cpu
-from segbench.engine.merge import versions
-from segbench.engine.plan import Finished, plan
-from segbench.engine.run import run
-from segbench.engine.worker import Worker, device_name
+from segbench.engine.compute.batching import small_on_cpu
+from segbench.engine.compute.session import open_session
+from segbench.engine.compute.worker import Worker, device_name
+from segbench.engine.launch.local import run_units
+from segbench.engine.rundir.manifest import versions
+from segbench.engine.rundir.plan import FinishedUnit, plan
 from segbench.entries import merge_groups
 from segbench.evidence import Evidence, Group, Key
 from segbench.models.architectures import build
-from segbench.models.load import choose_device
+from segbench.models.devices import choose_device
 from segbench.protocol import Protocol
 
 MINI = {"depths": (1, 1, 2, 1), "widths": (16, 24, 32, 48), "channels": 16, "auxiliary_channels": 16}
@@ -96,10 +97,14 @@ def attack(
     precision: str = "fp32",
 ) -> Evidence:
     """Every image under every attack of a protocol, which need not be one that `segbench.evaluate` knows."""
-    worker = Worker(load_model(model_id, device=str(device)), data, protocol, torch.device(device), precision=precision)
-    done: list[Finished] = []
+    worker = Worker(
+        load_model(model_id), data, protocol, torch.device(device), precision=precision,
+        one_core=small_on_cpu(torch.device(device), *data[0].image.shape[-2:]),
+    )  # fmt: skip
+    done: list[FinishedUnit] = []
     units = plan(protocol.name, data.image_ids, radii_255, protocol.losses)
-    run(worker, units, done.append, side_by_side=small_on_cpu(worker.device, *data[0].image.shape[-2:]), progress=True)
+    with open_session(worker.models, worker.device) as session:
+        run_units(session, worker, units, done.append, progress=True)
     done.sort(key=lambda each: (each.unit.eps_255, each.unit.loss, each.unit.chunk))
     groups: dict[Key, list[Group]] = {}
     for each in done:

@@ -28,8 +28,8 @@ from segbench.attacks import AttackResult
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import frozen
 from segbench.data import SegmentationDataset
-from segbench.engine.plan import Unit
-from segbench.engine.worker import Worker
+from segbench.engine.compute.worker import Worker
+from segbench.engine.rundir.plan import Unit
 from segbench.models.devices import exact_float32
 from segbench.protocol import SEA_V1
 
@@ -81,7 +81,7 @@ def cases(device: torch.device, limit: int | None) -> Iterator[tuple[str, float,
 
 def attack(worker: Worker, jobs: list[Job], side: int, *, continuous: bool) -> tuple[list[AttackResult], int]:
     """The results in order, and the number of passes of the model."""
-    batch, size, passes = AttackBatch(worker.evaluator(side, side)), worker.size(side, side), 0
+    batch, size, passes = AttackBatch(worker.evaluator(side, side)), worker.images_at_once(side, side), 0
     waiting, found = deque(enumerate(jobs)), dict[int, AttackResult]()
     keys = dict[int, int]()
     while waiting or len(batch):
@@ -118,7 +118,7 @@ def measure(name: str, eps: float, model: nn.Module, data: SegmentationDataset, 
             raise SystemExit("The two ways differ.")
     accuracy = torch.stack([result.accuracy for result in results["continuous"]])
     useful = sum(int(result.forwards) for result in results["continuous"])
-    size = worker.size(side, side)
+    size = worker.images_at_once(side, side)
     return {
         "model": name,
         "eps_255": eps,

@@ -25,10 +25,11 @@ from torch import nn
 
 import segbench
 from segbench.data import SegmentationDataset
-from segbench.engine.plan import plan
-from segbench.engine.prefetch import PIXELS_AHEAD
-from segbench.engine.run import run
-from segbench.engine.worker import Worker
+from segbench.engine.compute.prefetch import PIXELS_AHEAD
+from segbench.engine.compute.session import open_session
+from segbench.engine.compute.worker import Worker
+from segbench.engine.launch.local import run_units
+from segbench.engine.rundir.plan import plan
 from segbench.protocol import SEA_V1
 
 SIDE, IMAGES = 128, [256, 1024, 2048, 3072]  # 8 classes
@@ -67,11 +68,12 @@ def child(images: int, classes: int, side: int, device: torch.device) -> None:
             )  # fmt: skip
     elif images:  # the attacks alone: the check at a huge radius would take an hour
         data, protocol = made_up(images, classes, side), replace(SEA_V1, iterations=1)
-        worker = Worker(model.to(device), data, protocol, device)
+        worker = Worker(model, data, protocol, device)
         units = [
             unit for unit in plan(protocol.name, data.image_ids, [8.0], protocol.losses) if unit.loss in protocol.losses
         ]
-        run(worker, units, lambda _: None, side_by_side=False, progress=False)
+        with open_session(worker.models, device) as session:
+            run_units(session, worker, units, lambda _: None, progress=False)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     print(json.dumps({"host": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "device": on_device}))
 

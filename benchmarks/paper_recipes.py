@@ -49,8 +49,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from segbench.data import FAMILIES, SegmentationDataset
+from segbench.models.architectures.upernet import UPerNet
 from segbench.models.devices import exact_float32
-from segbench.models.upernet import UPerNet
 from segbench.training import loop
 from segbench.training.data import TrainingData
 from segbench.training.distributed import Processes

@@ -20,7 +20,7 @@ import numpy as np
 
 import segbench
 from segbench.data import SegmentationDataset
-from segbench.engine.precision import check_precision
+from segbench.engine.compute.precision import check_precision
 from segbench.ensemble import WorstCase, worst_case
 from segbench.errors import UsageError
 from segbench.evidence import CHECK_LOSS

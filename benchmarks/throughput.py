@@ -3,8 +3,8 @@
     python benchmarks/throughput.py --out benchmarks/results/throughput_cpu.json      # eight minutes on two cores
 
 What the entry calls images per second. Each row is a full batch of the engine in its steady state. On a CPU the engine
-computes batches of one size, chosen from the image's size (`segbench.engine.batching`): other sizes are measured here
-with the same code to show what that choice costs. Rows that cannot be measured say why.
+computes batches of one size, chosen from the image's size (`segbench.engine.compute.batching`): other sizes are
+measured here with the same code to show what that choice costs. Rows that cannot be measured say why.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import common
 import torch
 
 from segbench.attacks.problem import Evaluator, frozen
-from segbench.engine.batching import cpu_batch
-from segbench.engine.precision import check_precision, get_precision
+from segbench.engine.compute.batching import cpu_batch
+from segbench.engine.compute.precision import check_precision, get_precision
 from segbench.errors import UsageError
 from segbench.models.devices import exact_float32, is_out_of_memory
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from segbench.errors import RunError
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -36,6 +38,23 @@ def write_atomic(path: Path, data: bytes) -> None:
     with _temporary(path, data) as temporary:
         os.replace(temporary, path)
     _sync_folder(path.parent)
+
+
+def write_results(files: Mapping[Path, bytes], fix: str) -> None:
+    """Writes each file atomically, in order.
+
+    Args:
+        files: path to content.
+        fix: what the user should do when a file cannot be written, as one or more sentences.
+
+    Raises:
+        RunError: names the file that could not be written, the reason and the fix.
+    """
+    for path, data in files.items():
+        try:
+            write_atomic(path, data)
+        except OSError as error:
+            raise RunError(f"Cannot write {path}: {error}. {fix}") from error
 
 
 def create_atomic(path: Path, data: bytes) -> bool:

@@ -14,8 +14,8 @@ import segbench
 from segbench import schemas
 from segbench.cards import ModelCard, fetch_weights
 from segbench.errors import SegbenchError, UsageError
-from segbench.files import sha256_bytes, write_atomic
-from segbench.models.load import load_card
+from segbench.files import sha256_bytes, write_results
+from segbench.models.sources import card as card_source
 from segbench.models.weights import is_safetensors
 
 WEIGHTS, CONFIG, README = FILES = ("model.safetensors", "config.json", "README.md")
@@ -66,18 +66,18 @@ def prepare(
         raise UsageError(problem)
     if licence is not None and not (licence.isprintable() and 0 < len(licence) <= 200):
         raise UsageError(f"{licence[:50]!r} is not the name of a licence, like MIT or cc-by-4.0.")
-    subject = load_card(card, offline=offline, progress=progress)  # whatever is published can be loaded
+    module, _ = card_source.build(card, offline=offline, progress=progress)  # whatever is published can be loaded
     fetched = fetch_weights(card, offline=True, progress=False)
     weights = fetched.path.read_bytes()
     if not is_safetensors(weights):
-        state = subject.module.state_dict()
+        state = module.state_dict()
         weights = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
-    try:
-        write_atomic(folder / WEIGHTS, weights)
-        write_atomic(folder / CONFIG, schemas.dump(_config(card)).encode())
-        write_atomic(folder / README, _readme(card, repo, found, licence or card.licence).encode())
-    except OSError as error:
-        raise SegbenchError(f"Cannot write into {folder}: {error}. Give another folder with --out.") from error
+    files = {
+        folder / WEIGHTS: weights,
+        folder / CONFIG: schemas.dump(_config(card)).encode(),
+        folder / README: _readme(card, repo, found, licence or card.licence).encode(),
+    }
+    write_results(files, "Give another folder with --out.")
     return Prepared(folder, sha256_bytes(weights))
 
 

@@ -30,8 +30,8 @@ from filelock import FileLock
 
 import segbench
 from segbench import files
-from segbench.engine.plan import Finished
-from segbench.engine.store import Store
+from segbench.engine.rundir.plan import FinishedUnit
+from segbench.engine.rundir.store import Store
 from segbench.errors import SegbenchError
 
 evaluate = segbench.evaluate  # lazy: loaded here, once for all forks
@@ -132,7 +132,7 @@ def _until(out: Path, place: int) -> None:
 def _small_files(out: Path, size: int) -> None:
     add, done = Store.add, []
 
-    def limited(store: Store, finished: Finished) -> None:
+    def limited(store: Store, finished: FinishedUnit) -> None:
         if done:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         done.append(finished)
@@ -143,7 +143,7 @@ def _small_files(out: Path, size: int) -> None:
 
 
 def _without_privileges() -> None:
-    """Root may write anywhere; without its capabilities it is bound by the modes of files like everybody."""
+    """Root may write anywhere; without its capabilities it is bound by the modes of files like list_workers."""
     header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, nothing):
         raise OSError("capset")

@@ -20,11 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import segbench
-from segbench.errors import ModelError
-from segbench.models import adapters
-from segbench.models.adapters import adapt, identifier, is_spec, parse, with_background
-from segbench.models.adapters.hf import MaskQueries
-from segbench.models.adapters.wrap import IMAGENET
+from segbench.errors import ContentError, ModelError
+from segbench.models.normalization import IMAGENET
+from segbench.models.sources.hf import MaskQueries
+from segbench.models.sources.image_model import with_background
+from segbench.models.sources.names import CardSource, FunctionSource, LibrarySource, identifier, parse
+from tests.loading import load_named
 
 MEAN, STD = [0.1, 0.35, 0.6], [0.2, 0.3, 0.45]
 SIZES = [(33, 47), (64, 80)]
@@ -213,7 +214,7 @@ def test_hf_logits_are_those_of_the_librarys_pipeline(saved, kind, size):
     expected = F.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)
     (labels,) = processor.post_process_semantic_segmentation(output, target_sizes=[size])
     with torch.no_grad():
-        logits = adapt(f"hf:{folder}").module(as_images(array))
+        logits = load_named(f"hf:{folder}").module(as_images(array))
     assert float((logits - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
     assert len(labels.unique()) > 1
     assert float((logits[0].argmax(dim=0) == labels).float().mean()) >= 0.999
@@ -234,7 +235,7 @@ def test_hf_mask_queries_are_the_librarys_scores(saved, kind):
         )
     (labels,) = processor.post_process_semantic_segmentation(output, target_sizes=[(384, 384)])
     with torch.no_grad():
-        logits = adapt(f"hf:{folder}").module(images)
+        logits = load_named(f"hf:{folder}").module(images)
     assert len(labels.unique()) > 1
     assert float((logits[0].argmax(dim=0) == labels).float().mean()) >= 0.999
 
@@ -281,7 +282,7 @@ def test_hf_mask_scores_of_nothing_have_finite_logits_and_a_gradient(null):
 @pytest.mark.parametrize("kind", HF)
 def test_hf_models_keep_the_contract_and_can_be_attacked(saved, tmp_path, kind):
     folder, model, _ = saved(kind)
-    adapted = adapt(f"hf:{folder}", num_classes=8)
+    adapted = load_named(f"hf:{folder}", num_classes=8)
     assert adapted.module.num_classes == model.config.num_labels if kind != "beit" else True
     check_contract(adapted.module, 8)
     evaluate(adapted.module, tmp_path / "run")
@@ -293,21 +294,23 @@ def test_hf_images_are_padded_with_the_mean_colour_and_the_logits_cropped(saved)
     padded = F.pad(normalised(images), (0, 1, 0, 15))
     with torch.no_grad():
         expected = F.interpolate(model(pixel_values=padded).logits, size=(48, 48), mode="bilinear")[..., :33, :47]
-        assert torch.allclose(adapt(f"hf:{folder}").module(images), expected, atol=1e-4)
-        assert adapt(f"hf:{folder}?multiple=32").module(images).shape == (1, 7, 33, 47)
+        assert torch.allclose(load_named(f"hf:{folder}").module(images), expected, atol=1e-4)
+        assert load_named(f"hf:{folder}?multiple=32").module(images).shape == (1, 7, 33, 47)
 
 
 def test_hf_labels_reduced_by_one_get_a_background_that_is_never_predicted(saved):
     folder, _, _ = saved("beit")
     images = torch.rand(1, 3, 32, 32, requires_grad=True)
-    plain, offset = adapt(f"hf:{folder}", num_classes=7).module, adapt(f"hf:{folder}", num_classes=8).module
+    plain, offset = load_named(f"hf:{folder}", num_classes=7).module, load_named(f"hf:{folder}", num_classes=8).module
     logits = offset(images)
     assert torch.equal(logits[:, 1:], plain(images))
     assert torch.equal(logits[:, 0], plain(images).amin(dim=1) - 1)
     assert not bool((logits.argmax(dim=1) == 0).any())
     loss = F.cross_entropy(logits, torch.zeros(1, 32, 32).long())
     assert bool(torch.isfinite(loss))
-    assert adapt(f"hf:{folder}", num_classes=21).module(images).shape[1] == 7  # the probe says that it does not fit
+    assert (
+        load_named(f"hf:{folder}", num_classes=21).module(images).shape[1] == 7
+    )  # the probe says that it does not fit
     assert with_background(plain)(images).shape[1] == 8
 
 
@@ -322,7 +325,7 @@ def test_hf_processors_that_do_not_rescale_see_0_to_255(saved, transformers, tmp
     output = library_pipeline(model, transformers.AutoImageProcessor.from_pretrained(tmp_path), array)
     expected = F.interpolate(output.logits, size=(64, 80), mode="bilinear", align_corners=False)
     with torch.no_grad():
-        logits = adapt(f"hf:{tmp_path}").module(as_images(array))
+        logits = load_named(f"hf:{tmp_path}").module(as_images(array))
     assert float((logits - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 
@@ -333,8 +336,8 @@ def test_a_folder_is_not_taken_for_a_repository(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for library in ("hf", "smp"):
         with pytest.raises(ModelError, match="user/seg is not on this machine"):
-            adapt(f"{library}:user/seg", offline=True)
-    assert adapt("hf:./user/seg").module.num_classes == 8
+            load_named(f"{library}:user/seg", offline=True)
+    assert load_named("hf:./user/seg").module.num_classes == 8
 
 
 def test_hf_without_a_processor_says_so_and_does_not_normalise(saved, transformers, tmp_path, caplog):
@@ -345,7 +348,7 @@ def test_hf_without_a_processor_says_so_and_does_not_normalise(saved, transforme
         for query, statistics in {"": ([0] * 3, [1] * 3), "?normalize=imagenet": IMAGENET}.items():
             caplog.clear()
             with caplog.at_level(logging.WARNING, logger="segbench"):
-                module = adapt(f"hf:{tmp_path / 'bare'}{query}").module
+                module = load_named(f"hf:{tmp_path / 'bare'}{query}").module
             assert ("are not normalised" in caplog.text) == (query == "")
             expected = model(pixel_values=normalised(images, statistics)).logits
             assert torch.allclose(module.network(normalised(images, statistics)), expected, atol=1e-5)
@@ -356,7 +359,7 @@ def test_hf_half_precision_checkpoints_are_computed_in_float32(saved, tmp_path):
     _, model, processor = saved("segformer")
     model.half().save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")
-    check_contract(adapt(f"hf:{tmp_path / 'half'}").module, 8)
+    check_contract(load_named(f"hf:{tmp_path / 'half'}").module, 8)
 
 
 def test_hf_tensors_in_a_bin_file_are_read(saved, tmp_path):
@@ -365,7 +368,7 @@ def test_hf_tensors_in_a_bin_file_are_read(saved, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save(safetensors.torch.load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     images = torch.rand(1, 3, 40, 40)
-    found, expected = adapt(f"hf:{tmp_path}").module, adapt(f"hf:{folder}").module
+    found, expected = load_named(f"hf:{tmp_path}").module, load_named(f"hf:{folder}").module
     theirs = expected.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in found.state_dict().items())
     torch.testing.assert_close(found(images), expected(images))  # rounding may depend on where the tensors lie
@@ -380,7 +383,7 @@ def test_hf_code_is_never_run(saved, tmp_path):
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
     torch.save({"weight": Evil(marker)}, tmp_path / "evil" / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"pytorch_model\.bin are refused.*Ask for a safetensors file"):
-        adapt(f"hf:{tmp_path / 'evil'}")
+        load_named(f"hf:{tmp_path / 'evil'}")
 
     config = json.loads((folder / "config.json").read_text())
     names = {"AutoConfig": "code.Config", "AutoModelForSemanticSegmentation": "code.Model"}
@@ -388,7 +391,7 @@ def test_hf_code_is_never_run(saved, tmp_path):
     (tmp_path / "remote" / "code.py").write_text(EVIL.format(marker=str(marker)))
     (tmp_path / "remote" / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match="needs code from its repository, which segbench never runs"):
-        adapt(f"hf:{tmp_path / 'remote'}")
+        load_named(f"hf:{tmp_path / 'remote'}")
     assert not marker.exists()
 
 
@@ -396,26 +399,26 @@ def test_hf_checkpoints_that_are_no_segmentation_model_are_refused(saved, transf
     config = transformers.SegformerConfig(depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4)
     transformers.SegformerForImageClassification(config).save_pretrained(tmp_path / "encoder")
     with pytest.raises(ModelError, match=r"lacks \d+ weights, which would be random:\n  decode_head"):
-        adapt(f"hf:{tmp_path / 'encoder'}")
+        load_named(f"hf:{tmp_path / 'encoder'}")
     tiny = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     transformers.ViTForImageClassification(transformers.ViTConfig(**tiny)).save_pretrained(tmp_path / "vit")
     with pytest.raises(ModelError, match="is a model of type 'vit', not one for semantic segmentation"):
-        adapt(f"hf:{tmp_path / 'vit'}")
+        load_named(f"hf:{tmp_path / 'vit'}")
     folder, _, _ = saved("segformer")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        adapt(f"hf:{tmp_path / 'empty'}")
+        load_named(f"hf:{tmp_path / 'empty'}")
     (tmp_path / "empty" / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(ModelError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
-        adapt(f"hf:{tmp_path / 'empty'}")
+        load_named(f"hf:{tmp_path / 'empty'}")
     (tmp_path / "empty" / "model.safetensors").write_bytes(b"\x10")
     with pytest.raises(ModelError, match="cannot load"):
-        adapt(f"hf:{tmp_path / 'empty'}")
+        load_named(f"hf:{tmp_path / 'empty'}")
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "of_next_year"}')
     with pytest.raises(ModelError, match="pip install -U transformers"):
-        adapt(f"hf:{tmp_path / 'empty'}")
+        load_named(f"hf:{tmp_path / 'empty'}")
     with pytest.raises(ModelError, match="There is no folder"):
-        adapt(f"hf:{tmp_path / 'absent'}")
+        load_named(f"hf:{tmp_path / 'absent'}")
 
 
 # ---------------------------------------------------------------------------------------------------------- torchvision
@@ -445,7 +448,7 @@ def test_torchvision_logits_are_those_of_the_library(hub_folder, name, arguments
     model, file = published(name, **arguments)
     torch.save(model.state_dict(), hub_folder / file)
     for spec in (f"torchvision:{name}", f"torchvision:{name}@COCO_WITH_VOC_LABELS_V1"):
-        adapted = adapt(spec, offline=True)
+        adapted = load_named(spec, offline=True)
         images = torch.rand(1, 3, 33, 47)
         with torch.no_grad():
             assert torch.allclose(adapted.module(images), model(normalised(images, IMAGENET))["out"], atol=1e-5)
@@ -458,13 +461,13 @@ def test_torchvision_takes_own_weights_and_random_ones(tmp_path, caplog):
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "own.pt")
     spec = "torchvision:deeplabv3_mobilenet_v3_large"
-    module = adapt(f"{spec}?num_classes=21&weights={tmp_path / 'own.pt'}").module
+    module = load_named(f"{spec}?num_classes=21&weights={tmp_path / 'own.pt'}").module
     images = torch.rand(1, 3, 40, 40)
     assert torch.allclose(module(images), model(normalised(images, IMAGENET))["out"], atol=1e-5)
     with pytest.raises(ModelError, match=r"do not fit the architecture"):
-        adapt(f"{spec}?num_classes=5&weights={tmp_path / 'own.pt'}")
+        load_named(f"{spec}?num_classes=5&weights={tmp_path / 'own.pt'}")
     caplog.clear()
-    random = adapt("torchvision:lraspp_mobilenet_v3_large@none", num_classes=8).module
+    random = load_named("torchvision:lraspp_mobilenet_v3_large@none", num_classes=8).module
     assert "random weights" in caplog.text
     check_contract(random, 8)
     evaluate(random, tmp_path / "run")
@@ -474,14 +477,14 @@ def test_torchvision_weights_that_are_missing_or_not_weights_are_refused(hub_fol
     _, file = published("lraspp_mobilenet_v3_large")
     spec = "torchvision:lraspp_mobilenet_v3_large"
     with pytest.raises(ModelError, match=rf"{file} of {spec} are not on this machine. While online: python -c"):
-        adapt(spec, offline=True)
+        load_named(spec, offline=True)
     torch.save({"weight": Evil(tmp_path / "executed")}, hub_folder / file)
     with pytest.raises(ModelError, match="are refused"):
-        adapt(spec, offline=True)
+        load_named(spec, offline=True)
     assert not (tmp_path / "executed").exists()
     torch.save({"a": torch.zeros(1)}, hub_folder / file)
     with pytest.raises(ModelError, match=r"does not fit.*Delete it"):
-        adapt(spec, offline=True)
+        load_named(spec, offline=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------ SMP
@@ -502,7 +505,7 @@ def unet(smp, tmp_path_factory):
 
 def test_smp_saved_models_give_the_librarys_logits(smp, unet, caplog, capsys):
     folder, model = unet
-    adapted = adapt(f"smp:{folder}")
+    adapted = load_named(f"smp:{folder}")
     assert "does not say how its images were normalised" in caplog.text
     assert capsys.readouterr().out == ""  # standard output is for data
     images = torch.rand(2, 3, 64, 96)
@@ -511,7 +514,7 @@ def test_smp_saved_models_give_the_librarys_logits(smp, unet, caplog, capsys):
         assert torch.allclose(adapted.module(images), expected, atol=1e-5)
         odd = model(F.pad(normalised(images[..., :33, :47], IMAGENET), (0, 17, 0, 31)))[..., :33, :47]
         assert torch.allclose(adapted.module(images[..., :33, :47]), odd, atol=1e-5)
-        plain = adapt(f"smp:{folder}?normalize=none").module(images)
+        plain = load_named(f"smp:{folder}?normalize=none").module(images)
         assert torch.allclose(plain, model(images), atol=1e-5)
     check_contract(adapted.module, 8)
 
@@ -523,22 +526,22 @@ def test_smp_configurations_say_the_normalisation_and_lose_their_activation(unet
     (tmp_path / "config.json").write_text(
         json.dumps({**config, "encoder_weights": "imagenet", "activation": "softmax"})
     )
-    module = adapt(f"smp:{tmp_path}", offline=True).module  # and no network for the encoder's weights
+    module = load_named(f"smp:{tmp_path}", offline=True).module  # and no network for the encoder's weights
     assert "does not say" not in caplog.text
     assert "ends in the activation 'softmax'; it is left out" in caplog.text
     images = torch.rand(1, 3, 32, 32)
     assert torch.allclose(module(images), model(normalised(images, IMAGENET)), atol=1e-5)
     (tmp_path / "config.json").write_text(json.dumps({**config, "_model_class": "Path"}))
     with pytest.raises(ModelError, match="Unknown architecture of SMP: 'Path'"):
-        adapt(f"smp:{tmp_path}")
+        load_named(f"smp:{tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps({**config, "encoder_name": "resnet34"}))
     with pytest.raises(ModelError, match="do not fit the architecture"):
-        adapt(f"smp:{tmp_path}", offline=True)
+        load_named(f"smp:{tmp_path}", offline=True)
 
 
 @pytest.mark.parametrize("name", ["unetplusplus", "fpn", "pspnet", "deeplabv3plus", "segformer", "upernet", "linknet"])
 def test_smp_architectures_keep_the_contract(smp, tmp_path, name, caplog):
-    module = adapt(f"smp:{name}?encoder_name=mobilenet_v2&classes=8").module
+    module = load_named(f"smp:{name}?encoder_name=mobilenet_v2&classes=8").module
     assert "random weights" in caplog.text
     check_contract(module, 8)
     if name == "pspnet":  # the others take longer
@@ -549,13 +552,13 @@ def test_smp_architectures_take_weights(unet, tmp_path):
     _, model = unet
     torch.save(model.state_dict(), tmp_path / "unet.pt")
     with pytest.raises(ModelError, match=r"do not fit the architecture.*\n.*decoder"):
-        adapt(f"smp:unet?encoder_name=resnet18&classes=8&weights={tmp_path / 'unet.pt'}")  # wider by default
+        load_named(f"smp:unet?encoder_name=resnet18&classes=8&weights={tmp_path / 'unet.pt'}")  # wider by default
     own = importlib.import_module("segmentation_models_pytorch").Unet("resnet18", encoder_weights=None, classes=8)
     torch.save(own.state_dict(), tmp_path / "wide.pt")
     spec = f"smp:unet?encoder_name=resnet18&weights={tmp_path / 'wide.pt'}"
     images = torch.rand(1, 3, 32, 32)
     expected = own.eval()(normalised(images, IMAGENET))
-    assert torch.allclose(adapt(spec, num_classes=8).module(images), expected, atol=1e-5)
+    assert torch.allclose(load_named(spec, num_classes=8).module(images), expected, atol=1e-5)
 
 
 def test_smp_pickles_are_not_executed(unet, tmp_path):
@@ -563,7 +566,7 @@ def test_smp_pickles_are_not_executed(unet, tmp_path):
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     torch.save({"weight": Evil(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="are refused"):
-        adapt(f"smp:{tmp_path}")
+        load_named(f"smp:{tmp_path}")
     assert not (tmp_path / "executed").exists()
 
 
@@ -572,19 +575,19 @@ def test_smp_pickles_are_not_executed(unet, tmp_path):
 
 def test_timm_backbones_carry_upernet(tmp_path, caplog):
     spec = "timm:convnext_atto?channels=16&auxiliary_channels=8&num_classes=8"
-    adapted = adapt(spec)
+    adapted = load_named(spec)
     assert "timm:convnext_atto has random weights" in caplog.text
     assert adapted.id == "timm_convnext_atto_channels_16_auxiliary_channels_8_num_classes_8"
     check_contract(scattered(adapted.module, 0.1), 8)
     state = {key: value.contiguous() for key, value in adapted.module.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "own.safetensors")
     images = torch.rand(1, 3, 64, 64)
-    again = adapt(f"{spec}&weights={tmp_path / 'own.safetensors'}").module
+    again = load_named(f"{spec}&weights={tmp_path / 'own.safetensors'}").module
     assert torch.equal(again(images), adapted.module(images))
     evaluate(again, tmp_path / "run")
     torch.save({"weight": Evil(tmp_path / "executed")}, tmp_path / "evil.pt")
     with pytest.raises(ModelError, match="are refused"):
-        adapt(f"{spec}&weights={tmp_path / 'evil.pt'}")
+        load_named(f"{spec}&weights={tmp_path / 'evil.pt'}")
     assert not (tmp_path / "executed").exists()
 
 
@@ -602,13 +605,13 @@ def test_functions_of_a_file_are_called_with_the_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     for path in ("./mine.py", "mine.py", str(tmp_path / "mine.py")):
-        adapted = adapt(f"{path}:net?depth=3&rate=0.5&wide=true&old=False&name=none&text=a%26b")
+        adapted = load_named(f"{path}:net?depth=3&rate=0.5&wide=true&old=False&name=none&text=a%26b")
         assert adapted.module.options == {
             "depth": 3, "rate": 0.5, "wide": True, "old": False, "name": None, "text": "a&b"
         }  # fmt: skip
         assert not adapted.module.training
     assert sys.path == before
-    evaluate(adapt("./mine.py:net").module, tmp_path / "run")
+    evaluate(load_named("./mine.py:net").module, tmp_path / "run")
 
 
 def test_files_of_two_folders_have_their_own_siblings(tmp_path):
@@ -621,9 +624,9 @@ def test_files_of_two_folders_have_their_own_siblings(tmp_path):
             "import torch\nfrom sibling_of_mine import CLASSES\n"
             "class Net(torch.nn.Conv2d):\n    def __init__(self):\n        super().__init__(3, CLASSES, 1)\n"
         )
-    assert [adapt(f"{tmp_path / str(n)}/mine.py:Net").module.out_channels for n in (3, 5)] == [3, 5]
+    assert [load_named(f"{tmp_path / str(n)}/mine.py:Net").module.out_channels for n in (3, 5)] == [3, 5]
     (tmp_path / "3" / "sibling_of_mine.py").write_text("CLASSES = 17\n")
-    assert adapt(f"{tmp_path}/3/mine.py:Net").module.out_channels == 17
+    assert load_named(f"{tmp_path}/3/mine.py:Net").module.out_channels == 17
     assert sys.path == path
     assert all(name.startswith("segbench_user_mine_") for name in set(sys.modules) - before)
 
@@ -635,11 +638,11 @@ def test_weights_of_a_function_are_its_argument_or_loaded(tmp_path):
     )
     expected = nn.Conv2d(3, 8, 1).state_dict()
     torch.save(expected, tmp_path / "w.pt")
-    module = adapt(f"{tmp_path}/mine.py:plain?weights={tmp_path}/w.pt").module
+    module = load_named(f"{tmp_path}/mine.py:plain?weights={tmp_path}/w.pt").module
     assert torch.equal(module.weight, expected["weight"])
-    assert adapt(f"{tmp_path}/mine.py:own?weights=7").module.read == "7"
+    assert load_named(f"{tmp_path}/mine.py:own?weights=7").module.read == "7"
     with pytest.raises(ModelError, match=r"Cannot read the weights absent\.pt"):
-        adapt(f"{tmp_path}/mine.py:plain?weights=absent.pt")
+        load_named(f"{tmp_path}/mine.py:plain?weights=absent.pt")
 
 
 @pytest.mark.parametrize(
@@ -662,13 +665,13 @@ def test_errors_in_a_file_name_file_line_and_exception(tmp_path, monkeypatch, co
     (tmp_path / "beside_mine.py").write_text("\n\nraise KeyError('x')\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=text):
-        adapt("./mine.py:net")
+        load_named("./mine.py:net")
 
 
 def test_functions_that_do_not_take_an_option_are_named(tmp_path):
     (tmp_path / "mine.py").write_text("def net(depth): return depth\n")
     with pytest.raises(ModelError, match=r"unexpected keyword argument 'deep'.*called with deep=3"):
-        adapt(f"{tmp_path}/mine.py:net?deep=3")
+        load_named(f"{tmp_path}/mine.py:net?deep=3")
 
 
 # -------------------------------------------------------------------------------------------------- specs and their ids
@@ -702,7 +705,7 @@ def test_functions_that_do_not_take_an_option_are_named(tmp_path):
         ("timm:convnext_atto", r"Add \?num_classes=21"),
         ("timm:convnext_ato?num_classes=3", "Did you mean 'convnext_atto'"),
         ("timm:convnext_atto@1?num_classes=3", "has no revision"),
-        ("nothing", "is neither a model nor a spec"),
+        ("nothing", "Unknown model 'nothing'"),
         ("mine.py", r"Write mine\.py:function"),
         ("absent.py:net", r"There is no file absent\.py"),
         ("https://example.org/model.pt", "is neither a model nor a spec"),
@@ -714,12 +717,17 @@ def test_specs_that_make_no_sense_are_answered(spec, text):
     importlib.import_module("transformers")
     importlib.import_module("segmentation_models_pytorch")
     with pytest.raises(ModelError, match=text):
-        adapt(spec, offline=True)
+        load_named(spec, offline=True)
 
 
 def test_specs_are_told_from_ids_and_cards():
-    assert all(map(is_spec, ["hf:a/b", "a.b:c", "./a.py:c", "a.py", "C:\\models\\net.py:build"]))
-    assert not any(map(is_spec, ["at_convnext_mini_shapes", "zoo/card.json", "C:\\zoo\\card.json"]))
+    assert isinstance(parse("hf:a/b"), LibrarySource)
+    for name in ("a.b:c", "./a.py:c", "a.py", "C:\\models\\net.py:build"):
+        assert isinstance(parse(name), FunctionSource)
+    assert isinstance(parse("at_convnext_mini_shapes"), CardSource)
+    for name in ("zoo/card.json", "C:\\zoo\\card.json"):
+        with pytest.raises(ContentError, match="Cannot read the card"):
+            parse(name)
     spec = parse("hf:owner/name@refs/pr/3?multiple=32")
     assert (spec.library, spec.name, spec.revision, spec.options) == ("hf", "owner/name", "refs/pr/3", {"multiple": 32})
     assert parse("smp:./runs@home/unet").name == "./runs@home/unet"
@@ -735,7 +743,7 @@ def test_ids_are_valid_differ_and_name_no_folder():
         "mine:net?depth=3", "mine:net?depth=4", "timm:" + "x" * 90 + "?num_classes=3",
         "timm:" + "x" * 90 + "?num_classes=4",
     ]  # fmt: skip
-    ids = [adapters._spec_id(parse(spec)) for spec in specs]
+    ids = [parse(spec).id for spec in specs]
     assert len(set(ids)) == len(specs)
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,79}", name) for name in ids)
     assert not any("someone" in name or "home" in name for name in ids)
@@ -754,10 +762,10 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 from segbench.errors import ModelError
-from segbench.models.adapters import adapt
+from segbench import load_model
 for spec in ("hf:owner/name", "smp:unet?classes=3"):
     try:
-        adapt(spec, offline=True)
+        load_model(spec, offline=True)
     except ModelError as error:
         print(error)
 """

@@ -24,12 +24,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLIENT = """
 import json, logging, sys
 from segbench.errors import ModelError
-from segbench.models.adapters import adapt
+from segbench.models.load import load
+from segbench.models.sources.names import parse
 logging.basicConfig(format="%(message)s")
 said = []
 for spec, offline in json.loads(sys.argv[1]):
     try:
-        found = adapt(spec, offline=offline)
+        found = load(parse(spec), offline=offline)
         said.append([found.id, found.module.num_classes])
     except ModelError as error:
         said.append(str(error))

@@ -11,8 +11,9 @@ import torch
 
 from segbench.errors import ModelError
 from segbench.models import normalise_keys
-from segbench.models.architectures import build, load_weights
+from segbench.models.architectures import build
 from segbench.models.released import RELEASED
+from segbench.models.weights import load_weights
 from tests.conftest import GOLDEN, recipe_weights, released_layout
 from tests.plain import PLAIN
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from segbench.errors import ModelError
 from segbench.models.architectures import build
+from segbench.models.architectures.convnext import ConvStem
 from segbench.models.backbones import BACKBONES, backbone_state, load_backbone
-from segbench.models.convnext import ConvStem
 from tests import plain
 
 DEPTHS, WIDTHS = (1, 1, 2, 1), (8, 16, 24, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from torch import nn
 
 import segbench
 from segbench.data import SegmentationDataset
-from segbench.engine.batch_size import LARGEST, find_batch_size, fits, largest_fitting
-from segbench.engine.worker import Worker
+from segbench.engine.compute.batch_size import LARGEST, find_batch_size, fits, largest_fitting
+from segbench.engine.compute.worker import Worker
 from segbench.protocol import SEA_V1
 
 LADDER = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
@@ -75,42 +76,40 @@ def test_the_largest_of_the_ladder_that_fits_is_found(most):
 @pytest.mark.parametrize("most", [1, 3, 5, 16])
 def test_it_is_found_by_attacks_that_run_out_of_memory(data, most):
     own = worker(data, most)
-    assert find_batch_size(own, data[0]) == max(size for size in LADDER if size <= most)
+    assert find_batch_size(own) == max(size for size in LADDER if size <= most)
     assert max(own.model.seen) > most
     assert all(parameter.grad is None for parameter in own.model.parameters())
 
 
 def test_it_is_remembered_for_the_model_the_size_and_the_precision(data):
-    assert find_batch_size(worker(data, 3), data[0]) == 3
+    assert find_batch_size(worker(data, 3)) == 3
     again = worker(data, 3)
-    assert find_batch_size(again, data[0]) == 3
+    assert find_batch_size(again) == 3
     assert again.model.seen == []
-    for other, sample in (
-        (worker(data, 3, precision="bf16"), data[0]),
-        (worker(data, 3), data[0]._replace(image=data[0].image[:, :32], label=data[0].label[:32])),
-    ):
-        assert find_batch_size(other, sample) == 3
+    half = replace(data, read=lambda image_id: tuple(part[:32] for part in data.read(image_id)))
+    for other in (worker(data, 3, precision="bf16"), worker(half, 3)):
+        assert find_batch_size(other) == 3
         assert other.model.seen
     wider = worker(data, 3)
     wider.model.conv = nn.Sequential(nn.Conv2d(3, 9, 1), nn.Conv2d(9, 8, 1))
-    find_batch_size(wider, data[0])
+    find_batch_size(wider)
     assert wider.model.seen
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"images": 0}', b'{"images": "7"}', b'{"images": 100000}', b"[]"])
 def test_what_was_remembered_is_not_trusted(data, content):
-    find_batch_size(worker(data, 3), data[0])
+    find_batch_size(worker(data, 3))
     files = [path for path in Path(os.environ["SEGBENCH_CACHE"]).rglob("*") if path.is_file()]
     assert files
     for path in files:
         path.write_bytes(content)
-    assert find_batch_size(worker(data, 3), data[0]) == 3
+    assert find_batch_size(worker(data, 3)) == 3
 
 
 def test_other_errors_are_told(data):
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        fits(worker(data, 0, RuntimeError("shapes do not match")), data[0], 1)
+        fits(worker(data, 0, RuntimeError("shapes do not match")), 1)
 
 
 def test_a_model_of_which_not_one_image_fits_is_tried_with_one(data):
-    assert find_batch_size(worker(data, 0), data[0]) == 1
+    assert find_batch_size(worker(data, 0)) == 1

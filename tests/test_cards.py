@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segbench.errors import ModelError, UnknownNameError
-from segbench.models.architectures import ARCHITECTURES, build, build_described
+from segbench.models.architectures import ARCHITECTURES, Architecture, build, build_described
 
 NAME = "upernet_convnext"
 TINY = {"depths": [1, 1, 1, 1], "widths": [8, 8, 8, 8], "channels": 8, "auxiliary_channels": 8}
@@ -67,7 +67,7 @@ def test_too_little_memory_is_said(monkeypatch):
             raise RuntimeError("can't allocate memory")
         return torch.nn.Conv2d(3, num_classes, 1)
 
-    monkeypatch.setattr("segbench.models.architectures.ARCHITECTURES", {"needy": needy})
+    monkeypatch.setattr("segbench.models.architectures.ARCHITECTURES", {"needy": Architecture(needy)})
     with pytest.raises(ModelError, match="no memory for the 8 parameters of 'needy'"):
         build("needy", num_classes=2)
 
@@ -76,6 +76,6 @@ def test_counting_first_changes_no_weight():
     torch.manual_seed(0)
     ours = described({"drop_path_rate": 0.1})
     torch.manual_seed(0)
-    direct = ARCHITECTURES[NAME](num_classes=3, **TINY, drop_path_rate=0.1)
+    direct = ARCHITECTURES[NAME].build(num_classes=3, **TINY, drop_path_rate=0.1)
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), direct.state_dict().values(), strict=True))
     assert all(value.device.type == "cpu" for value in ours.state_dict().values())

@@ -132,11 +132,11 @@ def test_targeted_and_untargeted_images_share_a_batch(problem):
 
 def test_attacks_on_another_model_are_named_by_it_and_begin_as_on_their_own():
     attack = get_attack("mce_from_0123abcd", 30)
-    assert (attack.loss, attack.source, attack.iterations, attack.draw, attack.alone) == (
+    assert (attack.loss, attack.source, attack.iterations, attack.seed_name, attack.runs_outside_batch) == (
         "mce", "0123abcd", 30, "mce", True,
     )  # fmt: skip
     assert get_attack("js_target_11", 30).target == 11
-    assert not get_attack("js_target_11").alone
+    assert not get_attack("js_target_11").runs_outside_batch
     for name in ("mce_from_0123", "nothing_from_0123abcd", "js_target_", "js_target_-1"):
         with pytest.raises(UsageError, match="attack"):
             get_attack(name)

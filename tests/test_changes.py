@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from segbench import entries, evidence, leaderboard
-from segbench.entries import additions, changes
+from segbench.entries import additions, changes, checkouts, placement
 from segbench.errors import UsageError
 from segbench.leaderboard import MODELS_END, MODELS_START
 from tests import samples
@@ -90,7 +90,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def rules(root: Path, revision: str = "base") -> list[str]:
-    return changes.problems(root, *changes.changes(root, revision))
+    return changes.problems(root, *checkouts.changes(root, revision))
 
 
 def tell(line: str = "The weights were wrong before.") -> Callable[[dict[str, Any]], Any]:
@@ -138,7 +138,7 @@ def test_the_files_of_a_change_are_all_found(root: Path) -> None:
     git(root, "add", str(ZOO))
     git(root, "commit", "--quiet", "-m", "card")
     git(root, "add", str(ENTRIES / f"{NEW}.json"))
-    base, found = changes.changes(root, "base")
+    base, found = checkouts.changes(root, "base")
     assert base == git(root, "rev-parse", "base")
     assert [(change.status, change.mode, change.path) for change in found] == [
         ("M", "100644", "README.md"),
@@ -159,7 +159,7 @@ def test_no_change_is_said(root: Path, cli: Cli) -> None:
 def test_what_git_ignores_is_no_part_of_the_change(root: Path) -> None:
     (root / "runs").mkdir()
     (root / "runs" / "x.json").write_text("{}", "utf-8")
-    assert changes.changes(root, "base")[1] == []
+    assert checkouts.changes(root, "base")[1] == []
 
 
 def test_what_happened_on_the_main_branch_meanwhile_is_no_part_of_the_change(root: Path) -> None:
@@ -561,7 +561,7 @@ ODD = [
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_file_of_an_odd_name_belongs_to_no_model(name: str) -> None:
-    assert changes.Change("A", "100644", f"{ENTRIES}/{name}").model is None
+    assert checkouts.Change("A", "100644", f"{ENTRIES}/{name}").model is None
 
 
 @pytest.mark.parametrize(
@@ -575,7 +575,7 @@ def test_a_file_of_an_odd_name_belongs_to_no_model(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_path_at_another_place_belongs_to_no_model(path: str) -> None:
-    assert changes.Change("A", "100644", path).model is None
+    assert checkouts.Change("A", "100644", path).model is None
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_a_path_at_another_place_belongs_to_no_model(path: str) -> None:
     ],
 )  # fmt: skip
 def test_a_file_of_a_model_belongs_to_it(path: str) -> None:
-    assert changes.Change("A", "100644", path).model == "x"
+    assert checkouts.Change("A", "100644", path).model == "x"
 
 
 @pytest.mark.parametrize("state", [untracked, staged, commit])
@@ -669,12 +669,12 @@ def test_weights_that_are_too_large_are_named(root: Path) -> None:
     add_model(root)
     weights = root / ZOO / f"{NEW}.safetensors"
     with weights.open("wb") as stream:
-        os.truncate(stream.fileno(), changes.MAX_WEIGHTS_BYTES)
+        os.truncate(stream.fileno(), placement.MAX_WEIGHTS_BYTES)
     assert rules(root) == []
     with weights.open("wb") as stream:
-        os.truncate(stream.fileno(), changes.MAX_WEIGHTS_BYTES + 1)
+        os.truncate(stream.fileno(), placement.MAX_WEIGHTS_BYTES + 1)
     (found,) = rules(root)
-    size = changes.MAX_WEIGHTS_BYTES + 1
+    size = placement.MAX_WEIGHTS_BYTES + 1
     assert found == f"{ZOO}/{NEW}.safetensors: {size} bytes; larger weights go to the Hub: segbench publish."
 
 
@@ -747,7 +747,7 @@ def test_a_revision_that_git_does_not_know_is_a_usage_error(root: Path, cli: Cli
 
 @pytest.mark.parametrize("revision", ["base", "HEAD", "main", "HEAD~0", "main@{0}", "refs/tags/base"])
 def test_revisions_that_git_knows_are_fine(root: Path, revision: str) -> None:
-    assert changes.changes(root, revision)[1] == []
+    assert checkouts.changes(root, revision)[1] == []
 
 
 def test_an_option_in_place_of_a_revision_is_a_usage_error(root: Path, cli: Cli) -> None:
@@ -796,7 +796,7 @@ def test_without_git_it_is_told(root: Path, cli: Cli, monkeypatch: pytest.Monkey
     assert code == 2
     assert "git cannot be run" in err
     with pytest.raises(UsageError, match="Install it"):
-        changes.changes(root, "base")
+        checkouts.changes(root, "base")
 
 
 def test_options_that_do_not_go_together_are_usage_errors(root: Path, cli: Cli) -> None:
@@ -955,7 +955,7 @@ def test_the_checkout_is_only_read(root: Path, cli: Cli) -> None:
 
 
 def foreign(root: Path, author: str) -> list[str]:
-    return changes.problems(root, *changes.changes(root, "base"), author=author)
+    return changes.problems(root, *checkouts.changes(root, "base"), author=author)
 
 
 def test_a_card_of_somebody_else_is_theirs_to_change(root: Path, cli: Cli, tmp_path: Path) -> None:

@@ -13,21 +13,21 @@ import torch
 import segbench
 from segbench import evidence
 from segbench.attacks.catalogue import get_attack, perform
-from segbench.engine.compare import BASELINES, compare
-from segbench.engine.preparation import How
-from segbench.engine.store import Store
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.store import Store
+from segbench.engine.studies.compare import BASELINES, compare
 from segbench.errors import ModelError, RunError, ShardDoneError, UsageError
 from segbench.protocol import SEA_V1, comparison
 from tests.masked import Quantised
 from tests.runs import MODEL, run
 
 OTHER = "at_convnext_mini_shapes"
-QUIET = How(progress=False)
+QUIET = RunOptions(progress=False)
 SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4}
 
 
-def found_by(out, attacks=SEA_V1.losses, how=QUIET, **changes):
-    return compare(MODEL, attacks, out=out, how=how, **(SHORT | changes))
+def found_by(out, attacks=SEA_V1.losses, options=QUIET, **changes):
+    return compare(MODEL, attacks, out=out, options=options, **(SHORT | changes))
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_more_attacks_and_radii_are_added_and_nothing_is_done_twice(tmp_path):
 def test_shards_give_the_same_bytes(small, tmp_path):
     attacks = [*SEA_V1.losses, "segpgd", "square", "js_3x100"]
     with pytest.raises(ShardDoneError, match=r"^Shard 2/2 is done\. .* or: the same command without --shard"):
-        found_by(tmp_path / "run", attacks, how=How(progress=False, shard="2/2"))
-    result = found_by(tmp_path / "run", attacks, how=How(progress=False, shard="1/2"))
+        found_by(tmp_path / "run", attacks, options=RunOptions(progress=False, shard="2/2"))
+    result = found_by(tmp_path / "run", attacks, options=RunOptions(progress=False, shard="1/2"))
     ours, theirs = ((each.path / "comparison.parquet").read_bytes() for each in (result, small))
     assert ours == theirs
 
@@ -149,8 +149,8 @@ def test_transfer_is_the_same_in_any_batch_and_shard(tmp_path):
     options = {"attacks": ["mce"], "eps": 8, "limit": 3, "sources": [OTHER]}
     whole = found_by(tmp_path / "whole", **options)
     with pytest.raises(ShardDoneError):
-        found_by(tmp_path / "run", how=How(progress=False, shard="2/2", batch_size=1), **options)
-    parts = found_by(tmp_path / "run", how=How(progress=False, shard="1/2", batch_size=2), **options)
+        found_by(tmp_path / "run", options=RunOptions(progress=False, shard="2/2", batch_size=1), **options)
+    parts = found_by(tmp_path / "run", options=RunOptions(progress=False, shard="1/2", batch_size=2), **options)
     ours, theirs = ((each.path / "comparison.parquet").read_bytes() for each in (whole, parts))
     assert ours == theirs
 

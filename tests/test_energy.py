@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from segbench.engine import energy
-from segbench.engine.energy import EnergyMeter, gpu_watts, processor_joules
+from segbench.engine.telemetry import energy
+from segbench.engine.telemetry.energy import EnergyMeter, gpu_watts, processor_joules
 from tests.runs import run
 
 

@@ -22,14 +22,15 @@ from segbench import entries, evidence
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import Evaluator, frozen
 from segbench.attacks.stages import reduced
-from segbench.engine import stream
-from segbench.engine.batching import cpu_batch, in_fixed_batches
-from segbench.engine.checks import probe, verify_images
-from segbench.engine.merge import merge
-from segbench.engine.plan import plan
-from segbench.engine.shards import parse_shard
-from segbench.engine.store import Store
-from segbench.engine.worker import Worker
+from segbench.engine.compute import stream
+from segbench.engine.compute.batching import cpu_batch, in_fixed_batches
+from segbench.engine.compute.checks import probe, verify_images
+from segbench.engine.compute.session import open_session
+from segbench.engine.compute.worker import Worker
+from segbench.engine.launch.shards import parse_shard
+from segbench.engine.rundir.merge import merge
+from segbench.engine.rundir.plan import plan
+from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models import devices
 from segbench.models.devices import cpu_threads, exact_float32
@@ -236,18 +237,18 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path, monkeypatch)
     worker = Worker(Hungry(), data, SEA_V1, torch.device("cpu"), 8)
     units = [unit for unit in plan("sea-v1", data.image_ids, [8.0], ["mce"]) if unit.loss == "mce"]
     short = dataclasses.replace(SEA_V1, iterations=9)
-    with frozen(worker.model):
+    with open_session(worker.models, worker.device):
         worker.protocol = short
-        done = stream.do_unit(worker, units[0], list(data))
+        done = stream.run_unit(worker, units[0], list(data))
         assert worker.batch_size == 2
         roomy = Worker(Hungry(), data, short, torch.device("cpu"), 8)
         roomy.model.largest = 100
-        expected = stream.do_unit(roomy, units[0], list(data))
+        expected = stream.run_unit(roomy, units[0], list(data))
     assert roomy.batch_size == 8
     assert done.stats == expected.stats
     worker.model.largest = 0
-    with pytest.raises(RunError, match="Not enough memory for one image"), frozen(worker.model):
-        stream.do_unit(worker, units[0], list(data))
+    with pytest.raises(RunError, match="Not enough memory for one image"), open_session(worker.models, worker.device):
+        stream.run_unit(worker, units[0], list(data))
 
 
 def test_out_of_memory_on_another_model_halves_the_batch_too(monkeypatch):
@@ -260,14 +261,14 @@ def test_out_of_memory_on_another_model_halves_the_batch_too(monkeypatch):
         source = Hungry()
         source.largest = largest
         worker = Worker(Pixelwise(), data, protocol, torch.device("cpu"), 8, sources={"0123abcd": source})
-        with frozen(worker.models):
-            found.append(stream.do_unit(worker, unit, list(data)))
+        with open_session(worker.models, worker.device):
+            found.append(stream.run_unit(worker, unit, list(data)))
         assert worker.batch_size == (2 if largest == 3 else 8)
     assert found[0].stats == found[1].stats
     assert all((a == b).all() for a, b in zip(found[0].group.counts, found[1].group.counts, strict=True))
     source.largest = 0
-    with pytest.raises(RunError, match="Not enough memory for one image"), frozen(worker.models):
-        stream.do_unit(worker, unit, list(data))
+    with pytest.raises(RunError, match="Not enough memory for one image"), open_session(worker.models, worker.device):
+        stream.run_unit(worker, unit, list(data))
 
 
 def test_memory_that_ends_on_a_cpu_is_told(tmp_path, monkeypatch):

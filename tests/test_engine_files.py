@@ -18,12 +18,13 @@ from torch import nn
 
 import segbench
 from segbench.data import reading
-from segbench.engine import prefetch
-from segbench.engine.plan import Unit, plan
-from segbench.engine.prefetch import Prefetcher
-from segbench.engine.run import first_pass
-from segbench.engine.store import Store
-from segbench.engine.worker import Worker
+from segbench.engine.compute import prefetch
+from segbench.engine.compute.prefetch import Prefetcher
+from segbench.engine.compute.session import open_session
+from segbench.engine.compute.worker import Worker
+from segbench.engine.launch.local import first_pass
+from segbench.engine.rundir.plan import Unit, plan
+from segbench.engine.rundir.store import Store
 from segbench.errors import DataError, IncompleteError, RunError
 from segbench.protocol import SEA_V1
 
@@ -75,9 +76,10 @@ def test_the_first_pass_reads_each_image_once_and_gives_fingerprint_and_clean_co
         return original(path)
 
     monkeypatch.setattr(reading, "read_turned_image", counted)
-    worker = Worker(model(), data, SEA_V1, torch.device("cpu"))
+    worker = Worker(model(), data, SEA_V1, torch.device("cpu"), one_core=True)
     units = plan("sea-v1", data.image_ids, [8.0], SEA_V1.losses)
-    fingerprint, done = first_pass(worker, units, units[:2], one_core=True, progress=False)
+    with open_session(worker.models, worker.device) as session:
+        fingerprint, done = first_pass(session, worker, units, units[:2], progress=False)
     assert set(read.values()) == {1}
     assert len(read) == IMAGES
     assert [finished.unit for finished in done] == units[:2]  # the third is somebody else's, but was hashed
@@ -125,7 +127,9 @@ def test_another_data_set_of_the_same_pictures_is_another_run(tree, tmp_path):
         evaluate(root, tmp_path / "run", limit=2)
 
 
-@pytest.mark.parametrize("victim", ["segbench.data.dataset.Fingerprint.finish", "segbench.engine.store.Store.log"])
+@pytest.mark.parametrize(
+    "victim", ["segbench.data.dataset.Fingerprint.finish", "segbench.engine.rundir.store.Store.log"]
+)
 def test_killed_runs_continue(tree, own_cache, tmp_path, victim):
     """The process kills itself at the end of the first pass, before there is a run directory, or in its third unit."""
     module, name, method = victim.rsplit(".", 2)

@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 import segbench
-from segbench.engine import progress
-from segbench.engine.estimate import expected, seconds_per_pass
-from segbench.engine.plan import plan
-from segbench.engine.progress import announce, bar, duration
-from segbench.engine.run import passes
-from segbench.engine.store import Store
-from segbench.engine.worker import Worker
+from segbench.engine.compute.session import open_session
+from segbench.engine.compute.worker import Worker, image_passes
+from segbench.engine.rundir.plan import plan
+from segbench.engine.rundir.store import Store
+from segbench.engine.telemetry import progress
+from segbench.engine.telemetry.estimate import expected_time, seconds_per_pass
+from segbench.engine.telemetry.progress import announce, format_duration, progress_bar
 from segbench.protocol import SEA_V1
 from tests.runs import MODEL
 
@@ -40,9 +40,9 @@ def seconds_of(text: str) -> float:
 
 def test_before_the_first_unit_two_steps_are_measured(worker):
     units = plan("sea-v1", worker.dataset.image_ids, [8.0], SEA_V1.losses)
-    text = expected(worker, units, {}, worker.dataset[0], one_core=False)
+    text = expected_time(worker, units, {})
     assert re.fullmatch(r"At most about .* on this device \(cpu, \d+ cores\); Ctrl-C is safe\.", text)
-    again = sum(passes(unit, SEA_V1) for unit in units) * seconds_per_pass(worker, worker.dataset[0], one_core=False)
+    again = sum(image_passes(unit, SEA_V1) for unit in units) * seconds_per_pass(worker)
     assert again / 5 < seconds_of(text) < again * 5 + 1  # of two measurements, on a machine that does other things
 
 
@@ -55,17 +55,18 @@ def test_after_some_units_it_is_what_they_took(worker):
         if unit.eps_255 != 8
     }
     left = [unit for unit in units if unit.eps_255 == 8]
-    text = expected(worker, left, costs, worker.dataset[0], one_core=False)
+    text = expected_time(worker, left, costs)
     assert text.startswith("About 15 h 0 min on this device")  # five images under three losses
     elsewhere = {name: cost | {"device": "NVIDIA H200"} for name, cost in costs.items()}
-    assert expected(worker, left, elsewhere, worker.dataset[0], one_core=False).startswith("At most about")
+    assert expected_time(worker, left, elsewhere).startswith("At most about")
 
 
 def test_the_measurement_leaves_threads_and_gradients_as_they_were(worker):
     parameter = next(worker.model.parameters())
     before = parameter.requires_grad
     torch.set_num_threads(2)
-    assert seconds_per_pass(worker, worker.dataset[0], one_core=True) > 0
+    with open_session(worker.models, worker.device, threads=2):
+        assert seconds_per_pass(replace(worker, one_core=True)) > 0
     assert (torch.get_num_threads(), parameter.requires_grad, parameter.grad) == (2, before, None)
 
 
@@ -76,9 +77,9 @@ def test_passes_are_those_that_attacks_make_when_no_image_is_finished_early(refe
         made = sum(stats["forwards"]) + len(unit.image_ids)
         protocol = replace(SEA_V1, iterations=4)
         if unit.loss == "check":
-            assert made <= passes(unit, protocol)
+            assert made <= image_passes(unit, protocol)
         else:
-            assert made == passes(unit, protocol)
+            assert made == image_passes(unit, protocol)
     run = reference.entry()["run"]
     assert run["images_per_second"] == pytest.approx(run["forward_passes"] / run["seconds"], rel=1e-3)
     logged = [json.loads(line) for line in (reference.path / "log.jsonl").read_text().splitlines()]
@@ -95,7 +96,7 @@ def test_passes_are_those_that_attacks_make_when_no_image_is_finished_early(refe
     ],
 )  # fmt: skip
 def test_durations_are_in_words(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def terminal(monkeypatch):
 
 
 def test_the_bar_tells_what_is_done(terminal):
-    with bar(400, 20, enabled=True) as report:
+    with progress_bar(400, 20, enabled=True) as report:
         report.unit("ε 8/255 mce")
         report.images(100)
         report.done("ε 8/255 mce", 5, 0.25)
@@ -129,7 +130,7 @@ def test_a_line_is_told_as_it_is(terminal):
 
 
 def test_nothing_is_shown_when_nothing_is_wanted(terminal):
-    with bar(4, 2, enabled=False) as report:
+    with progress_bar(4, 2, enabled=False) as report:
         report.unit("clean")
         report.images(1)
         report.done("clean", 1, 0.5)

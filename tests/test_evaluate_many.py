@@ -8,7 +8,7 @@ import pytest
 
 import segbench
 from segbench.cli.evaluate import cost_text
-from segbench.engine.plan import plan
+from segbench.engine.rundir.plan import plan
 from segbench.errors import PreemptedError
 
 CLEAN, AT, PIRAT = (f"{name}_convnext_mini_shapes" for name in ("clean", "at", "pirat"))

@@ -10,9 +10,9 @@ import pytest
 
 import segbench
 from segbench import entries, evidence
-from segbench.engine.compare import compare
-from segbench.engine.external import add_external
-from segbench.engine.preparation import How
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.studies.compare import compare
+from segbench.engine.studies.external import add_external
 from segbench.entries import additions
 from segbench.errors import ContentError, RunError
 from segbench.leaderboard.assessment import assess
@@ -28,7 +28,7 @@ def masked(tmp_path_factory):
     """An evaluation of a model with masked gradients, and the comparison that finds it out."""
     folder, model = tmp_path_factory.mktemp("external"), Quantised(segbench.load_model(MODEL))
     entry = segbench.evaluate(model, out=folder / "run", progress=False, **OPTIONS).entry_path
-    found = compare(model, ["mce", "square"], out=folder / "comparison", how=How(progress=False), **OPTIONS)
+    found = compare(model, ["mce", "square"], out=folder / "comparison", options=RunOptions(progress=False), **OPTIONS)
     return entry, found
 
 
@@ -57,7 +57,9 @@ def test_the_row_of_the_entry_has_the_best_known_score_and_its_warning(masked, e
 
 
 def test_a_comparison_of_another_model_is_refused(masked, entry_path, tmp_path):
-    other = compare("at_convnext_mini_shapes", ["square"], out=tmp_path / "other", how=How(progress=False), **OPTIONS)
+    other = compare(
+        "at_convnext_mini_shapes", ["square"], out=tmp_path / "other", options=RunOptions(progress=False), **OPTIONS
+    )
     with pytest.raises(ContentError, match="with other weights than the entry's"):
         add_external(other.path, entry_path, **BY)
     assert not additions.folder_of(entry_path, additions.EXTERNAL).exists()
@@ -67,7 +69,9 @@ def test_other_images_of_the_same_ids_and_labels_are_refused(entry_path, tmp_pat
     data = segbench.load_dataset("shapes")
     brighter = dataclasses.replace(data, read=lambda image_id: _brighter(*data.read(image_id)), files=None)
     model = Quantised(segbench.load_model(MODEL))
-    found = compare(model, ["square"], out=tmp_path / "run", how=How(progress=False), **OPTIONS | {"dataset": brighter})
+    found = compare(
+        model, ["square"], out=tmp_path / "run", options=RunOptions(progress=False), **OPTIONS | {"dataset": brighter}
+    )
     with pytest.raises(ContentError, match="attacks other images than the entry's"):
         add_external(found.path, entry_path, **BY)
 
@@ -79,7 +83,7 @@ def _brighter(pixels, labels):
 def test_more_iterations_of_the_entrys_own_losses_are_something_new(entry_path, tmp_path):
     model = Quantised(segbench.load_model(MODEL))
     found = compare(
-        model, ["mce"], out=tmp_path / "run", seed=7, how=How(progress=False), **OPTIONS | {"iterations": 30}
+        model, ["mce"], out=tmp_path / "run", seed=7, options=RunOptions(progress=False), **OPTIONS | {"iterations": 30}
     )
     path = add_external(found.path, entry_path, **BY)
     stored = evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="external")
@@ -100,7 +104,11 @@ def test_what_is_no_comparison_or_has_nothing_to_add_is_told(masked, entry_path,
     with pytest.raises(RunError, match=r"not a finished comparison\. Make one: segbench attack compare"):
         add_external(run(tmp_path / "evaluation", eps=8, limit=2).path, entry_path, **BY)
     found = compare(
-        Quantised(segbench.load_model(MODEL)), ["mce"], out=tmp_path / "own", how=How(progress=False), **OPTIONS
+        Quantised(segbench.load_model(MODEL)),
+        ["mce"],
+        out=tmp_path / "own",
+        options=RunOptions(progress=False),
+        **OPTIONS,
     )
     with pytest.raises(ContentError, match="no attack beyond the entry's own"):
         add_external(found.path, entry_path, **BY)

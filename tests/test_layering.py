@@ -52,7 +52,7 @@ def test_contracts_are_kept():
         ("unplaced.py", "", "Layers:"),
         ("attacks/start.py", "from segbench import files", "Attacks, counts and ensemble"),
         ("cards.py", "def sneak():\n    import torch", "What needs no torch"),
-        ("cli/app.py", "import segbench.engine.worker", "What needs no torch"),
+        ("cli/app.py", "import segbench.engine.compute.worker", "What needs no torch"),
     ],
 )
 def test_contracts_bite(tmp_path, file, line, contract):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import segbench
-from segbench.engine.compare import compare
-from segbench.engine.preparation import How
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.studies.compare import compare
 from segbench.protocol import SEA_V1
 from tests.masked import MASKED, Randomised
 
@@ -26,7 +26,7 @@ def warnings(model, out):
 
 def flagged(model, out):
     attacks = [*SEA_V1.losses, "square"]
-    return compare(model, attacks, out=out, how=How(progress=False), **OPTIONS).document()["flags"]
+    return compare(model, attacks, out=out, options=RunOptions(progress=False), **OPTIONS).document()["flags"]
 
 
 @pytest.mark.parametrize("masking", MASKED)
@@ -50,7 +50,12 @@ def test_a_masked_gradient_is_caught_by_what_was_found_on_the_model_behind_it(cl
     """Transfer: the attacker who has the model without its mask."""
     masked, attacks = MASKED[0](clean), [*SEA_V1.losses]
     found = compare(
-        masked, attacks, sources=["clean_convnext_mini_shapes"], out=tmp_path, how=How(progress=False), **OPTIONS
+        masked,
+        attacks,
+        sources=["clean_convnext_mini_shapes"],
+        out=tmp_path,
+        options=RunOptions(progress=False),
+        **OPTIONS,
     )
     assert {flag["attack"] for flag in found.flags} >= {"SEA from clean_convnext_mini_shapes"}
     assert min(flag["below"] for flag in found.flags) > 0.1

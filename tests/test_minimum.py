@@ -17,21 +17,21 @@ from torch import nn
 
 from segbench import evidence
 from segbench.data import SegmentationDataset
-from segbench.engine.bisection import Found, step
-from segbench.engine.compare import compare
-from segbench.engine.minimum import grid, minimum
-from segbench.engine.preparation import How
-from segbench.engine.trials import Trial, Trials
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.trials import Trial, Trials
+from segbench.engine.studies.bisection import SmallestRadius, next_step
+from segbench.engine.studies.compare import compare
+from segbench.engine.studies.minimum import grid, minimum
 from segbench.errors import ShardDoneError, UsageError
 from segbench.evidence import CLEAN
 from tests.runs import ENVIRONMENT, MODEL
 
-QUIET = How(progress=False)
+QUIET = RunOptions(progress=False)
 SHORT = {"limit": 3, "iterations": 6, "largest": 48.0, "resolution": 4.0, "share": 0.3}
 
 
-def found_by(out, attacks=("mce", "js"), how=QUIET, **changes):
-    return minimum(MODEL, attacks, out=out, how=how, **(SHORT | changes))
+def found_by(out, attacks=("mce", "js"), options=QUIET, **changes):
+    return minimum(MODEL, attacks, out=out, options=options, **(SHORT | changes))
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +45,19 @@ def test_bisection_finds_what_trying_every_radius_finds(number, data):
     radii, attacks = [float(place + 1) for place in range(number)], ["a", "b", "c"]
     from_ = {attack: data.draw(st.integers(1, number + 1)) for attack in attacks}
     fallen, tried = {CLEAN: False}, 0
-    while not isinstance(then := step(fallen, radii, attacks).then, Found):
+    while not isinstance(then := next_step(fallen, radii, attacks).then, SmallestRadius):
         assert then not in fallen  # nothing is tried twice
         fallen[then] = then[0] >= from_[then[1]]
         tried += 1
     first = min(from_.values())
     assert then.eps_255 == (None if first > number else float(first))
     assert tried <= len(attacks) * number.bit_length()
-    assert step(fallen, radii, attacks).decided <= number.bit_length()
+    assert next_step(fallen, radii, attacks).decided <= number.bit_length()
 
 
 def test_an_image_that_never_stood_has_zero_and_is_tried_no_more():
-    assert step({}, [1.0], ["a"]).then == CLEAN
-    assert step({CLEAN: True}, [1.0], ["a"]).then == Found(0.0)
+    assert next_step({}, [1.0], ["a"]).then == CLEAN
+    assert next_step({CLEAN: True}, [1.0], ["a"]).then == SmallestRadius(0.0)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
@@ -66,7 +66,7 @@ def test_what_fell_within_a_radius_falls_within_each_larger_one(first, second, d
     answers = data.draw(st.lists(st.booleans(), min_size=240, max_size=240))
     fallen, found = {CLEAN: False}, []
     for radii in ([float(place + 1) for place in range(first)], [(place + 1) / 2 for place in range(second)]):
-        while not isinstance(then := step(fallen, radii, ["a"]).then, Found):
+        while not isinstance(then := next_step(fallen, radii, ["a"]).then, SmallestRadius):
             assert not any(fell and eps <= then[0] for (eps, attack), fell in fallen.items() if attack == "a")
             fallen[then] = answers[int(2 * then[0])]
         found.append(then.eps_255)
@@ -78,9 +78,9 @@ def test_what_fell_within_a_radius_falls_within_each_larger_one(first, second, d
 
 def test_the_first_attack_that_does_it_is_enough():
     radii = [1.0, 2.0, 3.0]
-    assert step({CLEAN: False}, radii, ["a", "b"]).then == (2.0, "a")
-    assert step({CLEAN: False, (2.0, "a"): False}, radii, ["a", "b"]).then == (2.0, "b")
-    assert step({CLEAN: False, (2.0, "a"): True}, radii, ["a", "b"]).then == (1.0, "a")
+    assert next_step({CLEAN: False}, radii, ["a", "b"]).then == (2.0, "a")
+    assert next_step({CLEAN: False, (2.0, "a"): False}, radii, ["a", "b"]).then == (2.0, "b")
+    assert next_step({CLEAN: False, (2.0, "a"): True}, radii, ["a", "b"]).then == (1.0, "a")
 
 
 def test_the_grid():
@@ -111,12 +111,12 @@ def test_the_closed_form_of_a_threshold_is_found(tmp_path):
         ),
         count_weights=lambda: (np.full(2, 0.5), "evaluated images"),
     )  # fmt: skip
-    options = {"iterations": 8, "largest": 8, "resolution": 1, "out": tmp_path / "run", "how": QUIET}
+    options = {"iterations": 8, "largest": 8, "resolution": 1, "out": tmp_path / "run", "options": QUIET}
     found = minimum(Brightness(), ["ce_const"], data, **options)
     assert found.eps_255 == [2, 4, 7, None, 0, 0]
-    assert [found.fallen(eps) for eps in (0, 1, 2, 8)] == [2 / 6, 2 / 6, 3 / 6, 5 / 6]
+    assert [found.share_broken(eps) for eps in (0, 1, 2, 8)] == [2 / 6, 2 / 6, 3 / 6, 5 / 6]
     assert [found.quantile(share) for share in (0.3, 0.4, 0.5, 0.6, 0.8, 1)] == [0, 2, 2, 4, 7, None]
-    assert found.standing == 1
+    assert found.unbroken == 1
 
 
 class Halves(nn.Module):
@@ -135,13 +135,13 @@ def test_a_share_is_the_number_that_was_written(tmp_path, share, eps):
         read=lambda _: (np.full((1, 100, 3), 99, np.uint8), np.ones((1, 100), np.uint8)),
         count_weights=lambda: (np.full(2, 0.5), "evaluated images"),
     )  # fmt: skip
-    options = {"iterations": 1, "largest": 1, "resolution": 1, "out": tmp_path / "run", "how": QUIET}
+    options = {"iterations": 1, "largest": 1, "resolution": 1, "out": tmp_path / "run", "options": QUIET}
     assert minimum(Halves(), ["ce_const"], data, share=share, **options).eps_255 == [eps]
 
 
 def test_it_is_the_smallest_radius_of_a_comparison_at_all_of_them(small, tmp_path):
     radii = grid(SHORT["largest"], SHORT["resolution"])
-    result = compare(MODEL, ["mce", "js"], eps=radii, limit=3, iterations=6, out=tmp_path / "run", how=QUIET)
+    result = compare(MODEL, ["mce", "js"], eps=radii, limit=3, iterations=6, out=tmp_path / "run", options=QUIET)
     groups = evidence.from_bytes((result.path / "comparison.parquet").read_bytes(), source="").groups
     for row, (image_id, eps) in enumerate(zip(small.image_ids, small.eps_255, strict=True)):
         share = {
@@ -177,11 +177,11 @@ def test_it_goes_on_from_what_was_tried_and_tries_nothing_twice(small, tmp_path)
 
 
 def test_batch_size_and_shards_change_nothing(small, tmp_path):
-    assert found_by(tmp_path / "one", how=How(progress=False, batch_size=1)).eps_255 == small.eps_255
+    assert found_by(tmp_path / "one", options=RunOptions(progress=False, batch_size=1)).eps_255 == small.eps_255
     with pytest.raises(ShardDoneError, match=r"Shard 2/2 is done\. 2 of 3 images are missing\."):
-        found_by(tmp_path / "run", how=How(progress=False, shard="2/2"))
+        found_by(tmp_path / "run", options=RunOptions(progress=False, shard="2/2"))
     assert not (tmp_path / "run" / "minimum.json").exists()
-    found = found_by(tmp_path / "run", how=How(progress=False, shard="1/2"))
+    found = found_by(tmp_path / "run", options=RunOptions(progress=False, shard="1/2"))
     assert found.eps_255 == small.eps_255
     assert {file.name for file in (tmp_path / "run").glob("tried*")} == {"tried-1-of-2.jsonl", "tried-2-of-2.jsonl"}
 
@@ -243,7 +243,7 @@ def test_damaged_lines_are_passed_over(tmp_path):
         ({"attacks": ["js_target_0"]}, "js_target_0 cannot"),
         ({"share": 1.0}, r"share must be in \[0, 1\)"),
         ({"resolution": 64.0}, "resolution to"),
-        ({"how": How(progress=False, engine="ray")}, "--shard 1/4"),
+        ({"options": RunOptions(progress=False, engine="ray")}, "--shard 1/4"),
     ],
 )
 def test_arguments_out_of_range_are_told(tmp_path, changes, text):
@@ -258,7 +258,7 @@ def test_the_command_prints_a_table_and_status_and_merge_know_what_it_is(cli):
     assert code == 0, err
     assert "(2 images), 99% of the pixels wrong" in out
     assert "median above 4/255" in out
-    assert "2 of 2 images stand at 4/255." in out
+    assert "2 of 2 images are not broken at 4/255." in out
     assert [line.split()[0] for line in out.splitlines() if line.endswith("% ") or line.rstrip().endswith("%")] == [
         f"{radius}/255" for radius in (0, 1, 2, 4)
     ]

@@ -15,10 +15,12 @@ import segbench
 from segbench import cards
 from segbench.errors import ContentError, DownloadError, ModelError, UnknownNameError, UsageError
 from segbench.files import sha256_bytes
-from segbench.models import from_released, load
-from segbench.models.adapters.wrap import ImageModel
-from segbench.models.architectures import ARCHITECTURES, WithoutDraws, build, load_weights
+from segbench.models import from_released
+from segbench.models.architectures import ARCHITECTURES, WithoutDraws, build
+from segbench.models.sources.image_model import ImageModel
+from segbench.models.weights import load_weights
 from tests.conftest import GOLDEN, recipe_weights, released_layout
+from tests.loading import load_named
 
 TINY_CONVNEXT = {"depths": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "channels": 8, "auxiliary_channels": 8}
 
@@ -129,21 +131,21 @@ def test_own_models_by_function_name(tmp_path, monkeypatch):
         "import torch\ndef net():\n    return torch.nn.Conv2d(3, 8, 1)\ndef nothing():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    subject = load.resolve("mine:net")
+    subject = load_named("mine:net")
     assert (subject.id, subject.card) == ("net", None)
-    assert load.resolve("mine:net").weights_sha256 != subject.weights_sha256  # it draws its weights
-    known = load.resolve(subject.module).weights_sha256
-    assert load.resolve(subject.module).weights_sha256 == known
+    assert load_named("mine:net").weights_sha256 != subject.weights_sha256  # it draws its weights
+    known = load_named(subject.module).weights_sha256
+    assert load_named(subject.module).weights_sha256 == known
     with torch.no_grad():
         subject.module.bias[0] += 1
-    assert load.resolve(subject.module).weights_sha256 != known
+    assert load_named(subject.module).weights_sha256 != known
     for spec, text in {
         "mine:nothing": "gave int",
         "mine:absent": "Cannot import",
         "absent:net": "Cannot import",
     }.items():
         with pytest.raises(ModelError, match=text):
-            load.resolve(spec)
+            load_named(spec)
 
 
 def test_the_auxiliary_head_is_for_training_only():
@@ -170,7 +172,7 @@ def test_own_functions_that_fail_are_named(tmp_path, monkeypatch, code, text):
     (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelError, match=text):
-        load.resolve(f"{name}:net")
+        load_named(f"{name}:net")
 
 
 def test_what_a_state_dict_does_not_hold_is_part_of_the_identity():
@@ -178,7 +180,7 @@ def test_what_a_state_dict_does_not_hold_is_part_of_the_identity():
 
     def digest(*layers):
         torch.manual_seed(0)
-        return load.resolve(nn.Sequential(nn.Conv2d(3, 2, 1), *layers)).weights_sha256
+        return load_named(nn.Sequential(nn.Conv2d(3, 2, 1), *layers)).weights_sha256
 
     assert digest(nn.ReLU()) == digest(nn.ReLU())
     assert len({digest(nn.ReLU()), digest(nn.GELU()), digest(nn.LeakyReLU(0.1)), digest(nn.LeakyReLU(0.2))}) == 4
@@ -188,14 +190,14 @@ def test_what_a_state_dict_does_not_hold_is_part_of_the_identity():
     for change in changes:
         torch.manual_seed(0)
         module = ImageModel(nn.Conv2d(3, 2, 1), statistics, num_classes=2, **change)
-        found.add(load.resolve(module).weights_sha256)
+        found.add(load_named(module).weights_sha256)
     assert len(found) == len(changes)
 
     class Addressed(nn.Module):
         def extra_repr(self):
             return repr(object())  # <object object at 0x...>, another one each time
 
-    assert load.resolve(Addressed()).weights_sha256 == load.resolve(Addressed()).weights_sha256
+    assert load_named(Addressed()).weights_sha256 == load_named(Addressed()).weights_sha256
 
 
 @pytest.mark.parametrize(
@@ -252,4 +254,4 @@ def test_devices_that_cannot_be_used_are_named():
 def test_only_models_are_models():
     for wrong in (lambda x: x, cards.get_card("at_convnext_mini_shapes"), None):
         with pytest.raises(ModelError, match="A model is an id"):
-            load.resolve(wrong)
+            load_named(wrong)

@@ -106,7 +106,7 @@ def without_memory(trained):
     """The model that three recipes train, on the meta device."""
     recipe = load_recipe(f"pirat_{trained}")
     with torch.device("meta"):
-        return ARCHITECTURES[recipe.architecture](
+        return ARCHITECTURES[recipe.architecture].build(
             num_classes=segbench.get_card(recipe.id).num_classes, **recipe.architecture_arguments
         )
 

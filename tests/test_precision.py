@@ -12,8 +12,8 @@ from torch import nn
 import segbench
 from segbench import entries, evidence
 from segbench.attacks.problem import Evaluator
-from segbench.engine.precision import check_precision, get_precision
-from segbench.engine.worker import Worker
+from segbench.engine.compute.precision import check_precision, get_precision
+from segbench.engine.compute.worker import Worker
 from segbench.errors import RunError, UsageError
 from tests.runs import run, units
 

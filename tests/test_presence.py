@@ -13,34 +13,35 @@ import time
 import pytest
 from filelock import FileLock
 
-from segbench.engine import presence
-from segbench.engine.plan import plan
-from segbench.engine.presence import LOST_SECONDS, everybody, present, read
-from segbench.engine.status import loss_of, seconds_for, survey
-from segbench.engine.store import Store
+from segbench.engine.rundir import workers
+from segbench.engine.rundir.lock import claim_shard
+from segbench.engine.rundir.plan import plan
+from segbench.engine.rundir.status import estimate_seconds, loss_of_unit, run_status
+from segbench.engine.rundir.store import Store
+from segbench.engine.rundir.workers import LOST_SECONDS, list_workers, read_worker
 from segbench.errors import DataError, PreemptedError, RunError, ShardDoneError
 from tests.runs import run
 
 
 def states(path):
-    return [(who.shard, who.state) for who in everybody(path)]
+    return [(who.shard, who.state) for who in list_workers(path)]
 
 
 def fail(path, shard, error, *units):
     """A process that is doing these units when something goes wrong."""
-    with present(path, shard, "cpu") as me:
+    with claim_shard(path, shard, "cpu") as heartbeat:
         for unit in units:
-            me.begin(unit)
+            heartbeat.begin(unit)
         raise error
 
 
 def test_a_process_is_seen_while_it_works_and_afterwards(tmp_path):
-    with present(tmp_path, "2/3", "cpu, 2 cores") as me:
-        me.begin("eps8_mce_0001")
-        me.begin("eps8_mce_0002")
-        me.end("eps8_mce_0001")
-        me.tell("running")
-        (who,) = everybody(tmp_path)
+    with claim_shard(tmp_path, "2/3", "cpu, 2 cores") as heartbeat:
+        heartbeat.begin("eps8_mce_0001")
+        heartbeat.begin("eps8_mce_0002")
+        heartbeat.end("eps8_mce_0001")
+        heartbeat.write("running")
+        (who,) = list_workers(tmp_path)
         assert (who.shard, who.pid, who.device, who.state) == ("2/3", os.getpid(), "cpu, 2 cores", "running")
         assert who.units == ("eps8_mce_0002",)
         assert 0 <= who.seconds < 10
@@ -59,39 +60,39 @@ def test_a_process_is_seen_while_it_works_and_afterwards(tmp_path):
 def test_how_a_process_ended_is_told(tmp_path, error, state, text):
     with pytest.raises(type(error)):
         fail(tmp_path, "1/1", error, "eps8_mce_0001")
-    (who,) = everybody(tmp_path)
+    (who,) = list_workers(tmp_path)
     assert (who.state, who.error, who.units) == (state, text, ("eps8_mce_0001",))
 
 
 def test_it_says_again_and_again_that_it_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.05)
-    with present(tmp_path, "1/1", "cpu") as me:
-        os.utime(me.path, (1, 1))
+    monkeypatch.setattr(workers, "HEARTBEAT_SECONDS", 0.05)
+    with claim_shard(tmp_path, "1/1", "cpu") as heartbeat:
+        os.utime(heartbeat.path, (1, 1))
         deadline = time.monotonic() + 20
-        while me.path.stat().st_mtime < 2 and time.monotonic() < deadline:
+        while heartbeat.path.stat().st_mtime < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert me.path.stat().st_mtime > 2
+        assert heartbeat.path.stat().st_mtime > 2
 
 
 def test_a_process_that_falls_silent_is_lost(tmp_path):
-    with present(tmp_path, "1/1", "cpu") as me:
-        now = me.path.stat().st_mtime
-        assert read(me.path, now + LOST_SECONDS - 1).state == "running"
-        assert read(me.path, now + LOST_SECONDS + 1).state == "lost"
-    assert read(me.path, now + 9e9).state == "done"
+    with claim_shard(tmp_path, "1/1", "cpu") as heartbeat:
+        now = heartbeat.path.stat().st_mtime
+        assert read_worker(heartbeat.path, now + LOST_SECONDS - 1).state == "running"
+        assert read_worker(heartbeat.path, now + LOST_SECONDS + 1).state == "lost"
+    assert read_worker(heartbeat.path, now + 9e9).state == "done"
 
 
 def test_a_file_system_whose_clock_is_ahead_makes_nobody_lost(tmp_path):
-    with present(tmp_path, "1/2", "cpu") as me, present(tmp_path, "2/2", "cpu") as other:
+    with claim_shard(tmp_path, "1/2", "cpu") as heartbeat, claim_shard(tmp_path, "2/2", "cpu") as other:
         tomorrow = time.time() + 86400
-        os.utime(me.path, (tomorrow, tomorrow))
+        os.utime(heartbeat.path, (tomorrow, tomorrow))
         os.utime(other.path, (tomorrow - 10, tomorrow - 10))
         assert states(tmp_path) == [("1/2", "running"), ("2/2", "running")]
-        assert [round(who.seconds) for who in everybody(tmp_path)] == [0, 10]
+        assert [round(who.seconds) for who in list_workers(tmp_path)] == [0, 10]
 
 
 def test_damaged_files_are_nobody(tmp_path):
-    with present(tmp_path, "1/3", "cpu"):
+    with claim_shard(tmp_path, "1/3", "cpu"):
         pass
     folder = tmp_path / "workers"
     whole = json.loads((folder / "1-of-3.json").read_text())
@@ -113,16 +114,16 @@ def test_damaged_files_are_nobody(tmp_path):
 
 def test_shards_are_listed_by_number(tmp_path):
     for number in (10, 2, 1):
-        with present(tmp_path, f"{number}/10", "cpu"):
+        with claim_shard(tmp_path, f"{number}/10", "cpu"):
             pass
-    assert [who.shard for who in everybody(tmp_path)] == ["1/10", "2/10", "10/10"]
+    assert [who.shard for who in list_workers(tmp_path)] == ["1/10", "2/10", "10/10"]
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from segbench.engine.presence import present
-with present(Path(sys.argv[1]), "1/1", "cpu"):
+from segbench.engine.rundir.lock import claim_shard
+with claim_shard(Path(sys.argv[1]), "1/1", "cpu"):
     print("ready", flush=True)
     time.sleep(600)
 """
@@ -133,15 +134,15 @@ def test_a_shard_belongs_to_one_process_until_that_is_killed(tmp_path):
     assert holder.stdout.readline() == "ready\n"
     with (
         pytest.raises(RunError, match=rf"is in use: process {holder.pid} on .*--shard 1/2 and --shard 2/2"),
-        present(tmp_path, "1/1", "cpu"),
+        claim_shard(tmp_path, "1/1", "cpu"),
     ):
         pass
     assert states(tmp_path) == [("1/1", "running")]  # the refused one has said nothing
-    with present(tmp_path, "1/2", "cpu"):  # another shard is free
+    with claim_shard(tmp_path, "1/2", "cpu"):  # another shard is free
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait(timeout=60)
-    with present(tmp_path, "1/1", "cpu"):
+    with claim_shard(tmp_path, "1/1", "cpu"):
         pass
     assert ("1/1", "done") in states(tmp_path)
 
@@ -152,7 +153,7 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch, caplog, error):
         raise error
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with present(tmp_path, "1/1", "cpu"):
+    with claim_shard(tmp_path, "1/1", "cpu"):
         assert states(tmp_path) == [("1/1", "running")]
     assert "cannot be locked" in caplog.text
     assert "Take care that no other process does this shard" in caplog.text
@@ -162,11 +163,11 @@ def test_a_word_that_cannot_be_written_is_no_reason_to_stop(tmp_path, monkeypatc
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(presence, "write_atomic", full)
-    with caplog.at_level(logging.DEBUG, "segbench"), present(tmp_path, "1/1", "cpu") as me:
-        me.begin("eps8_mce_0001")
+    monkeypatch.setattr(workers, "write_atomic", full)
+    with caplog.at_level(logging.DEBUG, "segbench"), claim_shard(tmp_path, "1/1", "cpu") as heartbeat:
+        heartbeat.begin("eps8_mce_0001")
     assert "No space left on device" in caplog.text
-    assert everybody(tmp_path) == []
+    assert list_workers(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def half(tmp_path_factory):
 
 def test_a_survey_adds_up(half):
     store = Store.open(half)
-    found = survey(store)
+    found = run_status(store)
     assert (found.total.units, found.total.done, found.total.missing) == (8, 4, 4)
     assert found.total.running == found.total.failed == 0
     assert sum(row.units for row in found.groups.values()) == 8
@@ -195,13 +196,13 @@ def test_what_runs_and_what_failed_is_neither_missing_nor_done(half):
     left = [unit.name for unit in Store.open(half).units() if not (half / "units" / f"{unit.name}.parquet").exists()]
     with pytest.raises(ValueError, match="burnt"):
         fail(half, "4/9", ValueError("burnt"), *left[:2])
-    alone = survey(Store.open(half))
-    with present(half, "5/9", "cpu") as one, present(half, "6/9", "cpu") as two:
+    alone = run_status(Store.open(half))
+    with claim_shard(half, "5/9", "cpu") as one, claim_shard(half, "6/9", "cpu") as two:
         one.begin(left[1])  # somebody does again what failed
         two.begin(left[2])
-        one.tell("running")
-        two.tell("running")
-        found = survey(Store.open(half))
+        one.write("running")
+        two.write("running")
+        found = run_status(Store.open(half))
         assert (found.total.done, found.total.running, found.total.failed, found.total.missing) == (4, 2, 1, 1)
         assert found.seconds_left == pytest.approx(alone.seconds_left / 2)
     (half / "workers" / "4-of-9.json").unlink()
@@ -214,13 +215,13 @@ def test_the_time_left_is_that_of_units_of_the_same_loss():
         "eps8_mce_0000": {"seconds": 30.0, "images": 2},
         "eps0_clean_0000": {"seconds": 2.0, "images": 2},
     }
-    assert [loss_of(unit.name) for unit in units] == ["clean", "check", "mce", "js"]
-    assert seconds_for(units[2:3], costs, 1) == 20  # the median of two
-    assert seconds_for(units[2:3], costs, 4) == 5
-    assert seconds_for(units[3:], costs, 1) == 20  # of the other attacks, as none is known of its own
-    assert seconds_for(units[:1], costs, 1) == 2
-    assert seconds_for(units, {"eps0_clean_0000": costs["eps0_clean_0000"]}, 1) is None
-    assert seconds_for([], {}, 1) == 0
+    assert [loss_of_unit(unit.name) for unit in units] == ["clean", "check", "mce", "js"]
+    assert estimate_seconds(units[2:3], costs, 1) == 20  # the median of two
+    assert estimate_seconds(units[2:3], costs, 4) == 5
+    assert estimate_seconds(units[3:], costs, 1) == 20  # of the other attacks, as none is known of its own
+    assert estimate_seconds(units[:1], costs, 1) == 2
+    assert estimate_seconds(units, {"eps0_clean_0000": costs["eps0_clean_0000"]}, 1) is None
+    assert estimate_seconds([], {}, 1) == 0
 
 
 def test_the_command_shows_it(half, cli):

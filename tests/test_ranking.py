@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from segbench import entries, leaderboard
 from segbench.counts import Counts
-from segbench.ensemble import better, bootstrap, bootstrap_intervals, interval
+from segbench.ensemble import bootstrap, bootstrap_intervals, interval, significantly_above
 from segbench.errors import ContentError
 from segbench.leaderboard import assessment
 from segbench.leaderboard.board import tidy
@@ -194,22 +194,22 @@ def test_the_same_number_of_images_and_seed_give_the_same_samples() -> None:
 
 def test_a_model_is_not_better_than_itself() -> None:
     found = bootstrap(random_counts(1, 6), random_counts(1, 6))
-    assert better(found.miou, found.miou[None]).tolist() == [False]
-    assert better(found.aacc, found.aacc[None]).tolist() == [False]
+    assert significantly_above(found.miou, found.miou[None]).tolist() == [False]
+    assert significantly_above(found.aacc, found.aacc[None]).tolist() == [False]
 
 
 def test_a_model_that_is_better_on_every_image_is_better_beyond_doubt() -> None:
     low, high = random_counts(1, 6), samples.counts(0.9, 1, 6)
     assert (high.correct > low.correct).all()
     one, other = bootstrap(low, low), bootstrap(high, high)
-    assert better(one.aacc, other.aacc[None]).tolist() == [True]
-    assert better(other.aacc, one.aacc[None]).tolist() == [False]
+    assert significantly_above(one.aacc, other.aacc[None]).tolist() == [True]
+    assert significantly_above(other.aacc, one.aacc[None]).tolist() == [False]
 
 
 def test_better_compares_with_each_of_many() -> None:
     one = np.linspace(0, 1, 1000)
     others = np.stack([one + 0.1, one, one - 0.1, np.where(np.arange(1000) < 975, one + 0.1, one - 0.1)])
-    assert better(one, others).tolist() == [True, False, False, True]
+    assert significantly_above(one, others).tolist() == [True, False, False, True]
 
 
 def test_intervals_are_quantiles_of_the_replicates() -> None:

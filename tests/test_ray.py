@@ -13,10 +13,10 @@ from dataclasses import replace
 import pytest
 
 import segbench
-from segbench.engine import ray_engine
-from segbench.engine.compare import compare
-from segbench.engine.preparation import How
-from segbench.engine.store import Store
+from segbench.engine.launch import ray as ray_engine
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.store import Store
+from segbench.engine.studies.compare import compare
 from segbench.errors import DataError, RunError, UsageError
 from tests.runs import ENVIRONMENT, MODEL, SHORT, run, units
 
@@ -57,8 +57,8 @@ def test_two_workers_give_the_same_bytes(cluster, longer, tmp_path):
 def test_workers_search_and_attack_another_model_like_one_process(cluster, tmp_path):
     options = {"eps": 8, "limit": 3, "iterations": 4, "sources": ["at_convnext_mini_shapes"]}
     here, there = (
-        compare(MODEL, ["square", "mce"], out=tmp_path / name, how=how, **options)
-        for name, how in (("here", How(progress=False)), ("there", How(progress=False, **RAY)))
+        compare(MODEL, ["square", "mce"], out=tmp_path / name, options=how, **options)
+        for name, how in (("here", RunOptions(progress=False)), ("there", RunOptions(progress=False, **RAY)))
     )
     assert (here.path / "comparison.parquet").read_bytes() == (there.path / "comparison.parquet").read_bytes()
     assert any("mce_from_" in name for name in units(there.path))
@@ -85,7 +85,7 @@ def test_a_killed_worker_is_replaced_and_its_units_are_done_again(cluster, longe
 
 def test_a_worker_that_dies_again_and_again_is_no_endless_loop(cluster, tmp_path, monkeypatch):
     class Fatal(ray_engine.Actor):
-        def do(self, unit):
+        def run(self, unit):
             os._exit(1)
 
     monkeypatch.setattr(ray_engine, "Actor", Fatal)

@@ -16,14 +16,16 @@ from PIL import Image
 
 import segbench
 from segbench import counts
-from segbench.engine.compare import compare
-from segbench.engine.minimum import minimum
-from segbench.engine.preparation import How
-from segbench.engine.targeted import targeted
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.store import Store
+from segbench.engine.studies import attacked
+from segbench.engine.studies.attacked import PictureKey, attack_again, reopen_run
+from segbench.engine.studies.compare import compare
+from segbench.engine.studies.minimum import minimum
+from segbench.engine.studies.targeted import targeted
 from segbench.errors import RunError, UsageError
-from segbench.reporting import attacked, charts
+from segbench.reporting import charts
 from segbench.reporting.analysis import extremes, middle, views
-from segbench.reporting.attacked import Wanted, attack_again, opened
 from segbench.reporting.figures import picture
 from segbench.reporting.gallery import Pictures
 from segbench.reporting.panels import Row, panel
@@ -32,7 +34,7 @@ from segbench.reporting.runs import read_runs
 from segbench.reporting.strata import strata
 from tests.runs import MODEL, run
 
-QUIET = How(progress=False, shard="1/1")
+QUIET = RunOptions(progress=False, shard="1/1")
 OTHER = "at_convnext_mini_shapes"
 
 
@@ -44,7 +46,7 @@ def pictures(**changes):
 def folders(tmp_path_factory):
     """One run of each kind, of one model."""
     root = tmp_path_factory.mktemp("runs")
-    options = {"limit": 4, "iterations": 3, "how": QUIET}
+    options = {"limit": 4, "iterations": 3, "options": QUIET}
     return {
         "evaluation": run(root / "evaluation").path,
         "comparison": compare(
@@ -119,10 +121,10 @@ def test_attacked_again_an_image_is_what_the_evidence_counted(folders):
     """Bit for bit on the same machine: no pixel more or fewer is right."""
     material = read_runs([folders["evaluation"]])
     main, found = material.main, views(material.main)
-    wanted = [Wanted(row, 8.0, loss) for row in range(5) for loss in ("mce_bal", "mce", "js")]
-    with opened(main, None, None, QUIET) as ready:
+    wanted = [PictureKey(row, 8.0, loss) for row in range(5) for loss in ("mce_bal", "mce", "js")]
+    with reopen_run(Store(main.path, main.manifest), None, None, QUIET) as ready:
         data = ready.worker.dataset
-        seen = attack_again(ready, wanted, progress=False)
+        seen = attack_again(ready, wanted)
         for each in wanted:
             sample = data[each.row]
             change = np.abs(seen[each].image - sample.image.numpy()).max()
@@ -151,8 +153,8 @@ def test_what_was_attacked_is_kept_and_what_is_damaged_is_made_again(folders, tm
     first = make(read_runs([copy]), pictures())
     kept = {file: file.read_bytes() for file in (copy / "pictures").iterdir()}
     made = []
-    real = attacked._attacked
-    monkeypatch.setattr(attacked, "_attacked", lambda worker, group, on: made.extend(group) or real(worker, group, on))
+    real = attacked._attack
+    monkeypatch.setattr(attacked, "_attack", lambda worker, group, on: made.extend(group) or real(worker, group, on))
     again = make(read_runs([copy]), pictures())
     assert made == []
     assert [each.png for each in again.all_figures()] == [each.png for each in first.all_figures()]

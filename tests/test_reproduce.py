@@ -15,7 +15,7 @@ import pytest
 
 import segbench
 from segbench import entries, evidence, schemas
-from segbench.engine.reproduce import reproduce
+from segbench.engine.studies.reproduce import reproduce
 from segbench.entries import additions
 from segbench.errors import DataError, ModelError, UsageError
 from segbench.evidence import Evidence, Group

@@ -12,10 +12,10 @@ import sys
 import pytest
 import torch
 
-from segbench.engine import shards
-from segbench.engine.merge import merge
-from segbench.engine.shards import own_device, own_shard, parse_shard
-from segbench.engine.store import Store
+from segbench.engine.launch import shards
+from segbench.engine.launch.shards import launcher_shard, parse_shard, process_device
+from segbench.engine.rundir.merge import merge
+from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, ShardDoneError, UsageError
 from tests.runs import ENVIRONMENT, MODEL, command, run, units
 
@@ -123,7 +123,7 @@ SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
     ],
 )
 def test_the_launcher_says_which_shard_it_is(environment, shard):
-    assert own_shard(environment) == shard
+    assert launcher_shard(environment) == shard
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_launcher_says_which_shard_it_is(environment, shard):
 )
 def test_launchers_that_contradict_themselves_are_refused(environment):
     with pytest.raises(UsageError, match=r"do not tell a shard\. Say it yourself: --shard 1/1 for everything"):
-        own_shard(environment)
+        launcher_shard(environment)
 
 
 def test_what_is_asked_counts_more_than_the_launcher(tmp_path, monkeypatch):
@@ -159,8 +159,8 @@ def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
     monkeypatch.setattr(shards, "choose_device", lambda name: torch.device("cuda" if name == "auto" else name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     local = {"LOCAL_RANK": "2"}
-    assert own_device("auto", local) == own_device("cuda", local) == torch.device("cuda", 2)
-    assert own_device("cuda", {"LOCAL_RANK": "5"}) == torch.device("cuda", 1)
-    assert own_device("cuda:3", local) == torch.device("cuda", 3)
-    assert own_device("cpu", local) == torch.device("cpu")
-    assert own_device("cuda", {}) == torch.device("cuda")
+    assert process_device("auto", local) == process_device("cuda", local) == torch.device("cuda", 2)
+    assert process_device("cuda", {"LOCAL_RANK": "5"}) == torch.device("cuda", 1)
+    assert process_device("cuda:3", local) == torch.device("cuda", 3)
+    assert process_device("cpu", local) == torch.device("cpu")
+    assert process_device("cuda", {}) == torch.device("cuda")

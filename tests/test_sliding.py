@@ -16,7 +16,7 @@ from torch import nn
 import segbench
 from segbench.errors import ModelError, UsageError
 from segbench.models import SlidingWindow
-from segbench.models.sliding import as_fed, starts
+from segbench.models.sliding import in_windows, starts
 
 
 @given(st.integers(1, 300), st.integers(1, 80), st.data())
@@ -178,9 +178,9 @@ def test_a_declared_window_is_used_and_belongs_to_the_identity(tmp_path):
     assert data.preprocessing == "as stored; windows 16x16, stride 16x16"
     assert data.fingerprint() != whole.fingerprint()
     model = nn.Conv2d(3, 3, 5, padding=2)
-    fed = as_fed(model, data)
+    fed = in_windows(model, data)
     assert isinstance(fed, SlidingWindow)
-    assert as_fed(model, whole) is model
+    assert in_windows(model, whole) is model
     options = {"eps": 4, "iterations": 2, "progress": False}
     entries = [
         segbench.evaluate(model, each, out=tmp_path / f"run{number}", **options).entry()

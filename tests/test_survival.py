@@ -16,7 +16,7 @@ import pytest
 
 import segbench
 from segbench import files
-from segbench.engine.store import Store
+from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, PreemptedError, RunError
 from segbench.signals import raised
 from tests.runs import ENVIRONMENT, command, run, units
@@ -113,7 +113,7 @@ def test_a_file_that_the_system_refuses_ends_the_run_and_nothing_is_lost(tiny, t
     stopped = forks("small-files", out, 2000)
     assert stopped.returncode == 1
     assert "File too large" in stopped.stderr
-    assert "Mend it and run the same command again; finished units are kept." in stopped.stderr
+    assert "Fix this and run the same command again; finished units are kept." in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert len(units(out)) == 1  # and no piece of another
     assert continues(out, tiny)
@@ -164,7 +164,7 @@ def test_what_a_power_loss_leaves_behind_is_no_unit(tiny, tmp_path):
     unit.rename(unit.with_name(f".{unit.name}.0123456789abcdef.tmp"))
     (out / "log.jsonl").write_text((out / "log.jsonl").read_text()[:-20])
     with pytest.raises(IncompleteError, match="1 of 5 units are missing"):
-        segbench.engine.merge.merge(Store.open(out))
+        segbench.engine.rundir.merge.merge(Store.open(out))
     leftover = next(file for file in (out / "units").iterdir() if files.is_temporary(file))
     (evidence,) = out.glob("*.parquet")
     before = evidence.read_bytes()

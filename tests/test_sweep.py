@@ -7,14 +7,14 @@ import statistics
 
 import pytest
 
-from segbench.engine.compare import compare
-from segbench.engine.preparation import How
-from segbench.engine.sweep import sweep
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.studies.compare import compare
+from segbench.engine.studies.sweep import sweep
 from segbench.errors import ShardDoneError, UsageError
 from tests.runs import MODEL
 
-QUIET = How(progress=False)
-OPTIONS = {"eps": 8, "limit": 3, "how": QUIET}
+QUIET = RunOptions(progress=False)
+OPTIONS = {"eps": 8, "limit": 3, "options": QUIET}
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def test_a_shard_does_its_part_of_each(tmp_path):
     options = OPTIONS | {"limit": 2}
     arguments = {"iterations": [2, 3], "seeds": [1], "out": tmp_path / "run"}
     with pytest.raises(ShardDoneError, match=r"Shard 2/2 is done"):
-        sweep(MODEL, ["mce"], **arguments, **(options | {"how": How(progress=False, shard="2/2")}))
+        sweep(MODEL, ["mce"], **arguments, **(options | {"options": RunOptions(progress=False, shard="2/2")}))
     done = [len(list((tmp_path / "run" / f"iterations{n}_seed1" / "units").iterdir())) for n in (2, 3)]
     assert done == [1, 1]
-    found = sweep(MODEL, ["mce"], **arguments, **(options | {"how": How(progress=False, shard="1/2")}))
+    found = sweep(MODEL, ["mce"], **arguments, **(options | {"options": RunOptions(progress=False, shard="1/2")}))
     assert len(found.summary) == 4
 
 

@@ -9,18 +9,18 @@ import pytest
 
 import segbench
 from segbench import evidence
-from segbench.engine.preparation import How
-from segbench.engine.store import Store
-from segbench.engine.targeted import targeted
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.store import Store
+from segbench.engine.studies.targeted import targeted
 from segbench.errors import ShardDoneError, UsageError
 from tests.runs import MODEL
 
-QUIET = How(progress=False)
+QUIET = RunOptions(progress=False)
 SHORT = {"eps": [4, 16], "limit": 4, "iterations": 20}
 
 
-def found_by(out, targets=("disc", 0), how=QUIET, **changes):
-    return targeted(MODEL, targets, out=out, how=how, **(SHORT | changes))
+def found_by(out, targets=("disc", 0), options=QUIET, **changes):
+    return targeted(MODEL, targets, out=out, options=options, **(SHORT | changes))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def test_shards_give_the_same_bytes(tmp_path):
     options = {"targets": [0], "limit": 3, "iterations": 3}
     whole = found_by(tmp_path / "whole", **options)
     with pytest.raises(ShardDoneError, match="the same command without --shard"):
-        found_by(tmp_path / "run", how=How(progress=False, shard="2/2"), **options)
-    parts = found_by(tmp_path / "run", how=How(progress=False, shard="1/2"), **options)
+        found_by(tmp_path / "run", options=RunOptions(progress=False, shard="2/2"), **options)
+    parts = found_by(tmp_path / "run", options=RunOptions(progress=False, shard="1/2"), **options)
     assert (whole.path / "targeted.parquet").read_bytes() == (parts.path / "targeted.parquet").read_bytes()
 
 

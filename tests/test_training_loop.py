@@ -27,9 +27,8 @@ from segbench.cards import read_card
 from segbench.data.sets.shapes import CLASS_NAMES, load_shapes
 from segbench.engine.evaluate import evaluate
 from segbench.errors import DataError, ModelError, RunError, UsageError
-from segbench.models import SlidingWindow
+from segbench.models import SlidingWindow, load_model
 from segbench.models.architectures import build_described
-from segbench.models.load import load_model
 from segbench.protocol import SEA_V1
 from segbench.training import finishing, loop, monitor
 from segbench.training import step as gradients
@@ -455,7 +454,7 @@ from pathlib import Path
 import torch
 
 from segbench.models import architectures
-from segbench.models.upernet import UPerNet
+from segbench.models.contract import PyramidBackbone
 from segbench.training import finishing
 from segbench.training.loop import train
 from tests.tiny import VIT, data, tiny
@@ -463,16 +462,25 @@ from tests.tiny import VIT, data, tiny
 finishing.draw = lambda *_: None
 
 
-class Small(UPerNet):  # a convolution
-    def __init__(self, num_classes):
-        torch.nn.Module.__init__(self)
-        self.backbone, self.auxiliary_head = torch.nn.Conv2d(3, num_classes, 1), torch.nn.Identity()
+class Convolution(PyramidBackbone):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.widths = torch.nn.Conv2d(3, width, 1), (width,)
 
     def forward(self, images):
-        return self.backbone(images)
+        return [self.conv(images)]
 
 
-architectures.ARCHITECTURES["small"] = lambda *, num_classes: Small(num_classes)
+class Small(torch.nn.Module):  # an architecture that nothing in training/ knows
+    def __init__(self, num_classes):
+        super().__init__()
+        self.backbone, self.auxiliary_head = Convolution(num_classes), torch.nn.Identity()
+
+    def forward(self, images):
+        return self.backbone(images)[0]
+
+
+architectures.ARCHITECTURES["small"] = architectures.Architecture(lambda *, num_classes: Small(num_classes))
 out, default = Path(sys.argv[1]), torch.compile
 for compiled in (False, True):
     recipe = tiny(**VIT, epochs=1, batch_size=12, optimizer="sgd", compile=compiled)

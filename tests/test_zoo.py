@@ -32,7 +32,7 @@ def test_a_card_builds_what_it_says(card):
     if not card.sources and card.architecture["name"] not in ARCHITECTURES:
         return  # the code of a model without published weights need not be ours
     with torch.device("meta"):
-        module = ARCHITECTURES[card.architecture["name"]](
+        module = ARCHITECTURES[card.architecture["name"]].build(
             num_classes=card.num_classes, **card.architecture["arguments"]
         )
     found = sum(parameter.numel() for parameter in module.parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.batch import AttackBatch, Job
-from segbench.attacks.problem import AttackResult, Evaluator, check_arguments, frozen
+from segbench.attacks.problem import COUNTERS, AttackResult, Evaluator, check_arguments, frozen
 from segbench.attacks.stages import Stage, reduced
 
 
@@ -96,4 +96,4 @@ def attack(
 def _nothing(images: Tensor, labels: Tensor) -> AttackResult:
     """The result of an attack on no image."""
     numbers, counters = images.new_zeros(0, dtype=torch.float64), labels.new_zeros(0)
-    return AttackResult(images, numbers, labels, numbers, *([counters] * 4))
+    return AttackResult(images, numbers, labels, numbers, *([counters] * len(COUNTERS)))

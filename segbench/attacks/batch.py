@@ -1,7 +1,7 @@
-"""APGD on a batch that is always full: images under attack, each at its own place in its own list of stages.
+"""APGD on a batch that is always full: images under attack, each at its own row of its own schedule.
 
-Source: Croce, Singh, Hein, ECCV 2024, section 4 and appendix; Croce & Hein, ICML 2020 for APGD. SEA.md, sections 3
-and 4, is the exact specification, and the symbols below are its symbols.
+Source: Croce, Singh, Hein, ECCV 2024, section 4 and appendix; Croce & Hein, ICML 2020 for APGD.
+`segbench.attacks.reference` is the same for one image, as one plain loop: read that first.
 
 Everything is per image: a batch is only a way to compute. Each image has its own radius, step size and loss; an image
 that is finished leaves, and another may take its row. All decisions are made on the device, so the host need not wait
@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segbench.attacks.problem import AttackResult, Evaluation, Evaluator, Part, project, usable
-from segbench.attacks.stages import Place, Stage, places
+from segbench.attacks.problem import COUNTERS, AttackResult, Evaluation, Evaluator, MaskedLoss, finite, project
+from segbench.attacks.stages import ScheduleRow, Stage, schedule
 
 RHO = 0.75
 CUDA_LAG = 2  # steps after which the host reads which images are finished: it never waits for the step it has just sent
@@ -48,23 +48,23 @@ class Job(NamedTuple):
 
 
 class AttackBatch:
-    """Images under attack, each at its own place; one `step` evaluates all of them once (SEA.md, section 3).
+    """Images under attack, each at its own row of the schedule; one `step` evaluates all of them once.
 
     Args:
-        evaluate: computes losses and gradients; its model's parameters are `frozen` meanwhile.
+        evaluator: computes losses and gradients; its model's parameters are `frozen` meanwhile.
         lag: steps after which the host learns that an image is finished; None for what the device likes.
     """
 
-    def __init__(self, evaluate: Evaluator, *, lag: int | None = None) -> None:
-        self.evaluate = evaluate
+    def __init__(self, evaluator: Evaluator, *, lag: int | None = None) -> None:
+        self.evaluator = evaluator
         self._lag = lag
         self._keys: list[int] = []  # of each row; a key is never used twice
         self._losses: list[str] = []  # of each row
         self._free: list[int] = []  # rows whose image has left
         self._rows: dict[str, Tensor] = {}
-        self._parts: list[Part] = []
-        self._table = torch.zeros(len(Place._fields), 0, dtype=torch.float64)
-        self._begins: dict[tuple[Stage, ...], int] = {}  # where a list of stages begins in the table
+        self._parts: list[MaskedLoss] = []
+        self._table = torch.zeros(len(ScheduleRow._fields), 0, dtype=torch.float64)
+        self._begins: dict[tuple[Stage, ...], int] = {}  # where a schedule begins in the table
         self._flags: deque[tuple[list[int], Tensor, torch.cuda.Event | None]] = deque()
         self._next_key = 0
 
@@ -98,7 +98,7 @@ class AttackBatch:
         stages = tuple(stage for stage in job.stages if stage.iterations)
         if stages not in self._begins:
             self._begins[stages] = self._table.shape[1]
-            table = torch.tensor(places(stages, self._begins[stages]), dtype=torch.float64).T
+            table = torch.tensor(schedule(stages, self._begins[stages]), dtype=torch.float64).T
             self._table = torch.cat([self._table.to(device), table.to(device)], dim=1)
         x = project(job.image if job.start is None else job.start, job.image, stages[0].radius * job.eps)
 
@@ -107,7 +107,7 @@ class AttackBatch:
 
         zeros = torch.zeros_like(x)
         return {
-            "place": number(self._begins[stages]),
+            "at": number(self._begins[stages]),
             "eps": number(job.eps, torch.float64),
             "by_loss": number(job.by_loss, torch.bool),
             "image": job.image,
@@ -126,21 +126,18 @@ class AttackBatch:
             "correct": number(0),
             "predictions": torch.zeros_like(job.label),
             "highest": number(0, torch.float64),
-            "forwards": number(0),
-            "backwards": number(0),
-            "zero_gradients": number(0),
-            "nonfinite_gradients": number(0),
+            **{name: number(0) for name in COUNTERS},
         }
 
     def step(self) -> None:
         """One evaluation of each image, and its next point. If it raises, nothing has changed: it can be repeated."""
         self._close_gaps()
         rows = self._rows
-        at = Place(*self._table[:, rows["place"]])
+        at = ScheduleRow(*self._table[:, rows["at"]])
         on_host = not rows["x"].is_cuda
         if not self._parts:
             self._parts = self._split_losses(rows["x"].device)
-        now = self.evaluate(
+        now = self.evaluator(
             rows["x"],
             rows["label"],
             self._parts,
@@ -152,7 +149,7 @@ class AttackBatch:
         self._rows = recorded | _advance(recorded, at, self._table, now, on_host=on_host)
         self._flag()
 
-    def _split_losses(self, device: torch.device) -> list[Part]:
+    def _split_losses(self, device: torch.device) -> list[MaskedLoss]:
         names = sorted(set(self._losses))
         if len(names) == 1:
             return [(names[0], None)]
@@ -171,7 +168,7 @@ class AttackBatch:
 
     def _flag(self) -> None:
         """Sends word of the images that are finished to the host, which reads it `lag` steps later."""
-        over = self._table[-1][self._rows["place"]] == 0
+        over = self._table[-1][self._rows["at"]] == 0
         event = None
         if over.is_cuda:
             over = torch.empty(over.shape, dtype=torch.bool, pin_memory=True).copy_(over, non_blocking=True)
@@ -212,16 +209,15 @@ class AttackBatch:
 
     def _result(self, row: int) -> AttackResult:
         values = {name: tensor[row].clone() for name, tensor in self._rows.items() if name in _KEPT}
-        valid = (self._rows["label"][row] != self.evaluate.ignore_index).sum().clamp(min=1)
+        valid = (self._rows["label"][row] != self.evaluator.ignore_index).sum().clamp(min=1)
         accuracy = values["correct"].double() / valid
         return AttackResult(
             values["adversarial"], accuracy, values["predictions"], values["highest"],
-            *(values[name] for name in _COUNTERS),
+            *(values[name] for name in COUNTERS),
         )  # fmt: skip
 
 
-_COUNTERS = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
-_KEPT = {"adversarial", "correct", "predictions", "highest", *_COUNTERS}
+_KEPT = {"adversarial", "correct", "predictions", "highest", *COUNTERS}
 
 
 def _stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -232,7 +228,7 @@ def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _record(rows: dict[str, Tensor], at: Place, now: Evaluation) -> dict[str, Tensor]:
+def _record(rows: dict[str, Tensor], at: ScheduleRow, now: Evaluation) -> dict[str, Tensor]:
     """Counts the passes, and keeps the point of each image that is no worse than its best so far."""
     first, live = at.first.bool(), at.live.bool()
     lower, higher = now.correct <= rows["correct"], now.tracked.double() > rows["highest"]
@@ -254,10 +250,12 @@ def _record(rows: dict[str, Tensor], at: Place, now: Evaluation) -> dict[str, Te
     return new
 
 
-def _advance(rows: dict[str, Tensor], at: Place, table: Tensor, now: Evaluation, *, on_host: bool) -> dict[str, Tensor]:
+def _advance(
+    rows: dict[str, Tensor], at: ScheduleRow, table: Tensor, now: Evaluation, *, on_host: bool
+) -> dict[str, Tensor]:
     """Step control and the next point of each image; ``rows`` have recorded this evaluation."""
     x, images, tracked = rows["x"], rows["image"], now.tracked
-    gradient = torch.zeros_like(x) if now.gradient is None else usable(now.gradient)
+    gradient = torch.zeros_like(x) if now.gradient is None else finite(now.gradient)
     first, checkpoint = at.first.bool(), at.checkpoint.bool()
 
     rises = torch.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | at.rise.bool()))
@@ -281,17 +279,16 @@ def _advance(rows: dict[str, Tensor], at: Place, table: Tensor, now: Evaluation,
     renewed = first | checkpoint
 
     ends = at.last.bool() | (~first & (now.correct == 0) & ~rows["by_loss"])
-    place = torch.where(ends, at.after.long(), rows["place"] + 1)
-    then = Place(*table[:, place])
+    row = torch.where(ends, at.after.long(), rows["at"] + 1)
+    then = ScheduleRow(*table[:, row])
     radius, a = _per_image((then.radius * eps).to(x.dtype)), _per_image(then.a.to(x.dtype))
     z = project(point + _per_image(step_size) * direction.sign(), images, radius)
     x = project(point + a * (z - point) + (1 - a) * (point - rows["previous"]), images, radius)
     starts = then.first.bool()
     if not on_host or bool(starts.any()):
         x = torch.where(_per_image(starts), project(rows["adversarial"], images, radius), x)
-        point = torch.where(_per_image(starts), x, point)
     return {
-        "place": place,
+        "at": row,
         "x": x,
         "previous": point,
         "tracked": tracked,

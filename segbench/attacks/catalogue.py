@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.losses import LOSSES, TARGETED
-from segbench.attacks.problem import AttackResult, Evaluator, check_arguments, frozen
+from segbench.attacks.problem import COUNTERS, AttackResult, Evaluator, check_arguments, frozen
 from segbench.attacks.square import square
 from segbench.attacks.stages import STAGES, Stage, reduced
 from segbench.attacks.start import random_start
@@ -64,13 +64,13 @@ class Attack:
     source: str = ""
 
     @property
-    def draw(self) -> str:
-        """The name that its random starts are drawn by: on another model the same as on one's own."""
+    def seed_name(self) -> str:
+        """The name in the seeds of its random starts: the same on another model as on one's own."""
         return self.name.partition("_from_")[0]
 
     @property
-    def alone(self) -> bool:
-        """Whether it has no place in a batch of gradients of the evaluated model."""
+    def runs_outside_batch(self) -> bool:
+        """Whether it cannot share a batch of gradients of the evaluated model."""
         return self.optimiser == "square" or bool(self.source)
 
     @property
@@ -216,7 +216,7 @@ def perform(
             ignore_index=ignore_index,
         )  # fmt: skip
     check_arguments(images, labels, eps=eps, loss=attack.loss, iterations=attack.iterations, start=None)
-    labels = aimed(attack, labels, ignore_index)
+    labels = target_labels(attack, labels, ignore_index)
     weights = None if class_weights is None else class_weights.to(images.device)
     stages = attack.stages(eps_255)
     batch = AttackBatch(Evaluator(model, class_weights=weights, ignore_index=ignore_index))
@@ -234,7 +234,7 @@ def perform(
     return best_of(rounds, by_loss=attack.best == BY_LOSS)
 
 
-def aimed(attack: Attack, labels: Tensor, ignore_index: int = 255) -> Tensor:
+def target_labels(attack: Attack, labels: Tensor, ignore_index: int = 255) -> Tensor:
     """The labels that the attack works with: those given, or its target wherever a pixel counts."""
     return labels if attack.target is None else torch.where(labels == ignore_index, labels, attack.target)
 
@@ -244,9 +244,9 @@ def best_of(rounds: Sequence[AttackResult], *, by_loss: bool = False) -> AttackR
     values = torch.stack([-each.tracked_loss if by_loss else each.accuracy for each in rounds])
     choice, images = values.argmin(dim=0), torch.arange(values.shape[1], device=values.device)
     stacked = AttackResult(*(torch.stack(each) for each in zip(*rounds, strict=True)))
-    chosen = stacked._replace(**{name: getattr(stacked, name)[choice, images] for name in _OF_ONE})
-    return chosen._replace(**{name: getattr(stacked, name).sum(dim=0) for name in _OF_ALL})
-
-
-_OF_ONE = ("adversarial", "accuracy", "predictions", "tracked_loss")
-_OF_ALL = ("forwards", "backwards", "zero_gradients", "nonfinite_gradients")
+    return AttackResult(
+        *(
+            values.sum(dim=0) if name in COUNTERS else values[choice, images]
+            for name, values in stacked._asdict().items()
+        )
+    )

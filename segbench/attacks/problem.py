@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pixel_terms
 from segbench.errors import UsageError
 
-Part = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
+MaskedLoss = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
 
 
 class AttackResult(NamedTuple):
@@ -41,6 +41,9 @@ class AttackResult(NamedTuple):
     backwards: Tensor
     zero_gradients: Tensor
     nonfinite_gradients: Tensor
+
+
+COUNTERS = AttackResult._fields[AttackResult._fields.index("forwards") :]  # what is summed over restarts, and stored
 
 
 class Evaluation(NamedTuple):
@@ -114,7 +117,7 @@ class Evaluator:
         self,
         x: Tensor,
         labels: Tensor,
-        losses: Sequence[Part],
+        losses: Sequence[MaskedLoss],
         step: int | Tensor,
         iterations: int | Tensor,
         *,
@@ -142,7 +145,7 @@ class Evaluator:
         self,
         x: Tensor,
         labels: Tensor,
-        losses: Sequence[Part],
+        losses: Sequence[MaskedLoss],
         step: int | Tensor,
         iterations: int | Tensor,
         *,
@@ -180,7 +183,7 @@ class Evaluator:
         return self._objective(*arguments)
 
     def _objective(
-        self, x: Tensor, labels: Tensor, losses: Sequence[Part], step: int | Tensor, iterations: int | Tensor
+        self, x: Tensor, labels: Tensor, losses: Sequence[MaskedLoss], step: int | Tensor, iterations: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The attacked loss of all images together; tracked loss, correct pixels and predictions of each."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
@@ -191,30 +194,30 @@ class Evaluator:
         for name, mask in losses:
             values = get_loss(name)(terms, context)
             objective = objective + (values if mask is None else torch.where(mask, values, 0)).sum()
-        loss, standing = _standing(terms, losses)
+        loss, surviving = surviving_pixels(terms, losses)
         tracked = image_sum(loss) / labels[0].numel()
-        return objective, tracked, standing.flatten(1).sum(dim=1), terms.predictions
+        return objective, tracked, surviving.flatten(1).sum(dim=1), terms.predictions
 
 
-def _standing(terms: PixelTerms, losses: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, which the attack raises, and the pixels that it has not brought down yet, (N,H,W) each.
+def surviving_pixels(terms: PixelTerms, losses: Sequence[MaskedLoss]) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, which the attack raises, and the pixels that still survive it, (N,H,W) each.
 
-    In a targeted attack a pixel stands until it is predicted as its target, and what is raised is the negative.
+    In a targeted attack a pixel survives until it is predicted as its target, and the negative is raised.
     """
-    loss, standing = terms.ce.detach(), terms.correct
+    loss, surviving = terms.ce.detach(), terms.correct
     for mask in (mask for name, mask in losses if name in TARGETED):
         missed = terms.valid & ~terms.correct
         loss = -loss if mask is None else torch.where(mask, -loss, loss)
-        standing = missed if mask is None else torch.where(mask, missed, standing)
-    return loss, standing
+        surviving = missed if mask is None else torch.where(mask, missed, surviving)
+    return loss, surviving
 
 
 def _filled(values: Tensor, missing: int, value: float) -> Tensor:
     return torch.cat([values, values.new_full((missing, *values.shape[1:]), value)])
 
 
-def usable(gradient: Tensor) -> Tensor:
-    """The gradient with non-finite components set to 0: such a component does not move."""
+def finite(gradient: Tensor) -> Tensor:
+    """The gradient with non-finite components set to 0: they do not move."""
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from segbench.attacks.losses import pixel_terms
-from segbench.attacks.problem import AttackResult, check_arguments, image_sum, project
+from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, image_sum, project
 from segbench.errors import UsageError
 
 FIRST_SHARE = 0.8  # of the image's area that the first square covers; the paper's p for l_inf without a target
@@ -72,8 +72,8 @@ def square(
         )
         forwards += active
     valid = (labels != ignore_index).flatten(1).sum(dim=1).clamp(min=1)
-    none = [torch.zeros_like(forwards) for _ in range(3)]
-    return AttackResult(best, found.correct.double() / valid, found.predictions, found.loss, forwards, *none)
+    none = {name: torch.zeros_like(forwards) for name in COUNTERS} | {"forwards": forwards}
+    return AttackResult(best, found.correct.double() / valid, found.predictions, found.loss, **none)
 
 
 class _Found(NamedTuple):

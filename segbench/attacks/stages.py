@@ -1,4 +1,4 @@
-"""The stages of an attack, step by step: radius, step size, momentum and checkpoints, as a table.
+"""The schedule of an attack: radius, step size, momentum and checkpoints of each step, as a table.
 
 Source: Croce, Singh, Hein, ECCV 2024, section 4 (radius reduction); Croce & Hein, ICML 2020 (checkpoints). SEA.md,
 sections 3 and 4, is the exact specification.
@@ -23,22 +23,22 @@ class Stage(NamedTuple):
     fixed_step: float | None = None
 
 
-class Place(NamedTuple):
-    """A place in a list of stages: one evaluation, the start of a stage or a step. Rows of a table, as float64.
+class ScheduleRow(NamedTuple):
+    """One evaluation of an attack, the start of a stage or a step; as float64.
 
     Attributes:
         radius: over ε.
-        first: the start of a stage.
-        rise: counts as a rise of the tracked loss, whatever it does: the first step of a stage.
-        last: the last step of a stage, or the end of the list.
-        a: weight of the step that leads to here.
-        checkpoint: of the step control; 0 or 1.
-        interval: steps since the checkpoint before.
-        after: place of the next stage.
-        step: gradient step that follows, from 1.
+        first: 1 at the start of a stage.
+        rise: 1 if it counts as a rise of the tracked loss anyway: the first step of a stage.
+        last: 1 at the last step of a stage, and at the end of the schedule.
+        a: weight of the step that leads here.
+        checkpoint: 1 at a checkpoint of the step control.
+        interval: steps since the previous checkpoint.
+        after: row of the next stage.
+        step: number of the gradient step that follows, from 1.
         iterations: of the stage.
-        step_size: over ε, at the start.
-        live: 0 at the end of the list.
+        step_size: over ε, at the start of the stage.
+        live: 0 at the end of the schedule.
     """
 
     radius: Tensor
@@ -55,10 +55,10 @@ class Place(NamedTuple):
     live: Tensor
 
 
-def places(stages: Sequence[Stage], offset: int = 0) -> list[tuple[float, ...]]:
-    """The list of places of an attack, for a table in which it begins at ``offset``; the last one is its end.
+def schedule(stages: Sequence[Stage], offset: int = 0) -> list[tuple[float, ...]]:
+    """The rows of an attack, for a table in which they begin at ``offset``; the last one is the end.
 
-    >>> len(places([Stage(2.0, 3), Stage(1.0, 4)]))  # a start and the steps of each stage, and the end
+    >>> len(schedule([Stage(2.0, 3), Stage(1.0, 4)]))  # a start and the steps of each stage, and the end
     10
     """
     found: list[tuple[float, ...]] = []
@@ -88,7 +88,7 @@ def places(stages: Sequence[Stage], offset: int = 0) -> list[tuple[float, ...]]:
             )
     radius = stages[-1].radius
     found.append((radius, False, False, True, 1.0, False, 1, offset + len(found), 1, 1, 0.0, False))
-    return [tuple(map(float, place)) for place in found]
+    return [tuple(map(float, row)) for row in found]
 
 
 def reduced(iterations: int) -> tuple[Stage, ...]:

@@ -8,7 +8,18 @@ from typing import Any
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
-from segbench.cli.computing import DATA_ROOT, DATASET, EPS, JSON, LIMIT, MODEL, OUT, SEED, computing_options, told
+from segbench.cli.computing import (
+    DATA_ROOT,
+    DATASET,
+    EPS,
+    JSON,
+    LIMIT,
+    MODEL,
+    OUT,
+    SEED,
+    computing_options,
+    unless_shards_missing,
+)
 from segbench.cli.minimum import minimum
 from segbench.cli.report import show
 
@@ -94,24 +105,29 @@ def compare_attacks(
     Ctrl-C is safe: the same command continues where it stopped, also with more attacks or radii.
     """
     from segbench.attacks.catalogue import schedules
-    from segbench.engine.compare import ATTACKS, compare
-    from segbench.engine.preparation import How
-    from segbench.engine.sweep import sweep
+    from segbench.engine.launch.options import RunOptions
+    from segbench.engine.studies.compare import ATTACKS, compare
+    from segbench.engine.studies.sweep import sweep
 
     find_own_modules(model)
     which = {key: options.pop(key) for key in ("dataset", "data_root", "out", "limit", "sources", "pairs")}
-    which |= {"eps": list(eps) or None, "how": (how := How(progress=not quiet, **options))}
+    run_options = RunOptions(progress=not quiet, **options)
+    which |= {"eps": list(eps) or None, "options": run_options}
     names = list(attacks or ATTACKS)
     if schedule:
         names = [each for name in names for each in schedules(name)]
     if len(iterations) > 1 or seeds > 1:
         all_seeds = range(seed, seed + seeds)
-        swept = told(how.shard, lambda: sweep(model, names, iterations=iterations, seeds=all_seeds, **which))
+        swept = unless_shards_missing(
+            run_options.shard, lambda: sweep(model, names, iterations=iterations, seeds=all_seeds, **which)
+        )
         if swept is not None:
             _print_sweep(swept.document(), json=json)
             note(f"sweep  {swept.path / 'sweep.json'}")
         return
-    found = told(how.shard, lambda: compare(model, names, iterations=iterations[0], seed=seed, **which))
+    found = unless_shards_missing(
+        run_options.shard, lambda: compare(model, names, iterations=iterations[0], seed=seed, **which)
+    )
     if found is None:
         return
     _print_comparison(found.document(), json=json)
@@ -137,13 +153,14 @@ def attack_targeted(
 
     Ctrl-C is safe: the same command continues where it stopped, also with more classes or radii.
     """
-    from segbench.engine.preparation import How
-    from segbench.engine.targeted import targeted
+    from segbench.engine.launch.options import RunOptions
+    from segbench.engine.studies.targeted import targeted
 
     find_own_modules(model)
     which = {key: options.pop(key) for key in ("dataset", "data_root", "out", "limit", "iterations", "seed")}
-    how = How(progress=not quiet, **options)
-    found = told(how.shard, lambda: targeted(model, targets, eps=list(eps) or None, how=how, **which))
+    run_options = RunOptions(progress=not quiet, **options)
+    which |= {"eps": list(eps) or None, "options": run_options}
+    found = unless_shards_missing(run_options.shard, lambda: targeted(model, targets, **which))
     if found is None:
         return
     if json:
@@ -167,7 +184,7 @@ def external(run: Path, entry: Path, author: str, url: str, name: str) -> None:
     The entry stays as it is; its row on the board shows the best known score, and a warning where that is below SEA's
     by more than the tolerance.
     """
-    from segbench.engine.external import add_external
+    from segbench.engine.studies.external import add_external
 
     path = add_external(run, entry, author=author, url=url, name=name)
     note(f"external  {path}\ncheck     segbench validate {entry}")
@@ -177,7 +194,7 @@ def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
     if json:
         print_json(document)
         return
-    about = "Percent; * beyond doubt weaker than the strongest (paired bootstrap over images)."
+    about = "Percent; * significantly weaker than the strongest (paired bootstrap over images)."
     _say_what(document, f"{document['iterations']} iterations. {about}")
     print_table(*_table(document["rows"]))
     for row in document["rows"]:

@@ -1,4 +1,4 @@
-"""The options of every command that attacks images: where and how (`segbench.engine.preparation.How`), and of what."""
+"""The options of every command that attacks images: what, and how (`segbench.engine.launch.options.RunOptions`)."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ OPTIONS = (
 )
 
 
-def told(shard: str | None, work: Callable[[], T]) -> T | None:
-    """What ``work`` finds; None, after a word, where torchrun or SLURM gave this process a part and others are missing.
+def unless_shards_missing(shard: str | None, work: Callable[[], T]) -> T | None:
+    """The result of ``work``; None, after a note, if torchrun or SLURM gave this process one of several shards.
 
     Raises:
-        ShardDoneError: the same, where the user gave the part.
+        ShardDoneError: the same, where the user gave the shard.
     """
     try:
         return work()

@@ -12,7 +12,7 @@ import click
 from segbench import cards, content, entries, schemas
 from segbench import leaderboard as board
 from segbench.cli.app import fail, note, print_json, print_table, printable
-from segbench.entries import additions, changes
+from segbench.entries import additions, changes, checkouts
 from segbench.errors import ContentError, UsageError
 from segbench.leaderboard import preview
 
@@ -79,7 +79,7 @@ def _report(problems: Problems, json: bool) -> None:
 
 
 def _changed(root: Path, revision: str, author: str | None, summary: Path | None, json: bool) -> None:
-    base, found = changes.changes(root, revision)
+    base, found = checkouts.changes(root, revision)
     if not found:
         note(f"Nothing has changed since {revision}.")
         if json:
@@ -87,7 +87,7 @@ def _changed(root: Path, revision: str, author: str | None, summary: Path | None
         return
     rules = [printable(text) for text in changes.problems(root, base, found, author=author)]
     problems = {"the change": rules}
-    if all(change.mode == changes.PLAIN for change in found if change.status != "D"):  # a link leads anywhere
+    if all(change.mode == checkouts.PLAIN for change in found if change.status != "D"):  # a link leads anywhere
         problems |= {str(file.relative_to(root)): _problems(file) for file in _touched(root, found)}
         rules += _second_names(root, found)
     text = ""
@@ -105,7 +105,7 @@ def _changed(root: Path, revision: str, author: str | None, summary: Path | None
         click.echo(text)
 
 
-def _second_names(root: Path, found: Sequence[changes.Change]) -> list[str]:
+def _second_names(root: Path, found: Sequence[checkouts.Change]) -> list[str]:
     """Entries of the change that show the weights of another entry on the same data."""
     added = {root / change.path for change in found if change.kind == "entry" and change.path.endswith(".json")}
     texts = []
@@ -120,7 +120,7 @@ def _second_names(root: Path, found: Sequence[changes.Change]) -> list[str]:
     return texts
 
 
-def _touched(root: Path, found: Sequence[changes.Change]) -> list[Path]:
+def _touched(root: Path, found: Sequence[checkouts.Change]) -> list[Path]:
     """The documents of the models that a change touches, and of their neighbours, who must agree on the data."""
     models = {change.model for change in found if change.model}
     folders = {(root / change.path).parent for change in found if change.kind == "entry"}
@@ -153,13 +153,13 @@ def _board_before(root: Path, base: str) -> board.Board:
     """The board of a commit of the checkout."""
     files = [
         (path, oid)
-        for path, (mode, oid) in changes.tree(root, base).items()
-        if mode == changes.PLAIN and changes.Change("", mode, path).model and path.endswith((".json", ".parquet"))
+        for path, (mode, oid) in checkouts.tree(root, base).items()
+        if mode == checkouts.PLAIN and checkouts.Change("", mode, path).model and path.endswith((".json", ".parquet"))
     ]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("model_zoo", "entries"):
             (Path(folder) / name).mkdir()
-        contents = changes.blobs(root, [oid for _, oid in files])
+        contents = checkouts.blobs(root, [oid for _, oid in files])
         for (path, _), data in zip(files, contents, strict=True):
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(data)

@@ -18,7 +18,7 @@ def env(json: bool) -> None:
     import torch
 
     from segbench import content
-    from segbench.engine.merge import versions
+    from segbench.engine.rundir.manifest import versions
 
     facts = {
         **versions(),

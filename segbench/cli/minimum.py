@@ -1,4 +1,4 @@
-"""``attack minimum``: the smallest ε at which each image falls."""
+"""``attack minimum``: the smallest ε that breaks each image."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.app import ManyValues, find_own_modules, note, print_json, print_table, printable
-from segbench.cli.computing import DATA_ROOT, DATASET, JSON, LIMIT, MODEL, OUT, SEED, computing_options, told
+from segbench.cli.computing import (
+    DATA_ROOT,
+    DATASET,
+    JSON,
+    LIMIT,
+    MODEL,
+    OUT,
+    SEED,
+    computing_options,
+    unless_shards_missing,
+)
 
 if TYPE_CHECKING:
-    from segbench.engine.minimum import Minimum
+    from segbench.engine.studies.minimum import Minimum
 
 ROUND = (0, 1, 2, 4, 8, 12, 16, 32, 64, 128, 255)  # radii of the table
 
@@ -36,14 +46,14 @@ def minimum(model: str, attacks: tuple[str, ...], json: bool, quiet: bool, **opt
 
     Ctrl-C is safe: the same command continues where it stopped.
     """
-    from segbench.engine.minimum import minimum as search
-    from segbench.engine.preparation import How
+    from segbench.engine.launch.options import RunOptions
+    from segbench.engine.studies.minimum import minimum as search
 
     find_own_modules(model)
     names = ("dataset", "share", "largest", "resolution", "data_root", "out", "limit", "iterations", "seed")
     which = {key: options.pop(key) for key in names}
-    how = How(progress=not quiet, **options)
-    found = told(how.shard, lambda: search(model, attacks, how=how, **which))
+    run_options = RunOptions(progress=not quiet, **options)
+    found = unless_shards_missing(run_options.shard, lambda: search(model, attacks, options=run_options, **which))
     if found is None:
         return
     if json:
@@ -61,6 +71,8 @@ def _show(found: Minimum) -> None:
     quantiles = [found.quantile(each) for each in (0.25, 0.5, 0.75)]
     lower, median, upper = (f"above {largest:g}/255" if each is None else f"{each:g}/255" for each in quantiles)
     click.echo(f"Smallest ε: median {median}, quartiles {lower} and {upper}.")
-    click.echo(f"{found.standing} of {number} images stand at {largest:g}/255.")
+    click.echo(f"{found.unbroken} of {number} images are not broken at {largest:g}/255.")
     radii = [each for each in ROUND if each <= largest]
-    print_table([">ε", ">images fallen"], [[f"{each:g}/255", f"{100 * found.fallen(each):.1f} %"] for each in radii])
+    print_table(
+        [">ε", ">images fallen"], [[f"{each:g}/255", f"{100 * found.share_broken(each):.1f} %"] for each in radii]
+    )

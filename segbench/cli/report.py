@@ -44,16 +44,12 @@ def report(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     and `attack minimum`. For the pictures a few images are attacked again, which Ctrl-C may stop and the same
     command continues.
     """
-    from segbench.errors import RunError
-    from segbench.files import write_atomic
+    from segbench.files import write_results
     from segbench.reporting.report import page
 
     made = _made(runs, options)
     path = out or runs[0] / "report.html"
-    try:
-        write_atomic(path, page(made))
-    except OSError as error:
-        raise RunError(f"Cannot write {path}: {error}. Give another file with --out.") from error
+    write_results({path: page(made)}, "Give another file with --out.")
     note(f"report  {path}")
 
 
@@ -66,20 +62,15 @@ def report(runs: tuple[Path, ...], out: Path | None, **options: Any) -> None:
 )  # fmt: skip
 def show(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], **options: Any) -> None:
     """Write each figure of the report of RUNS as a file, for a paper or a talk."""
-    from segbench.errors import RunError
-    from segbench.files import write_atomic
+    from segbench.files import write_results
 
     made = _made(runs, options)
     folder = out or runs[0] / "figures"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for figure in made.all_figures():
-            for kind in dict.fromkeys(formats):
-                path = folder / f"{figure.name}.{kind}"
-                write_atomic(path, figure.png if kind == "png" else figure.svg)
-                click.echo(str(path))
-    except OSError as error:
-        raise RunError(f"Cannot write into {folder}: {error}. Give another folder with --out.") from error
+    for figure in made.all_figures():
+        for kind in dict.fromkeys(formats):
+            path = folder / f"{figure.name}.{kind}"
+            write_results({path: figure.png if kind == "png" else figure.svg}, "Give another folder with --out.")
+            click.echo(str(path))
 
 
 def _made(runs: tuple[Path, ...], options: dict[str, Any]) -> Any:
@@ -89,11 +80,13 @@ def _made(runs: tuple[Path, ...], options: dict[str, Any]) -> Any:
     material = read_runs(runs)
     if options["no_pictures"] or material.main is None:
         return make(material, None)
-    from segbench.engine.preparation import How
+    from segbench.engine.launch.options import RunOptions
     from segbench.reporting.gallery import Pictures
 
     if options["model"]:
         find_own_modules(options["model"])
-    how = How(device=options["device"], shard="1/1", progress=not options["quiet"], offline=options["offline"])
-    which = Pictures(options["images"], options["targets"], options["model"], options["data_root"], how)
+    run_options = RunOptions(
+        device=options["device"], shard="1/1", progress=not options["quiet"], offline=options["offline"]
+    )
+    which = Pictures(options["images"], options["targets"], options["model"], options["data_root"], run_options)
     return make(material, which)

@@ -51,7 +51,7 @@ def reproduce(
     Writes a record that raises the tier of the entry to `reproduced` when it is merged. Exit code 1 if it disagrees.
     Ctrl-C is safe: the same command goes on.
     """
-    from segbench.engine.reproduce import reproduce as run
+    from segbench.engine.studies.reproduce import reproduce as run
 
     if model:
         find_own_modules(model)

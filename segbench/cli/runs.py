@@ -9,11 +9,11 @@ import click
 
 from segbench.cli.app import note, print_json, print_table, printable
 from segbench.cli.zoo import print_scores
-from segbench.engine.merge import merge as merge_store
-from segbench.engine.progress import duration
-from segbench.engine.status import survey
-from segbench.engine.store import Store
-from segbench.engine.trials import Trials
+from segbench.engine.rundir.merge import merge as merge_store
+from segbench.engine.rundir.status import run_status
+from segbench.engine.rundir.store import Store
+from segbench.engine.rundir.trials import Trials
+from segbench.engine.telemetry.progress import format_duration
 from segbench.errors import IncompleteError
 from segbench.protocol import MINIMUM
 
@@ -30,13 +30,15 @@ def status(run: Path, json: bool) -> None:
         _status_of_sweep(inner, json=json)
         return
     store = Store.open(run)
-    found = survey(store)
+    found = run_status(store)
     total, left = found.total, found.total.units - found.total.done
     searches = store.manifest["protocol"]["name"] == MINIMUM
     if json:
         print_json(found.document())
     else:
-        time_left = "" if found.seconds_left is None or not left else f"; about {duration(found.seconds_left)} left"
+        time_left = (
+            "" if found.seconds_left is None or not left else f"; about {format_duration(found.seconds_left)} left"
+        )
         click.echo(
             f"{found.model} on {found.dataset}: {total.done} of {total.units} units done in {found.seconds:.0f} s, "
             f"{total.running} running, {total.failed} failed, {total.missing} missing{time_left}"
@@ -58,7 +60,7 @@ def status(run: Path, json: bool) -> None:
                 ["shard", "state", "host", ">process", "device", ">last word", "units"],
                 [
                     [
-                        who.shard, who.state, who.host, str(who.pid), who.device, f"{duration(who.seconds)} ago",
+                        who.shard, who.state, who.host, str(who.pid), who.device, f"{format_duration(who.seconds)} ago",
                         ", ".join(who.units),
                     ]
                     for who in found.workers
@@ -75,7 +77,7 @@ def status(run: Path, json: bool) -> None:
 
 def _status_of_sweep(runs: Sequence[Path], *, json: bool) -> None:
     """One line for each comparison of a sweep that has begun."""
-    found = {path.name: survey(Store.open(path)) for path in runs}
+    found = {path.name: run_status(Store.open(path)) for path in runs}
     if json:
         print_json({name: each.document() for name, each in found.items()})
     else:

@@ -65,7 +65,7 @@ def train(
     if recipe is None:
         _list(json)
         return
-    from segbench.models.load import choose_device
+    from segbench.models.devices import choose_device
     from segbench.training.distributed import joined
     from segbench.training.initialisation import RUNS, classifier_file, classifier_recipe
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from segbench.data import weights
 from segbench.data.dataset import SegmentationDataset
 from segbench.data.protocols import DataProtocol
-from segbench.data.resizing import Whole
+from segbench.data.resizing import ShortSideCrop, Whole
 from segbench.data.sets import ade20k, camvid, cityscapes, folder, pascal_voc, shapes
 from segbench.data.trees import PairedFiles, Tree, other_size
 from segbench.errors import DataError, UnknownNameError, unknown_name
@@ -128,13 +128,26 @@ def overview() -> list[dict[str, Any]]:
 
 def class_names(dataset_id: str) -> tuple[str, ...] | None:
     """The names of the classes, index = label; None where only a folder's description, or nobody, knows them."""
-    name, _, variant = dataset_id.partition("/")
     if dataset_id == EMBEDDED:
         return shapes.CLASS_NAMES
+    known = _known_protocol(dataset_id)
+    return known.class_names if known else None
+
+
+def crop_and_images(dataset_id: str) -> tuple[int, int] | None:
+    """The side of the square images of ``val`` in pixels, and their number; None where they are not known."""
+    known = _known_protocol(dataset_id)
+    if known is None or not isinstance(known.resize, ShortSideCrop):
+        return None
+    return known.resize.size, known.images["val"]
+
+
+def _known_protocol(dataset_id: str) -> DataProtocol | None:
+    name, _, variant = dataset_id.partition("/")
     family = FAMILIES.get(name)
     if family is None or family.protocol is None or variant not in family.variants:
         return None
-    return family.protocol(variant).class_names
+    return family.protocol(variant)
 
 
 def load_dataset(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segbench.data import SegmentationDataset
-from segbench.engine.merge import merge
-from segbench.engine.preparation import PREEMPTED, How, do, prepared, shard_done
+from segbench.engine.launch.dispatch import PREEMPTED, run_missing_units, shard_done_error
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.launch.prepare import Request, prepare_run
+from segbench.engine.rundir.merge import merge
 from segbench.errors import IncompleteError, PreemptedError, UsageError
 from segbench.protocol import Protocol, get_protocol, radii_of
 from segbench.signals import raised
@@ -97,7 +99,7 @@ def evaluate(
         limit: only the first images; makes the entry unofficial.
         iterations: instead of the protocol's; makes the entry unofficial.
         shard: ``"3/16"`` does every sixteenth unit from the third on; the last shard to finish merges. None for what
-            torchrun or SLURM say (`segbench.engine.shards`), else everything.
+            torchrun or SLURM say (`segbench.engine.launch.shards`), else everything.
         engine: ``local``, or ``ray`` for the actors of a Ray cluster (extra ``ray``).
         progress: show a bar on standard error.
         offline: never use the network: weights must be on this machine.
@@ -114,15 +116,17 @@ def evaluate(
         PreemptedError: SIGTERM stopped it, units are missing.
     """
     radii = radii_of(eps)
-    how = How(device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker)
-    fixed = _protocol(protocol, iterations)
-    with prepared(model_or_id, dataset, radii, fixed, how, data_root, out, limit, "evaluate") as ready:
-        do(ready, how)
-    store = ready.store
+    options = RunOptions(
+        device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker
+    )
+    request = Request(model_or_id, dataset, data_root, out, limit, "evaluate")
+    with prepare_run(request, radii, _protocol(protocol, iterations), options) as run:
+        run_missing_units(run)
+    store = run.store
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:
-        raise shard_done(how, store, error, f"segbench merge {store.path}") from error
+        raise shard_done_error(options, error, f"segbench merge {store.path}") from error
     return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
 
 

@@ -14,21 +14,23 @@ from torch import Tensor, nn
 
 from segbench import counts
 from segbench.data import SegmentationDataset, load_dataset
-from segbench.engine.checks import mixing, probe, tolerance
-from segbench.engine.preparation import in_eval_mode
-from segbench.engine.progress import watch
+from segbench.data.catalogue import crop_and_images
+from segbench.engine.compute.checks import batch_dependence, batch_tolerance, probe
+from segbench.engine.compute.session import open_session
+from segbench.engine.telemetry.progress import track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
-from segbench.models.devices import exact_float32
-from segbench.models.load import choose_device, resolve
-from segbench.models.sliding import as_fed
+from segbench.models.devices import choose_device
+from segbench.models.load import load
+from segbench.models.normalization import IMAGENET
+from segbench.models.sliding import in_windows
+from segbench.models.sources.names import parse
 from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
 
 LEVELS = ("ok", "note", "warning", "fail")
-OFFICIAL_SIZES = {"pascal_voc": (473, 1449), "ade20k": (512, 2000)}  # side in pixels and number of images (SEA.md, 6)
 TRIED = 5  # images on which other ways to feed the model are tried
 MARGIN = 0.05  # difference of aAcc that is told
 
-_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+_MEAN, _STD = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
 
 # What people feed a model by mistake, and what it means when the model is better that way.
 VARIANTS: Mapping[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -99,33 +101,34 @@ def check_model(
         raise UsageError(f"size must be at least 16, not {size}.")
     torch_device = choose_device(device)
     wanted = _wanted(dataset, data_root)
-    subject = resolve(
-        model, num_classes=None if wanted is None else wanted.num_classes, offline=offline, progress=progress
+    loaded = load(
+        parse(model), num_classes=None if wanted is None else wanted.num_classes, offline=offline, progress=progress
     )
-    if wanted is None and subject.card is None and data_root is not None:
+    card = loaded.card
+    if wanted is None and card is None and data_root is not None:
         raise UsageError("A data root needs a data set: --dataset camvid, or dataset='camvid' in Python.")
     findings: list[Finding] = []
     data = wanted
-    if data is None and subject.card is not None:
-        data, missing = _of_card(subject.card.dataset, data_root)
+    if data is None and card is not None:
+        data, missing = _of_card(card.dataset, data_root)
         findings += missing
     samples = [] if data is None else [data[row] for row in _spread(len(data), images)]
     first = [sample.image for sample in samples if sample.image.shape == samples[0].image.shape][:2]
-    known = subject.card.dataset if subject.card else ""
-    side, total = OFFICIAL_SIZES.get(known, (size or 256, 0))
+    side, total = crop_and_images(card.dataset if card else "") or (size or 256, 0)
     batch = torch.stack(first) if first else _noise(size or side)
-    module = subject.module if data is None else as_fed(subject.module, data)
-    with in_eval_mode(module, torch_device) as was_training, exact_float32():
+    module = loaded.module if data is None else in_windows(loaded.module, data)
+    with open_session([module], torch_device) as session:
         batch = batch.to(torch_device)
-        described = data if data is not None else subject.card
+        described = data if data is not None else card
         classes = described.num_classes if described is not None else _classes(module, batch)
-        findings += [Finding(**flag) for flag in probe(module, batch, classes, was_training=was_training).flags]
+        probed = probe(module, batch, classes, was_training=session.was_training[0])
+        findings += [Finding(**flag) for flag in probed.flags]
         findings += _behaviour(module, batch)
         findings.append(_gradient(module, batch[:1]))
         findings.append(_speed(module, batch[:1], total if data is None else len(data)))
         if samples:
             scores = _scores(module, samples, classes, torch_device, progress)
-            expected = subject.card.expected if subject.card else None
+            expected = card.expected if card else None
             findings.append(_against_card(scores["as they are"], expected))
             findings.append(_against_variants(scores, (expected or {}).get("aacc")))
         else:
@@ -181,13 +184,13 @@ def _behaviour(model: nn.Module, batch: Tensor) -> list[Finding]:
     with torch.no_grad():
         together, alone = model(batch), model(batch[:1])
         flat = model(torch.stack([torch.zeros_like(batch[0]), torch.ones_like(batch[0])]))
-    difference = mixing(together, alone)
+    difference = batch_dependence(together, alone)
     finite = bool(torch.isfinite(flat).all())
     spread = float((together.double().max(dim=1).values - together.double().min(dim=1).values).median())
     loud = spread > 1000
     return [
         Finding(
-            "batch_independence", "ok" if difference <= tolerance(together) else "note", difference,
+            "batch_independence", "ok" if difference <= batch_tolerance(together) else "note", difference,
             "Largest relative difference between the logits of an image alone and beside another; large only if the "
             "model is not deterministic.",
         ),
@@ -271,7 +274,7 @@ def _scores(
     ways |= {name: change for name, (change, _) in VARIANTS.items()}
     jobs = [(name, sample) for name in ways for sample in (samples if name == "as they are" else samples[:TRIED])]
     scores: dict[str, list[counts.Counts]] = {name: [] for name in ways}
-    for name, sample in watch(jobs, "clean score", progress):
+    for name, sample in track_items(jobs, "clean score", progress):
         with torch.no_grad():
             prediction = model(ways[name](sample.image[None].to(device))).argmax(dim=1)
         scores[name].append(counts.count(prediction.cpu().numpy(), sample.label[None].numpy(), classes))

@@ -13,11 +13,9 @@ from typing import Any
 
 from segbench import schemas
 from segbench.entries.additions import account
-from segbench.entries.checkouts import PLAIN, Change, Tree, blobs, changes, committed, tree
+from segbench.entries.checkouts import PLAIN, Change, Tree, blobs, tree
 from segbench.entries.placement import MAX_WEIGHTS_BYTES
 from segbench.errors import ContentError
-
-__all__ = ["MAX_WEIGHTS_BYTES", "PLAIN", "Change", "blobs", "card_changes", "changes", "committed", "problems", "tree"]
 
 GENERATED = {"README.md": "models", "leaderboard/README.md": "tables"}  # page -> what is written between markers
 _TABLES = "<!-- {0}: written by `segbench leaderboard`, do not edit -->(?:(?!<!--).)*<!-- end of {0} -->"

@@ -14,7 +14,7 @@ from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Evidence
 from segbench.protocol import digest_of
 
 TOLERANCE = 1e-9
-PROBE_CHECKS = {"deterministic", "logits", "eval_mode"}  # what `segbench.engine.checks.probe` stores
+PROBE_CHECKS = {"deterministic", "logits", "eval_mode"}  # what `segbench.engine.compute.checks.probe` stores
 
 
 class Compared(NamedTuple):

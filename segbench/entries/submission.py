@@ -14,7 +14,7 @@ from typing import Any
 
 from segbench import cards, content, schemas
 from segbench.cards import CARD_VERSION, ModelCard
-from segbench.entries import additions, changes
+from segbench.entries import additions, checkouts
 from segbench.entries.document import read_entry
 from segbench.entries.placement import card_problems, expected_path
 from segbench.entries.validation import validate_addition, validate_entry
@@ -196,7 +196,7 @@ def _replaced(files: Mapping[Path, bytes]) -> Iterator[None]:
 def _listed(checkout: Path, target: Path) -> dict[str, Any] | None:
     """The entry as it is published: in the last commit, or, where there is none, as the file says."""
     try:
-        committed = changes.committed(checkout, target.relative_to(checkout).as_posix())
+        committed = checkouts.committed(checkout, target.relative_to(checkout).as_posix())
     except UsageError:  # no checkout of git
         return read_entry(target) if target.exists() else None
     return None if committed is None else schemas.parse(committed.decode("utf-8"), source=f"{target}, as committed")

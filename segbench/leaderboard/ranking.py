@@ -73,6 +73,6 @@ def _among_the_same_images(
     for row, place in enumerate(places):
         above = int(np.searchsorted(-descending, -descending[row], side="left"))
         doubtful = int(np.argmin(np.append(low[:above] > high[row], False)))
-        certain = doubtful + int(ensemble.better(samples[row], samples[doubtful:above]).sum())
+        certain = doubtful + int(ensemble.significantly_above(samples[row], samples[doubtful:above]).sum())
         rank = found[place]
         found[place] = rank - (above - certain) if rank is not None else None

@@ -16,12 +16,11 @@ from torch import nn
 
 from segbench import downloads
 from segbench.errors import ModelError, UnknownNameError, unknown_name
-from segbench.models.classifiers import BackboneReport, Family, Normalization, backbone_state
+from segbench.models.classifiers import BackboneReport, Family, backbone_state
+from segbench.models.normalization import IMAGENET, Normalization
 from segbench.models.weights import read_weights
 
 __all__ = ["BACKBONES", "BackboneReport", "RobustBackbone", "backbone_state", "load_backbone", "robust_backbone"]
-
-IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from segbench.errors import ModelError
-from segbench.models.convnext import ConvNeXtBackbone
-from segbench.models.pspnet import PSPNet
+from segbench.models.architectures.convnext import ConvNeXtBackbone
+from segbench.models.architectures.pspnet import PSPNet
+from segbench.models.architectures.segmenter import Segmenter, resize_position_embedding
+from segbench.models.architectures.upernet import UPerNet
+from segbench.models.normalization import Normalization
 from segbench.models.released import RENAMES, rename, strip_prefixes, unwrap
-from segbench.models.segmenter import Segmenter, resize_position_embedding
-from segbench.models.upernet import UPerNet
 
 Family = Literal["convnext", "vit", "resnet"]
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of red, green, blue
 
 
 @dataclass(frozen=True)

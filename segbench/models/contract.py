@@ -1,12 +1,60 @@
-"""What every model under evaluation must give back."""
+"""What a model must keep to: under evaluation, and to be trained here."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segbench.errors import ModelError
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What `segbench.training` needs of ``model.backbone``, so that a new architecture edits nothing there.
+
+    A model with an auxiliary head has it as ``auxiliary_head``, and ``forward_with_auxiliary(images)`` gives the
+    logits of both heads at the size of the images.
+
+    Attributes:
+        pooled_width: features of `pooled`.
+        dense_only: parts that only dense prediction uses; a classifier on the backbone freezes them.
+    """
+
+    pooled_width: int
+    dense_only: Sequence[nn.Module]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Images (N,3,H,W) in [0,1] to one feature vector each, (N,pooled_width)."""
+
+
+class PyramidBackbone(nn.Module):
+    """Abstract: a backbone whose forward gives feature maps (N,widths[i],h,w), the largest first."""
+
+    widths: tuple[int, ...]
+    dense_only: Sequence[nn.Module] = ()
+
+    @property
+    def pooled_width(self) -> int:
+        return self.widths[-1]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The mean of the last feature map, (N,pooled_width)."""
+        pooled: Tensor = self(images)[-1].mean(dim=(2, 3))
+        return pooled
+
+
+def backbone_of(model: nn.Module) -> Any:
+    """The part of a model that a classifier's weights can start: a module that is a `Backbone`.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise ModelError(f"{type(model).__name__} has no backbone that segbench knows.")
+    return backbone
 
 
 def check_logits(logits: Any, images: Tensor, num_classes: int | str = "K") -> Tensor:

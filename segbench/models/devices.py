@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from segbench.errors import UsageError
+
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
@@ -46,6 +48,26 @@ def _float32(precision: str, *, allow_tf32: bool) -> Iterator[None]:
             setattr(holder, name, old)
 
 
+def choose_device(name: str | torch.device) -> torch.device:
+    """``auto`` is CUDA if there is one, else the CPU.
+
+    Raises:
+        UsageError: torch cannot use that device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise UsageError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env"
+        ) from error
+    return device
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the machine, has no memory left."""
     text = str(error).lower()
@@ -53,16 +75,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def cpu_threads() -> Iterator[None]:
-    """As many threads as this process has cores to itself; restored afterwards.
+def cpu_threads(number: int | None = None) -> Iterator[None]:
+    """So many CPU threads; restored afterwards.
 
-    torch counts the cores of the machine; a container, a cpuset or processes beside this one leave fewer, and more
-    threads than cores are slow. ``OMP_NUM_THREADS`` stays as it was set.
+    By default as many as this process has cores to itself: torch counts the cores of the machine, but a container, a
+    cpuset or processes beside this one leave fewer, and more threads than cores are slow. ``OMP_NUM_THREADS`` wins.
     """
     before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
+    if number is None and "OMP_NUM_THREADS" not in os.environ:
         beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        torch.set_num_threads(max(1, min(before, _cores()) // max(1, int(beside) if beside.isdecimal() else 1)))
+        number = max(1, min(before, _cores()) // max(1, int(beside) if beside.isdecimal() else 1))
+    torch.set_num_threads(before if number is None else number)
     try:
         yield
     finally:

@@ -1,27 +1,29 @@
-"""From a model id, a card's path, a plugin's name or a spec to a module in eval mode."""
+"""From whatever names a model to a module: parse, fetch and build, identify."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from segbench import downloads
-from segbench.cards import ModelCard, fetch_weights, get_card, read_card
-from segbench.errors import ModelError, UnknownNameError, UsageError
-from segbench.models import adapters
-from segbench.models.architectures import WithoutDraws, build_described, load_weights
-from segbench.models.released import normalise_keys
-from segbench.models.weights import read_weights
-from segbench.plugins import Plugin, get_plugin
+from segbench.cards import ModelCard
+from segbench.downloads import offline_by_environment
+from segbench.models.architectures import ARCHITECTURES
+from segbench.models.devices import choose_device
+from segbench.models.sources import card as card_source
+from segbench.models.sources import function, hub
+from segbench.models.sources.image_model import class_name, with_background
+from segbench.models.sources.names import CardSource, FunctionSource, LibrarySource, ModelSource, ModuleSource, parse
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model under evaluation.
 
     Attributes:
@@ -37,6 +39,22 @@ class Subject:
     card: ModelCard | None
     weights_sha256: str
 
+    @property
+    def is_stateless(self) -> bool:
+        """Whether threads may share the module. Of a user's module nobody knows what it keeps from pass to pass."""
+        return self.card is not None and ARCHITECTURES[self.card.architecture["name"]].is_stateless
+
+    def describe(self) -> dict[str, Any]:
+        """The ``model`` of manifests and entries."""
+        return {
+            "id": self.id,
+            "title": self.card.title if self.card else self.id,
+            "architecture": self.card.architecture["name"] if self.card else class_name(self.module),
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "weights_sha256": self.weights_sha256,
+            "paper": self.card.paper if self.card else None,
+        }
+
 
 def load_model(
     model: str,
@@ -51,10 +69,11 @@ def load_model(
     Args:
         model: an id (`segbench models`); the path of a card, ``folder/<id>.json``; a plugin's name; or a spec:
             ``torchvision:<name>``, ``hf:<repo>[@revision]``, ``smp:<repo or architecture>``, ``timm:<backbone>``,
-            ``package.module:function``, ``./file.py:function`` (`segbench.models.adapters`).
+            ``package.module:function``, ``./file.py:function`` (`segbench.models.sources.names`).
         device: where the module goes; ``auto`` is CUDA if there is one.
-        num_classes: classes of the data set that a spec's model is meant for; adds the background channel to a model
-            that was trained without one.
+        num_classes: classes of the data set that a spec's model is meant for. A model of one class less that was
+            trained with labels reduced by one gets a background channel; an architecture whose spec does not say its
+            number of classes gets these.
         offline: never use the network.
         progress: show a bar while downloading.
 
@@ -67,90 +86,35 @@ def load_model(
         ContentError: the card is damaged.
     """
     chosen = choose_device(device)
-    return resolve(model, num_classes=num_classes, offline=offline, progress=progress).module.to(chosen)
+    return load(parse(model), num_classes=num_classes, offline=offline, progress=progress).module.to(chosen)
 
 
-def load_card(card: ModelCard, *, offline: bool = False, progress: bool = True) -> Subject:
-    """Fetches the weights of a card, builds its architecture and loads them, their hash checked first."""
-    if not card.sources:
-        raise ModelError(
-            f"The weights of {card.id} are not published: its card has no source. "
-            "Models with weights: segbench models --available"
-        )
-    fetched = fetch_weights(card, offline=offline, progress=progress)
-    try:
-        state = normalise_keys(card.architecture["name"], read_weights(fetched.path))
-    except ModelError as error:
-        if card.sha256 is not None or fetched.source["type"] == "package":
-            raise
-        pin = downloads.pin_file(card.id, fetched.source)
-        raise ModelError(
-            f"{error}\nIf the download went wrong: delete {fetched.path} and {pin}, and try again."
-        ) from error
-    with WithoutDraws():  # the weights come from the file
-        module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
-    load_weights(module, state, source=str(fetched.path))
-    return Subject(module.eval(), card.id, card, fetched.sha256)
+def load(
+    source: ModelSource, *, num_classes: int | None = None, offline: bool = False, progress: bool = True
+) -> LoadedModel:
+    """Fetches, builds and identifies a model; arguments and errors as in `load_model`.
 
-
-def choose_device(name: str | torch.device) -> torch.device:
-    """``auto`` is CUDA if there is one, else the CPU.
-
-    Raises:
-        UsageError: torch cannot use that device.
+    A module of the caller stays as it is; others come in eval mode.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise UsageError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env"
-        ) from error
-    return device
-
-
-def resolve(
-    model: str | nn.Module, *, num_classes: int | None = None, offline: bool = False, progress: bool = True
-) -> Subject:
-    """Whatever names a model (see `load_model`), or a module, as the subject of an evaluation.
-
-    Raises:
-        ModelError: it cannot be found or loaded.
-    """
-    if isinstance(model, nn.Module):
-        return Subject(model, adapters.identifier(type(model).__name__), None, _state_hash(model))
-    if not isinstance(model, str):
-        kind = type(model).__name__
-        raise ModelError(f"A model is an id, a card path, package.module:function or a torch.nn.Module, not {kind}.")
-    if adapters.is_spec(model):
-        adapted = adapters.adapt(model, num_classes=num_classes, offline=offline)
-        return Subject(adapted.module, adapted.id, None, _state_hash(adapted.module, adapters.public(model)))
-    found = find(model)
-    if isinstance(found, ModelCard):
-        return load_card(found, offline=offline, progress=progress)
-    module = adapters.from_plugin(found)
-    return Subject(module, found.name, None, _state_hash(module))
-
-
-def find(model: str) -> ModelCard | Plugin:
-    """The card of an id or of a path, or the plugin of that name; no weights are touched.
-
-    Raises:
-        UnknownNameError: there is none; the nearest ids are named.
-        ContentError: the card is damaged.
-    """
-    if model.endswith(".json"):
-        return read_card(Path(model))
-    try:
-        return get_card(model)
-    except UnknownNameError:
-        if plugin := get_plugin(model):
-            return plugin
-        raise
+    match source:
+        case ModuleSource(module):
+            return LoadedModel(module, source.id, None, _state_hash(module))
+        case CardSource(card):
+            module, weights_sha256 = card_source.build(card, offline=offline, progress=progress)
+            return LoadedModel(module.eval(), card.id, card, weights_sha256)
+        case FunctionSource():
+            module = function.build(source)
+        case LibrarySource():
+            offline = offline or offline_by_environment()
+            library = importlib.import_module(f"segbench.models.sources.{source.library}")
+            with hub.without_hub() if offline else nullcontext():
+                module = library.build(source, num_classes=num_classes, offline=offline)
+    own = getattr(module, "num_classes", None)
+    if num_classes is not None and own == num_classes - 1 and getattr(module, "reduced_labels", False):
+        module = with_background(module)
+    is_plugin = isinstance(source, FunctionSource) and source.owner
+    module = module.eval()
+    return LoadedModel(module, source.id, None, _state_hash(module, "" if is_plugin else source.public_name))
 
 
 def _state_hash(module: nn.Module, spec: str = "") -> str:

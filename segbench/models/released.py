@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from segbench.errors import ModelError, UnknownNameError, unknown_name
-from segbench.models.architectures import build, load_weights
+from segbench.models.architectures import build
+from segbench.models.weights import load_weights
 
 T = TypeVar("T")
 

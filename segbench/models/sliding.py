@@ -104,6 +104,6 @@ def starts(side: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def as_fed(module: nn.Module, data: SegmentationDataset) -> nn.Module:
+def in_windows(module: nn.Module, data: SegmentationDataset) -> nn.Module:
     """The module as the data set's protocol applies it: in windows, where it declares them."""
     return SlidingWindow(module, data.window.size, data.window.stride) if data.window else module

@@ -10,12 +10,13 @@ import numpy as np
 
 from segbench import counts
 from segbench.data import SegmentationDataset
-from segbench.engine.preparation import How, Ready
-from segbench.engine.targeted import class_number
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.store import Store
+from segbench.engine.studies.attacked import AttackedImage, PictureKey, attack_again, reopen_run
+from segbench.engine.studies.targeted import class_number
 from segbench.evidence import CLEAN
 from segbench.protocol import SEA_V1, TOLERANCES
 from segbench.reporting.analysis import View, extremes, middle
-from segbench.reporting.attacked import Seen, Wanted, attack_again, opened
 from segbench.reporting.figures import Figure, picture
 from segbench.reporting.panels import Row, panel
 from segbench.reporting.runs import Run
@@ -35,14 +36,14 @@ class Pictures:
         targets: classes of the targeted attacks, by name or number; none: the most and the least frequent one.
         model: what loads the model, if it is not the id that the run names.
         data_root: folder of the data set, where it needs one.
-        how: how they are attacked again.
+        options: how they are attacked again.
     """
 
     number: int
     targets: Sequence[str]
     model: str | None
     data_root: Path | None
-    how: How
+    options: RunOptions
 
 
 def gallery(run: Run, views: Sequence[View], which: Pictures) -> tuple[list[Figure], list[str]]:
@@ -61,18 +62,18 @@ def gallery(run: Run, views: Sequence[View], which: Pictures) -> tuple[list[Figu
     """
     best, worst = extremes(middle(list(views)), which.number)
     rows = [*((row, "most") for row in best), *((row, "fewest") for row in worst)]
-    with opened(run, which.model, which.data_root, which.how) as ready:
-        data = ready.worker.dataset
+    with reopen_run(Store(run.path, dict(run.manifest)), which.model, which.data_root, which.options) as prepared:
+        data = prepared.worker.dataset
         targets = _targets(views[0], data, which.targets)
         image = (best or worst)[0]
-        wanted = [Wanted(row, *key) for row, _ in rows for key in _keys(views, row)]
+        wanted = [PictureKey(row, *key) for row, _ in rows for key in _keys(views, row)]
         aimed = [
-            [Wanted(image, *CLEAN), *(Wanted(image, view.eps_255, f"js_target_{target}") for view in views[1:])]
+            [PictureKey(image, *CLEAN), *(PictureKey(image, view.eps_255, f"js_target_{target}") for view in views[1:])]
             for target in targets
         ]
-        seen = attack_again(ready, [*wanted, *(each for group in aimed for each in group)], progress=which.how.progress)
+        seen = attack_again(prepared, [*wanted, *(each for group in aimed for each in group)])
         sheets = [
-            _of_image(ready, views, row, f"{'best' if kind == 'most' else 'worst'}_{place + 1}", kind, seen)
+            _of_image(data, views, row, f"{'best' if kind == 'most' else 'worst'}_{place + 1}", kind, seen)
             for kind in ("most", "fewest")
             for place, row in enumerate([row for row, its in rows if its == kind])
         ]
@@ -101,14 +102,18 @@ def _targets(clean: View, data: SegmentationDataset, wished: Sequence[str]) -> l
 
 
 def _of_image(
-    ready: Ready, views: Sequence[View], row: int, name: str, kind: str, seen: Mapping[Wanted, Seen]
+    data: SegmentationDataset,
+    views: Sequence[View],
+    row: int,
+    name: str,
+    kind: str,
+    seen: Mapping[PictureKey, AttackedImage],
 ) -> Figure:
-    data = ready.worker.dataset
     sample = data[row]
     label, valid = sample.label.numpy(), sample.label.numpy() != data.ignore_index
     rows, words = [], []
     for view, key in zip(views, _keys(views, row), strict=True):
-        its = seen[Wanted(row, *key)]
+        its = seen[PictureKey(row, *key)]
         share = 100 * float((its.predictions == label)[valid].mean()) if valid.any() else 0.0
         by = f", {key[1]}" if view.eps_255 and key != CLEAN else ""
         rows.append(Row(f"{view.label}{by}: {share:.1f}% right", its.image, its.predictions, view.eps_255, label))
@@ -118,7 +123,9 @@ def _of_image(
     return picture(name, title, ABOUT, sheet)
 
 
-def _of_target(data: SegmentationDataset, target: int, group: Sequence[Wanted], seen: Mapping[Wanted, Seen]) -> Figure:
+def _of_target(
+    data: SegmentationDataset, target: int, group: Sequence[PictureKey], seen: Mapping[PictureKey, AttackedImage]
+) -> Figure:
     sample, name = data[group[0].row], data.class_names[target]
     label = sample.label.numpy()
     aim = np.where(label == data.ignore_index, label, target)
@@ -137,7 +144,9 @@ def _of_target(data: SegmentationDataset, target: int, group: Sequence[Wanted], 
     return picture(f"target_{target}", f"Targeted: everything is to be {name}", caption, sheet)
 
 
-def _remarks(run: Run, data: SegmentationDataset, wanted: Sequence[Wanted], seen: Mapping[Wanted, Seen]) -> list[str]:
+def _remarks(
+    run: Run, data: SegmentationDataset, wanted: Sequence[PictureKey], seen: Mapping[PictureKey, AttackedImage]
+) -> list[str]:
     """Where an image that was attacked again is not as the evidence has it."""
     found = []
     limit = TOLERANCES[SEA_V1.name]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench import evidence, schemas
-from segbench.engine.store import Store
+from segbench.engine.rundir.store import Store
 from segbench.errors import ContentError, RunError, UsageError
 from segbench.evidence import CHECK_LOSS, CLEAN, Group, Key
 from segbench.protocol import COMPARISON, MINIMUM

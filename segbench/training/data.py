@@ -18,11 +18,11 @@ from segbench.data.parallel import default_workers, in_order
 from segbench.data.sets.shapes import load_objects
 from segbench.errors import DataError, RunError, UsageError
 from segbench.files import sha256_bytes
+from segbench.models.architectures import ARCHITECTURES
 from segbench.training.augmentation import augment
 from segbench.training.distributed import Processes
 from segbench.training.recipe import CLASSIFICATION, MIN_SIDE, Recipe
 
-WITHOUT_BATCH_NORM = ("segmenter_vit",)  # architectures that train on one image at a time
 ORDER, VIEW = 0, 1  # streams of random numbers: the order of an epoch, the views of its images
 
 
@@ -103,7 +103,7 @@ def steps_an_epoch(recipe: Recipe, data: SegmentationDataset, processes: Process
             f"accumulation {recipe.accumulation}: take a multiple of {parts}, --set batch_size=N."
         )
     synchronised = processes.device.type == "cuda" and processes.world > 1  # batch norms see the parts of all
-    if recipe.batch_size == parts and not synchronised and recipe.architecture not in WITHOUT_BATCH_NORM:
+    if recipe.batch_size == parts and not synchronised and ARCHITECTURES[recipe.architecture].has_batch_norm:
         raise RunError(
             f"A batch of {recipe.batch_size} images among {processes.world} processes with accumulation "
             f"{recipe.accumulation} has parts of one image, but batch normalisation needs two: "

@@ -16,7 +16,7 @@ from segbench import schemas
 from segbench.cards import CARD_VERSION, ModelCard, read_card
 from segbench.errors import ContentError, DataError, RunError, UsageError
 from segbench.files import sha256_bytes, sha256_file, write_atomic
-from segbench.models.sliding import as_fed
+from segbench.models.sliding import in_windows
 from segbench.training.checkpoint import Position
 from segbench.training.classifier import Classifier
 from segbench.training.curves import PNG, draw
@@ -117,7 +117,7 @@ def finish(
         "seconds": round(position.seconds, 1),
         "backbone": position.backbone,
     }
-    fed = as_fed(model, data.validation)
+    fed = in_windows(model, data.validation)
     try:
         clean = clean_scores(fed, data.validation, device)
     except (DataError, RunError) as error:

@@ -12,17 +12,17 @@ from torch import nn
 from segbench import downloads
 from segbench.errors import ModelError, UnknownNameError, UsageError, unknown_name
 from segbench.files import sha256_bytes, sha256_file
-from segbench.models.backbones import BACKBONES, IMAGENET, fetch_backbone, load_backbone
-from segbench.models.classifiers import Normalization
+from segbench.models.backbones import BACKBONES, fetch_backbone, load_backbone
+from segbench.models.normalization import NORMALIZATIONS, Normalization
 from segbench.models.weights import read_weights
 from segbench.training.recipe import CLASSIFICATION, Recipe, list_recipes, load_recipe
 
 RUNS = Path("runs")  # where `segbench train` writes, below the current folder
-NORMALIZATIONS: Mapping[str, Normalization | None] = {
+FOLDED: Mapping[str, Normalization | None] = {
     "none": None,
-    "imagenet": IMAGENET,
-    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
+    "imagenet": NORMALIZATIONS["imagenet"],
+    "inception": NORMALIZATIONS["half"],
+}  # what the recipe's backbone_normalization may say
 PUBLIC_IN_LINKS = ("id", "dl", "export")  # parameters of share links that name a file and open nothing
 
 
@@ -65,7 +65,7 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
     """
     if recipe.init == "random":
         return None
-    name, normalization = recipe.backbone, NORMALIZATIONS[recipe.backbone_normalization]
+    name, normalization = recipe.backbone, FOLDED[recipe.backbone_normalization]
     if not name:
         raise UsageError(
             f"Recipe {recipe.id}: init is {recipe.init}, but no backbone is named. Give the weights of a "

@@ -23,9 +23,7 @@ from torch import nn
 from segbench.data.protocols import IGNORE_INDEX
 from segbench.errors import DataError, ModelError, RunError
 from segbench.models.architectures import build_described
-from segbench.models.pspnet import PSPNet
-from segbench.models.sliding import as_fed
-from segbench.models.upernet import UPerNet
+from segbench.models.sliding import in_windows
 from segbench.signals import stop_signals
 from segbench.training import checkpoint, finishing, metrics, optimisation
 from segbench.training.checkpoint import Position
@@ -69,11 +67,12 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
     model = build_described(architecture, num_classes=num_classes)
     if recipe.task == CLASSIFICATION:
         model = Classifier(model, num_classes)
-    if recipe.auxiliary_weight and not hasattr(model, "forward_with_auxiliary"):
+    auxiliary_head = getattr(model, "auxiliary_head", None)
+    if recipe.auxiliary_weight and auxiliary_head is None:
         kind = "A classifier" if recipe.task == CLASSIFICATION else recipe.architecture
         raise ModelError(f"{kind} has no auxiliary head: --set auxiliary_weight=0")
-    if not recipe.auxiliary_weight and isinstance(model, UPerNet | PSPNet):
-        model.auxiliary_head.requires_grad_(False)
+    if not recipe.auxiliary_weight and auxiliary_head is not None:
+        auxiliary_head.requires_grad_(False)
     return model
 
 
@@ -288,7 +287,7 @@ class _Run:
         }
         due = recipe.monitor_every and (epoch % recipe.monitor_every == 0 or epoch == recipe.epochs)
         if due and len(data.held_out) and self.processes.leads:
-            model = as_fed(self.final_model().eval(), data.held_out)
+            model = in_windows(self.final_model().eval(), data.held_out)
             clean = clean_scores(model, data.held_out, self.processes.device)
             robust = robust_scores(model, data.held_out, recipe, self.processes.device)
             row |= {"clean_aacc": clean.aacc, "clean_miou": clean.miou}

@@ -34,7 +34,7 @@ def clean_scores(model: nn.Module, data: SegmentationDataset, device: torch.devi
     """AAcc and mIoU on clean images, as the protocol measures them.
 
     Args:
-        model: in eval mode, in the windows of ``data`` (`segbench.models.sliding.as_fed`).
+        model: in eval mode, in the windows of ``data`` (`segbench.models.sliding.in_windows`).
         data: images, of any sizes.
         device: of the model.
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from segbench.training.classifier import backbone_of
+from segbench.models.contract import backbone_of
 from segbench.training.recipe import Recipe
 
 

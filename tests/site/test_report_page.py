@@ -9,15 +9,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from segbench.engine.compare import compare
-from segbench.engine.preparation import How
+from segbench.engine.launch.options import RunOptions
+from segbench.engine.studies.compare import compare
 from segbench.reporting.gallery import Pictures
 from segbench.reporting.report import make, page
 from segbench.reporting.runs import read_runs
 from tests.runs import MODEL, run
 
 Open = Callable[..., Page]
-QUIET = How(progress=False, shard="1/1")
+QUIET = RunOptions(progress=False, shard="1/1")
 
 
 @pytest.fixture(scope="session")

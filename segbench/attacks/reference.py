@@ -1,0 +1,132 @@
+"""SEA's attack on one image as one plain loop: the paper to read beside the code.
+
+Sources: Croce, Singh, Hein, "Towards Reliable Evaluation and Fast Training of Robust Semantic Segmentation Models",
+ECCV 2024, section 4 (radius reduction, which point is returned) and appendix; Croce & Hein, "Reliable Evaluation of
+Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020, Algorithm 1 (APGD). Numbers in
+brackets are the items of SEA.md, section 3. `segbench.attacks.apgd` computes the same, bit for bit, in batches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segbench.attacks.losses import Context, get_loss, pixel_terms
+from segbench.attacks.problem import AttackResult, check_arguments, finite, frozen, image_sum, project
+
+ALPHA = 0.75  # momentum
+RHO = 0.75  # share of the steps between two checkpoints that must raise the tracked loss
+
+
+def red_eps_apgd(
+    model: nn.Module, image: Tensor, label: Tensor, *, eps: float, loss: str, iterations: int,
+    start: Tensor | None = None, class_weights: Tensor | None = None, ignore_index: int = 255,
+) -> AttackResult:  # fmt: skip
+    """APGD at 2ε, 1.5ε and ε in turn (ECCV 2024, section 4): 30%, 30% and the rest of the iterations.
+
+    Arguments, result and errors as in `apgd`; the passes of all stages are counted.
+    """
+    early = int(0.3 * iterations)
+    counters = torch.zeros(4, dtype=torch.int64)
+    x = image if start is None else start
+    for factor, n in ((2.0, early), (1.5, early), (1.0, iterations - 2 * early)):
+        if n:
+            result = apgd(
+                model, image, label, eps=factor * eps, loss=loss, iterations=n, start=x, class_weights=class_weights,
+                ignore_index=ignore_index,
+            )  # fmt: skip
+            x = result.adversarial  # the lowest-accuracy point, which the next stage projects on its smaller ball
+            counters += torch.stack(result[4:])
+    return AttackResult(*result[:4], *counters)
+
+
+def apgd(
+    model: nn.Module, image: Tensor, label: Tensor, *, eps: float, loss: str, iterations: int,
+    start: Tensor | None = None, class_weights: Tensor | None = None, ignore_index: int = 255,
+) -> AttackResult:  # fmt: skip
+    """APGD at one radius: n+1 forward and n backward passes at most.
+
+    Args:
+        model: images (N,3,H,W) to logits (N,K,H,W); used in the mode that it is in.
+        image: (3,H,W) in [0,1].
+        label: (H,W) int64 in 0..K-1 or ``ignore_index``.
+        eps: l_inf radius on the scale of the image, e.g. 8/255.
+        loss: a name in `segbench.attacks.losses.LOSSES` that maximises the error (none that aims at a target).
+        iterations: number of steps n >= 1.
+        start: (3,H,W), projected on the ball; None for the image itself.
+        class_weights: (K,), needed by ``mce_bal``.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        As `segbench.attacks.apgd`, without the dimension N.
+
+    Raises:
+        UsageError: an argument is out of range.
+    """
+    check_arguments(
+        image[None],
+        label[None],
+        eps=eps,
+        loss=loss,
+        iterations=iterations,
+        start=None if start is None else start[None],
+    )
+    n, valid = iterations, (label != ignore_index).sum().clamp(min=1)
+    forwards = backwards = zero_gradients = nonfinite_gradients = 0
+
+    def evaluate(x: Tensor, t: int) -> tuple[Tensor, Tensor, int, Tensor]:
+        """Gradient of the attacked loss, tracked loss (plain cross-entropy), correct pixels, predictions."""
+        nonlocal forwards, backwards, zero_gradients, nonfinite_gradients
+        forwards += 1
+        with frozen(model), torch.set_grad_enabled(t <= n):
+            x = x[None].detach().requires_grad_(t <= n)
+            terms = pixel_terms(model(x), label[None], ignore_index)
+            attacked = get_loss(loss)(terms, Context(t, n, class_weights)).sum()
+            g = torch.autograd.grad(attacked, x)[0][0] if t <= n else torch.zeros_like(x[0])
+        correct = int(terms.correct.sum())
+        if t <= n:
+            backwards += 1
+            zero_gradients += bool((g == 0).all()) and correct > 0
+            nonfinite_gradients += not bool(torch.isfinite(g).all())
+        return finite(g), image_sum(terms.ce.detach())[0] / label.numel(), correct, terms.predictions[0]
+
+    x = x_previous = project(image if start is None else start, image, eps)  # (1)
+    g, tracked, correct, predictions = evaluate(x, 1)
+    adversarial, lowest, predicted = x, correct, predictions
+    best_x, best_g, best_tracked, tracked_at_checkpoint = x, g, tracked, tracked
+    eta, was_halved, rises = 2 * eps, True, 0
+    k, since = max(int(0.22 * n), 1), 0  # steps between two checkpoints, and since the last one
+
+    for t in range(1, n + 1):
+        # (2) A step along the sign of the gradient, then momentum.
+        a = 1.0 if t == 1 else ALPHA
+        z = project(x + eta * g.sign(), image, eps)
+        x_previous, x = x, project(x + a * (z - x) + (1 - a) * (x - x_previous), image, eps)
+        tracked_before = tracked
+        g, tracked, correct, predictions = evaluate(x, t + 1)
+
+        # (4) The result is the visited point with the lowest accuracy, the latest of equals.
+        if correct <= lowest:
+            adversarial, lowest, predicted = x, correct, predictions
+
+        # (3) Step control, by the tracked loss.
+        rises += t == 1 or bool(tracked > tracked_before)
+        if tracked > best_tracked:
+            best_x, best_g, best_tracked = x, g, tracked
+        since += 1
+        if since == k and t < n:
+            stalled = not was_halved and bool(best_tracked <= tracked_at_checkpoint)
+            was_halved = rises <= RHO * k or stalled
+            if was_halved:
+                eta, x, g = eta / 2, best_x, best_g
+            tracked_at_checkpoint, rises = best_tracked, 0
+            k, since = max(k - max(int(0.03 * n), 1), max(int(0.06 * n), 1)), 0
+
+        # (5) An image without a correct pixel is finished.
+        if correct == 0:
+            break
+
+    return AttackResult(
+        adversarial, torch.tensor(lowest).double() / valid.cpu(), predicted, best_tracked.double(),
+        *map(torch.tensor, (forwards, backwards, zero_gradients, nonfinite_gradients)),
+    )  # fmt: skip

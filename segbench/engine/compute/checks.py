@@ -1,0 +1,175 @@
+"""What the engine verifies instead of trusting: the model's output, and the attack's images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segbench.entries import flag
+from segbench.errors import ModelError, RunError
+from segbench.models.contract import check_logits
+
+BUDGET_TOLERANCE = 1e-6
+
+
+class Probe(NamedTuple):
+    """What one batch tells about a model: flags, and some logits and gradients that identify it."""
+
+    flags: list[dict[str, Any]]
+    sample: list[float]
+
+
+def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: bool) -> Probe:
+    """Runs one batch twice, and one input gradient, before the first attack.
+
+    Args:
+        model: in eval mode, on the device of ``images``.
+        images: (N,3,H,W) in [0,1].
+        num_classes: K of the data set.
+        was_training: some module had to be put in eval mode.
+
+    Returns:
+        Flags on determinism, logits and eval mode, and samples of the logits and of the gradient of their sum.
+
+    Raises:
+        ModelError: the output is not finite logits (N,K,H,W), has no gradient with respect to the images, or depends on
+            the other images of the batch.
+    """
+    with _seeded(images.device):
+        first, second = _forward(model, images), _forward(model, images)
+    check_logits(first, images, num_classes)
+    if first.shape[1] != num_classes:
+        raise ModelError(
+            f"The model has {first.shape[1]} classes, the data set {num_classes}. "
+            "Choose the data set that it was trained on."
+        )
+    if not bool(torch.isfinite(first).all()):
+        raise ModelError(
+            "The model's logits have NaN or infinite values on clean images. Check weights and normalisation."
+        )
+    with _seeded(images.device):
+        gradient = _gradient(model, images)
+    determinism = _determinism(first, second)
+    if determinism["level"] != "warning":
+        _check_independence(model, images, first)
+    mode = flag(
+        "eval_mode",
+        float(was_training),
+        "note" if was_training else "ok",
+        "1 if a module was in training mode; it was put in eval mode.",
+    )
+    return Probe([determinism, _logits(first), mode], _sample(first) + _sample(gradient))
+
+
+def _sample(values: Tensor) -> list[float]:
+    """64 values, spread evenly; what is not finite counts as 0."""
+    places = torch.linspace(0, values.numel() - 1, 64, dtype=torch.float64).long()
+    chosen = values.double().flatten()[places.to(values.device)].nan_to_num(0.0, 0.0, 0.0)
+    return [float(value) for value in chosen]
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(images)
+    except ModelError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        mend = "It must map images (N,3,H,W) to logits (N,K,H,W)."
+        if dtypes - {torch.float32}:
+            mend = "Its weights are not float32, as images and protocol are: call .float() on it."
+        raise ModelError(
+            f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
+            f"{mend}"
+        ) from error
+    return logits
+
+
+def _check_independence(model: nn.Module, images: Tensor, together: Tensor) -> None:
+    """Refuses a model whose logits of one image depend on another one: no score of it would mean anything."""
+    alone = _forward(model, images[:1])
+    difference = batch_dependence(together, alone)
+    if difference > batch_tolerance(together):
+        raise ModelError(
+            f"The model mixes the images of a batch: the logits of an image change by {difference:.2g} of the largest "
+            "when another one is beside it. Call eval(), and take out what spans the batch."
+        )
+
+
+def batch_dependence(together: Tensor, alone: Tensor) -> float:
+    """Largest difference between the logits of the first image in a batch and alone, relative to the largest logit."""
+    scale = float(together.double().abs().max())
+    return float((together[:1].double() - alone.double()).abs().max()) / max(scale, 1e-30)
+
+
+def batch_tolerance(logits: Tensor) -> float:
+    """The `batch_dependence` allowed: rounding depends on the size of the batch, more so in half precision."""
+    return max(1e-3, 8 * torch.finfo(logits.dtype).eps)
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """The same random numbers each time, so that a model that draws some can be known again."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+def _gradient(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = images.detach().clone().requires_grad_()
+        try:
+            (gradient,) = torch.autograd.grad(model(x).sum(), x)
+        except Exception as error:
+            raise ModelError(
+                f"The model's logits have no gradient with respect to the images: {error}. "
+                "SEA is a gradient attack and would say nothing about this model. "
+                "Take out .detach(), .data, numpy and torch.no_grad()."
+            ) from error
+    return gradient
+
+
+def _determinism(first: Tensor, second: Tensor) -> dict[str, Any]:
+    difference = float((first.double() - second.double()).abs().max())
+    scale = float(first.double().abs().max())
+    level = "ok" if difference == 0 else "note" if difference <= 1e-5 * scale else "warning"
+    return flag(
+        "deterministic", difference, level, "Largest difference between the logits of two passes over the same images."
+    )
+
+
+def _logits(logits: Tensor) -> dict[str, Any]:
+    sums = logits.double().sum(dim=1)
+    looks = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+    logs = bool((logits <= 0).all()) and bool(((logits.double().exp().sum(dim=1) - 1).abs() < 1e-3).all())
+    level = "warning" if looks else "note" if logs else "ok"
+    return flag(
+        "logits",
+        float(looks),
+        level,
+        "1 if the output sums to 1 like probabilities, which weakens every attack; return logits.",
+    )
+
+
+def verify_images(adversarial: Tensor, images: Tensor, eps: float | Tensor) -> None:
+    """Budget, range and finiteness of adversarial images; ``eps`` is one for all, or (N,).
+
+    Raises:
+        RunError: the attack broke the threat model, which is a fault of the attack.
+    """
+    if not bool(torch.isfinite(adversarial).all()):
+        raise RunError(
+            "The attack returned images with NaN or infinite values. Nothing was counted; please report this."
+        )
+    largest = (adversarial.double() - images.double()).abs().flatten(1).amax(dim=1)
+    excess = float((largest - eps).max())
+    if excess > BUDGET_TOLERANCE or float(adversarial.min()) < 0 or float(adversarial.max()) > 1:
+        raise RunError(
+            f"The attack left the threat model (ε exceeded by {max(excess, 0):.2g}, "
+            f"values {float(adversarial.min())}..{float(adversarial.max())}). Nothing was counted; please report this."
+        )

@@ -1,0 +1,56 @@
+"""In which precision gradients are computed. What an attack returns is always scored in float32 with TF32 off."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+
+from segbench.engine.rundir.manifest import FP32
+from segbench.errors import UsageError
+from segbench.models.devices import exact_float32, tf32
+
+PRECISIONS = (FP32, "tf32", "bf16")
+
+
+class Precision(NamedTuple):
+    """How a pass of an attack is computed: dtype of autocast or None, and the context around forward and backward."""
+
+    autocast: torch.dtype | None
+    setting: Callable[[], AbstractContextManager[Any]]
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Refuses what is unknown or does not exist on the device; warns of what is slow there.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}.")
+    if name == "tf32" and device.type != "cuda":
+        raise UsageError(f"tf32 exists on NVIDIA GPUs only, not on {device.type}; use --precision fp32 or bf16.")
+    if name == "bf16" and not _has_bf16(device):
+        logging.getLogger("segbench").warning(
+            "%s has no bfloat16 instructions: bf16 works, but slower than fp32.", device.type
+        )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
+
+
+def get_precision(name: str) -> Precision:
+    """The precision of that name."""
+    return {
+        FP32: Precision(None, exact_float32),
+        "tf32": Precision(None, tf32),
+        "bf16": Precision(torch.bfloat16, exact_float32),
+    }[name]

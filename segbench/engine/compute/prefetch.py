@@ -1,0 +1,98 @@
+"""Images of the units to come, decoded in threads while the current units are attacked."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from segbench.data import Sample, SegmentationDataset
+from segbench.data.parallel import default_workers
+from segbench.engine.rundir.plan import Unit
+from segbench.errors import DataError
+
+PIXELS_AHEAD = 1 << 24  # images of the next units wait up to this many pixels: 340 MB as float32 with int64 labels
+
+
+class Prefetcher:
+    """Gives the samples of a unit; those of the units behind it are being decoded meanwhile.
+
+    Args:
+        dataset: gives the images.
+        units: in the order in which they will be taken, roughly.
+        device: where they are going; for CUDA they are put in pinned memory.
+        stamps: of each image's files, as they must still be when the image has been read; empty for images that come
+            from no files.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        units: Sequence[Unit],
+        device: torch.device,
+        stamps: Mapping[str, Sequence[Any]],
+    ) -> None:
+        self._dataset = dataset
+        self._stamps = stamps
+        self._pinned = device.type == "cuda"
+        self._rows = {image_id: row for row, image_id in enumerate(dataset.image_ids)}
+        self._queue = deque(units)
+        self._ready: dict[str, list[Future[Sample]]] = {}
+        self._pixels = 1  # of the largest image so far
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="segbench-data")
+
+    def take(self, unit: Unit) -> list[Sample]:
+        """The samples of a unit, in its order; each unit is taken once.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        with self._lock:
+            if self._queue and self._queue[0] == unit:
+                self._queue.popleft()
+            elif unit.name not in self._ready:
+                self._queue = deque(other for other in self._queue if other != unit)
+            futures = self._ready.pop(unit.name, [])
+            futures += [self._pool.submit(self._read, image_id) for image_id in unit.image_ids[len(futures) :]]
+        samples = [future.result() for future in futures]
+        with self._lock:
+            self._pixels = max(self._pixels, *(sample.label.numel() for sample in samples))
+            self._read_ahead()
+        return samples
+
+    def _read_ahead(self) -> None:
+        """Begins with images of the next units, one by one, up to the limit; at least with one."""
+        waiting = sum(map(len, self._ready.values()))
+        for _ in range(max(1, PIXELS_AHEAD // self._pixels) - waiting):
+            if not self._queue:
+                return
+            unit = self._queue[0]
+            begun = self._ready.setdefault(unit.name, [])
+            begun.append(self._pool.submit(self._read, unit.image_ids[len(begun)]))
+            if len(begun) == len(unit.image_ids):
+                self._queue.popleft()
+
+    def _read(self, image_id: str) -> Sample:
+        sample = self._dataset[self._rows[image_id]]
+        if self._dataset.files and self._dataset.files.stamps([image_id]) != self._stamps[image_id]:
+            raise DataError(
+                f"{self._dataset.where(image_id)} changed while the run was reading the data set. What is finished is "
+                "kept. Put the files back and run the same command again, or give another --out."
+            )
+        if not self._pinned:
+            return sample
+        return sample._replace(image=sample.image.pin_memory(), label=sample.label.pin_memory())
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)

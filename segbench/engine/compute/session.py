@@ -1,0 +1,119 @@
+"""Models at work on a device: all that must hold while something is computed, assembled once."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from segbench.attacks.problem import frozen
+from segbench.engine.compute.prefetch import Prefetcher
+from segbench.engine.compute.worker import Worker
+from segbench.engine.rundir.plan import Unit
+from segbench.models.devices import cpu_threads, exact_float32
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: another stream failed, or the user pressed Ctrl-C
+    """Ends the streams that still run when the run ends early."""
+
+
+@dataclass
+class Session:
+    """What `open_session` gives.
+
+    Attributes:
+        device: where the models are.
+        was_training: for each model whether a part of it had to be put in eval mode.
+    """
+
+    device: torch.device
+    was_training: list[bool]
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run_streams(
+        self, worker: Worker, units: Sequence[Unit], work: Callable[[int, Prefetcher], None], *, jobs: int
+    ) -> None:
+        """Calls ``work(0, images)``, ``work(1, images)``, ... in threads: one per core if `Worker.one_core`, else one.
+
+        Args:
+            worker: computes; the streams share it.
+            units: whose images ``images`` decodes ahead.
+            work: a stream; an error of one stops the others at their next `check_running`.
+            jobs: no more streams than this are started.
+        """
+        threads = torch.get_num_threads()
+        worker.streams = max(1, min(threads, jobs)) if worker.one_core else 1
+
+        def on_start() -> None:
+            torch.set_num_threads(1 if worker.one_core else threads)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)  # each thread has a current device of its own
+
+        try:
+            with (
+                Prefetcher(worker.dataset, units, self.device, worker.stamps) as images,
+                ThreadPoolExecutor(worker.streams, initializer=on_start) as pool,
+            ):
+                futures = [pool.submit(work, number, images) for number in range(worker.streams)]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                except BaseException:
+                    self._stop.set()
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        finally:
+            torch.set_num_threads(threads)
+
+    def check_running(self) -> None:
+        """To be called before each pass.
+
+        Raises:
+            Stopped: another stream has failed.
+        """
+        if self._stop.is_set():
+            raise Stopped
+
+
+@contextmanager
+def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: int | None = None) -> Iterator[Session]:
+    """Puts models to work on a device, and leaves them as they were.
+
+    Within, they are in eval mode on the device with frozen parameters, float32 is exact, and the device is the current
+    CUDA device.
+
+    Args:
+        models: images (N,3,H,W) in [0,1] to logits (N,K,H,W).
+        device: where they go.
+        threads: of the CPU; None for as many as this process has cores (`segbench.models.devices.cpu_threads`).
+    """
+    with ExitStack() as stack:
+        stack.enter_context(cpu_threads(threads))
+        stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
+        was_training = [stack.enter_context(_eval_mode(model, device)) for model in models]
+        for model in models:
+            stack.enter_context(frozen(model))
+        stack.enter_context(exact_float32())
+        yield Session(device, was_training)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module, device: torch.device) -> Iterator[bool]:
+    """The model in eval mode on ``device``, afterwards as it was; yields whether a part of it was in training mode."""
+    training = [part for part in model.modules() if part.training]
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    before = None if tensor is None else tensor.device
+    model.eval().to(device)
+    try:
+        yield bool(training)
+    finally:
+        for part in training:
+            part.training = True
+        if before is not None:
+            model.to(before)

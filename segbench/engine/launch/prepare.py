@@ -1,0 +1,192 @@
+"""Everything before the first unit: the model and its probe, the data set, the run directory, this process's shard."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from segbench import content
+from segbench.attacks.catalogue import SOURCE_DIGITS
+from segbench.data import SegmentationDataset
+from segbench.engine.compute.batching import small_on_cpu
+from segbench.engine.compute.checks import Probe, probe
+from segbench.engine.compute.precision import check_precision
+from segbench.engine.compute.session import Session, open_session
+from segbench.engine.compute.worker import Worker
+from segbench.engine.launch.dataset import check_labels, open_dataset
+from segbench.engine.launch.local import first_pass
+from segbench.engine.launch.options import ENGINES, RunOptions
+from segbench.engine.launch.shards import process_device
+from segbench.engine.rundir.manifest import FP32, build_manifest
+from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
+from segbench.engine.rundir.store import Store, check_writable, same_probe
+from segbench.engine.rundir.workers import shard_file_name
+from segbench.engine.telemetry.progress import announce
+from segbench.errors import ModelError, UsageError
+from segbench.models.load import LoadedModel, load
+from segbench.models.sliding import in_windows
+from segbench.models.sources.names import ModelSource, parse
+from segbench.protocol import SEA_V1, Protocol
+
+
+class Request(NamedTuple):
+    """What is attacked: arguments of `segbench.evaluate`, and the command that repeats it, without these options."""
+
+    model_or_id: str | nn.Module
+    dataset: str | SegmentationDataset | None
+    data_root: str | Path | None
+    out: str | Path | None
+    limit: int | None
+    command: str
+
+
+class PreparedRun(NamedTuple):
+    """A run that can begin.
+
+    Attributes:
+        session: the models at work on their device.
+        worker: computes.
+        store: the run directory.
+        units: of this process.
+        options: how they are computed.
+        shard, shards: of this process, from 1, and of how many.
+    """
+
+    session: Session
+    worker: Worker
+    store: Store
+    units: list[Unit]
+    options: RunOptions
+    shard: int
+    shards: int
+
+    @property
+    def shard_label(self) -> str:
+        return f"{self.shard}/{self.shards}"
+
+
+@contextmanager
+def prepare_run(
+    request: Request,
+    radii_255: Sequence[float],
+    protocol: Protocol,
+    options: RunOptions,
+    sources: Sequence[LoadedModel] = (),
+) -> Iterator[PreparedRun]:
+    """Prepares a run; the models are left as they were.
+
+    Args:
+        request: what is attacked.
+        radii_255: of the attacks.
+        protocol: how it is attacked.
+        options: how it is computed.
+        sources: other models, which attacks of the protocol are made on.
+
+    Raises:
+        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
+    """
+    if options.engine not in ENGINES:
+        raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {options.engine!r}.")
+    batch_size, (shard, shards) = options.fixed_batch_size(), options.shard_number()
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"limit must be at least 1, not {request.limit}.")
+    device = process_device(options.device)
+    check_precision(options.precision, device)
+    source = parse(request.model_or_id)
+    data = open_dataset(source, request.dataset, request.data_root)  # first: weights may have to be downloaded
+    model = load(source, num_classes=data.num_classes, offline=options.offline, progress=options.progress)
+    used = data.first(request.limit)
+    if not len(used):
+        raise UsageError("The data set has no images.")
+    models = [model, *sources]
+    modules = [in_windows(each.module, used) for each in models]
+
+    with open_session(modules, device) as session:
+        probes = probe_models(session, models, modules, used)
+        worker = Worker(
+            modules[0], used, protocol, device, batch_size, options.precision, options.compile,
+            one_core=small_on_cpu(device, *used[0].image.shape[-2:]) and all(each.is_stateless for each in models),
+            sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
+        )  # fmt: skip
+        units = plan(protocol.name, used.image_ids, radii_255, protocol.losses)
+        mine = units[shard - 1 :: shards]
+        check_writable(Path("runs" if request.out is None else request.out))
+        fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[FinishedUnit]()
+        if fingerprint is None:
+            fingerprint, clean = first_pass(session, worker, units, mine, progress=options.progress)
+            if shards == 1:
+                check_labels(used, clean, is_whole=request.limit is None and not used.is_partial)
+        manifest = build_manifest(
+            model.describe(), data, used, fingerprint, protocol, radii_255, checks=probes[0].flags,
+            probe=probes[0].sample, precision=options.precision, compiled=options.compile,
+            command=_command_line(request, source, used, protocol, options),
+        )  # fmt: skip
+        name = f"{model.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
+        store = Store.create(Path("runs") / name if request.out is None else Path(request.out), manifest)
+        for each, found in zip(sources, probes[1:], strict=True):
+            store.remember(source_name(each), found.sample)
+        run = PreparedRun(session, worker, store, mine, options, shard, shards)
+        if shards > 1:
+            store.log_name = f"log-{shard_file_name(run.shard_label)}.jsonl"
+            if options.shard is None and options.progress:
+                announce(
+                    f"Shard {run.shard_label}, as torchrun or SLURM say. For everything in this process: --shard 1/1"
+                )
+        for done in clean:
+            if store.read(done.unit) is None:
+                store.add(done)
+        yield run
+
+
+def probe_models(
+    session: Session, models: Sequence[LoadedModel], modules: Sequence[nn.Module], data: SegmentationDataset
+) -> list[Probe]:
+    """Runs each model once on the first images.
+
+    Args:
+        session: of the modules.
+        models: the evaluated one first, then those that attacks are made on.
+        modules: the same in the windows of ``data``.
+        data: the images.
+
+    Raises:
+        ModelError: a model does not keep to what the engine relies on.
+        UsageError: an attack would be made on the evaluated model itself.
+    """
+    first = [data[row].image for row in range(min(2, len(data)))]
+    images = torch.stack([image for image in first if image.shape == first[0].shape]).to(session.device)
+    probes = list[Probe]()
+    for model, module, was_training in zip(models, modules, session.was_training, strict=True):
+        try:
+            probes.append(probe(module, images, data.num_classes, was_training=was_training))
+        except ModelError as error:
+            if not probes:
+                raise
+            raise ModelError(f"The model to transfer from, {model.id}: {error}") from error
+        is_evaluated = source_name(model) == source_name(models[0]) and same_probe(probes[-1].sample, probes[0].sample)
+        if len(probes) > 1 and is_evaluated:
+            raise UsageError(f"{model.id} is the model that is attacked. Transfer needs another one.")
+    return probes
+
+
+def source_name(model: LoadedModel) -> str:
+    """The name of a model in the names of attacks made on it."""
+    return model.weights_sha256[:SOURCE_DIGITS]
+
+
+def _command_line(
+    request: Request, source: ModelSource, used: SegmentationDataset, protocol: Protocol, options: RunOptions
+) -> str:
+    """The command that repeats this run, but for its radii. It is published, so it names no folder of this machine."""
+    parts = [f"segbench {request.command} --model", shlex.quote(source.public_name), "--dataset", shlex.quote(used.id)]
+    parts += ["--limit", str(request.limit)] if request.limit is not None else []
+    parts += ["--iterations", str(protocol.iterations)] if protocol.iterations != SEA_V1.iterations else []
+    parts += ["--precision", options.precision] if options.precision != FP32 else []
+    parts += ["--compile"] if options.compile else []
+    return " ".join(parts)[:2000]

@@ -1,0 +1,1 @@
+"""All that a run keeps on disk, and its one lock. Torch-free."""

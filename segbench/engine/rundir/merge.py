@@ -1,0 +1,123 @@
+"""From finished units to evidence and entry. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from segbench import entries, evidence, schemas
+from segbench.engine.rundir.plan import Unit
+from segbench.engine.rundir.store import FIX, Store
+from segbench.errors import RunError
+from segbench.evidence import CHECK_LOSS, Evidence, Group, Key
+from segbench.files import write_results
+from segbench.protocol import COMPARISON, MINIMUM
+
+PASSES, CHANGED = ("forwards", "backwards"), "changed_pixels"  # among a unit's statistics; all others are faults
+DATASET_FIELDS = ("id", "split", "available", "class_weights_from", "other_size")  # kept in the evidence, where known
+NO_ENTRY = {
+    COMPARISON: "compares attacks; it makes no entry. `segbench attack compare` with the same --out writes "
+    "comparison.json.",
+    MINIMUM: "looks for the smallest ε of each image; it makes no entry. `segbench attack minimum` with the same --out "
+    "writes minimum.json.",
+}
+
+
+class Merged(NamedTuple):
+    """What `merge` wrote."""
+
+    entry: dict[str, Any]
+    entry_path: Path
+    evidence_path: Path
+
+
+def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
+    """Merges these radii, or all radii of the run directory, into ``<id>.parquet`` and ``<id>.json``.
+
+    Raises:
+        IncompleteError: units are missing.
+        RunError: a unit is damaged or belongs to another run.
+    """
+    if reason := NO_ENTRY.get(store.manifest["protocol"]["name"]):
+        raise RunError(f"{store.path} {reason} For an entry: segbench evaluate.")
+    manifest, units = store.manifest, store.units(radii_255)
+    finished = store.read_all(units)
+    totals = _totals(finished)
+    about = {
+        "num_classes": manifest["dataset"]["num_classes"],
+        **{key: manifest[key] for key in ("run_id", "identity", "protocol", "checks")},
+        "dataset": {key: manifest["dataset"][key] for key in DATASET_FIELDS if manifest["dataset"].get(key)},
+        "gradients": {name: value for name, value in totals.items() if name not in (*PASSES, CHANGED)},
+        "passes": {name: totals[name] for name in PASSES},
+        CHANGED: totals[CHANGED],
+    }
+    found = Evidence(merge_units(finished), about)
+    if not found.groups[evidence.CLEAN].counts.target.any():
+        raise RunError(
+            f"No pixel of {manifest['dataset']['id']} counts: every label is ignored. Nothing was merged. "
+            "Correct the masks, and start again with another --out folder."
+        )
+    data = evidence.to_bytes(found)
+    model_id = manifest["model"]["id"]
+    entry_path, evidence_path = store.path / f"{model_id}.json", store.path / f"{model_id}.parquet"
+    entry = entries.build(
+        manifest,
+        found,
+        evidence_name=evidence_path.name,
+        evidence_bytes=data,
+        run=_run_cost(store, units, totals),
+        submitter=None,
+        date=datetime.now(timezone.utc).date().isoformat(),
+    )
+    write_results({evidence_path: data, entry_path: schemas.dump(entry).encode()}, FIX)
+    return Merged(entry, entry_path, evidence_path)
+
+
+def merge_units(finished: Sequence[tuple[Unit, Group, Any]]) -> dict[Key, Group]:
+    """The counts of finished units by (ε, loss)."""
+    groups: dict[Key, list[Group]] = {}
+    for unit, group, _ in finished:
+        groups.setdefault((unit.eps_255, unit.loss), []).append(group)
+    return {key: entries.merge_groups(parts) for key, parts in groups.items()}
+
+
+def _totals(finished: Sequence[tuple[Unit, Group, dict[str, list[int]]]]) -> dict[str, int]:
+    """Passes and changed pixels of all units; attacks, and those with a fault of each kind."""
+    totals = {"attacks": 0}
+    for unit, _, stats in finished:
+        is_attack = bool(unit.eps_255) and unit.loss != CHECK_LOSS
+        totals["attacks"] += is_attack * len(unit.image_ids)
+        for name, values in stats.items():
+            summed = name in (*PASSES, CHANGED)
+            number = sum(values) if summed else is_attack * sum(value > 0 for value in values)
+            totals[name] = totals.get(name, 0) + number
+        totals["forwards"] += len(unit.image_ids)  # the pass that counts
+    return totals
+
+
+def _run_cost(store: Store, units: Sequence[Unit], totals: dict[str, int]) -> dict[str, Any]:
+    """The cost of the merged units; null where the log of a unit is lost."""
+    records = store.costs()
+    costs = [records[unit.name] for unit in units if unit.name in records]
+    whole = len(costs) == len(units)
+    environment = store.manifest["environment"]
+    radii = sorted({unit.eps_255 for unit in units if unit.eps_255 and unit.loss != CHECK_LOSS})
+    devices, sizes = {cost["device"] for cost in costs}, {cost["batch_size"] for cost in costs}
+    seconds = sum(cost["seconds"] for cost in costs) if whole else None
+    on_gpu = not any(device.startswith(("cpu", "mps")) for device in devices)
+    energy = [cost["joules"] for cost in costs]
+    return {
+        **environment,
+        "command": f"{environment['command']} --eps {' '.join(f'{eps:g}' for eps in radii)}",
+        "device": "; ".join(sorted(devices)) or "unknown",
+        "batch_size": sizes.pop() if len(sizes) == 1 else None,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "gpu_hours": round(seconds / 3600, 4) if seconds is not None and on_gpu else None,
+        "forward_passes": totals["forwards"],
+        "backward_passes": totals["backwards"],
+        "images_per_second": round(totals["forwards"] / seconds, 3) if seconds else None,
+        "peak_memory_bytes": max(cost["peak_memory_bytes"] for cost in costs) if whole else None,
+        "energy_joules": round(sum(energy), 1) if whole and None not in energy else None,
+    }

@@ -1,0 +1,62 @@
+"""The units of work of a run: (clean | loss x radius) x chunk of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Group
+from segbench.protocol import MINIMUM, PROTOCOLS
+
+CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
+CHECK_ITERATIONS = 100  # 50 are too few for a robust Segmenter, whose gradients are not masked
+CHECK_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of work; ``loss`` is ``clean``, a loss of the protocol, or ``check`` (the attack at a huge ε)."""
+
+    eps_255: float
+    loss: str
+    chunk: int
+    image_ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """File name without suffix, e.g. ``eps8_mce_0003``."""
+        radius = repr(self.eps_255).removesuffix(".0")  # all digits: two radii never share a file
+        return f"eps{radius}_{self.loss}_{self.chunk:04d}"
+
+
+class FinishedUnit(NamedTuple):
+    """A finished unit: counts, statistics that belong to the result, and its cost."""
+
+    unit: Unit
+    group: Group
+    stats: dict[str, Any]
+    cost: dict[str, Any]
+
+
+def plan(protocol: str, image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
+    """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
+
+    Args:
+        protocol: name; a comparison of attacks has no check, and where the smallest ε is looked for only the clean
+            images are units.
+        image_ids: of the data set, in order.
+        radii_255: of the attacks.
+        losses: attacks of the protocol.
+
+    >>> [unit.name for unit in plan("sea-v1", ["a"], [4.0], ["mce"])]
+    ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
+    """
+    if protocol == MINIMUM:
+        radii_255 = ()
+    chunks = [tuple(image_ids[start : start + CHUNK]) for start in range(0, len(image_ids), CHUNK)]
+    groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
+    units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
+    if protocol in PROTOCOLS:
+        units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
+    return units

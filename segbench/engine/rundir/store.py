@@ -1,0 +1,294 @@
+"""The run directory: a manifest, one Parquet file per unit, a log. Torch-free.
+
+``run.json`` says what is evaluated and carries the run's identity; ``units/<name>.parquet`` holds the counts of one
+unit; ``log.jsonl`` the cost of each unit (not part of any result), ``log-3-of-16.jsonl`` if a shard did it: appending
+to one file from two machines is safe on no network file system. Manifest and units are written atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segbench import evidence, schemas
+from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
+from segbench.errors import ContentError, IncompleteError, RunError
+from segbench.evidence import Evidence, Group
+from segbench.files import create_atomic, is_temporary, write_results
+
+MANIFEST_VERSION = 2
+FIX = "Fix this and run the same command again; finished units are kept."
+OTHER_OUT = "Nothing was changed. Give another folder with --out."
+MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
+IDENTITY = {
+    "protocol": "protocol",
+    "weights": "model weights",
+    "fingerprint": "data set (images, labels or their number)",
+    "class_weights": "class weights of mce_bal",
+    "precision": "precision",
+}
+
+
+def run_id(identity: Mapping[str, str]) -> str:
+    """Identity by content: protocol, weights, data set fingerprint, class weights; precision if it is not fp32."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class Store:
+    """One run directory, opened.
+
+    Attributes:
+        path: of the folder.
+        manifest: the content of ``run.json``.
+        log_name: the log that this process writes; all are read.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    log_name: str = "log.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, manifest: dict[str, Any]) -> Store:
+        """Opens ``path`` for the run that ``manifest`` describes, or creates it; radii are added to those it has.
+
+        Raises:
+            RunError: the directory belongs to another run, or holds something else.
+        """
+        if not (path / "run.json").exists():
+            foreign = path.exists() and (not path.is_dir() or any(not is_temporary(file) for file in path.iterdir()))
+            if foreign and not (path / "run.json").exists():
+                raise RunError(f"{path} exists and is not a run directory. {OTHER_OUT}")
+            try:
+                if create_atomic(path / "run.json", schemas.dump(manifest).encode()):
+                    return cls(path, manifest)
+            except OSError as error:
+                raise RunError(f"Cannot write into {path}: {error}") from error
+        store = cls.open(path)
+        store._check_same_run(manifest)
+        store._extend(manifest)
+        return store
+
+    def _check_same_run(self, new: Mapping[str, Any]) -> None:
+        old = self.manifest
+        differing = [name for key, name in IDENTITY.items() if old["identity"].get(key) != new["identity"].get(key)]
+        if differing:
+            raise RunError(
+                f"{self.path} is the run of another {' and another '.join(differing)} ({old['model']['id']} on "
+                f"{old['dataset']['id']}). {OTHER_OUT}"
+            )
+        if old["dataset"]["id"] != new["dataset"]["id"]:
+            raise RunError(
+                f"{self.path} is the run of the data set {old['dataset']['id']}, not {new['dataset']['id']}, though "
+                f"the pictures are the same. {OTHER_OUT}"
+            )
+        if not same_probe(old["probe"], new["probe"]):
+            raise RunError(
+                f"{self.path} is the run of another model: the same weights, but other logits or gradients on the same "
+                "images. Its code has changed, or it draws random numbers that torch.manual_seed does not govern. "
+                f"{OTHER_OUT}"
+            )
+
+    def _extend(self, new: Mapping[str, Any]) -> None:
+        """Adds radii and attacks that the run does not have yet."""
+        old, losses = self.manifest, self.manifest["protocol"]["losses"]
+        all_radii = sorted({*old["radii_255"], *new["radii_255"]})
+        all_losses = list(dict.fromkeys([*losses, *new["protocol"]["losses"]]))
+        if all_radii != old["radii_255"] or all_losses != losses:
+            old["radii_255"], old["protocol"]["losses"] = all_radii, all_losses
+            write_results({self.path / "run.json": schemas.dump(old).encode()}, FIX)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Opens an existing run directory.
+
+        Raises:
+            RunError: there is none, or its manifest is damaged.
+        """
+        file = path / "run.json"
+        try:
+            manifest = schemas.parse(file.read_text("utf-8"), source=str(file), max_characters=MAX_MANIFEST)
+        except (OSError, UnicodeDecodeError, ContentError) as error:
+            raise RunError(f"{path} is not a usable run directory: {error}") from error
+        if not isinstance(manifest, dict) or manifest.get("schema_version") != MANIFEST_VERSION:
+            raise RunError(
+                f"{file} is not a manifest of this version of segbench. Start again with another --out folder."
+            )
+        if wrong := schemas.problems("manifest", manifest):
+            raise RunError(f"{file} is damaged ({wrong[0]}). Restore it, or give another --out folder.")
+        if run_id(manifest["identity"]) != manifest["run_id"]:
+            raise RunError(
+                f"{file} was changed by hand: its run_id does not fit its content. "
+                "Restore it, or give another --out folder."
+            )
+        return cls(path, manifest)
+
+    @property
+    def verb(self) -> str:
+        """The command that makes this run, without its options: ``segbench evaluate`` or one of the attacks."""
+        command: str = self.manifest["environment"]["command"]
+        return command.partition(" --")[0]
+
+    def units(self, radii_255: Sequence[float] | None = None) -> list[Unit]:
+        """The units of these radii, or of all radii of the run, in order."""
+        radii = self.manifest["radii_255"] if radii_255 is None else radii_255
+        protocol = self.manifest["protocol"]
+        return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
+
+    def remember(self, source: str, sample: Sequence[float]) -> None:
+        """Checks a source model of transfer attacks against its first probe: weights alone do not say what it computes.
+
+        Raises:
+            RunError: another model of these weights was attacked here, or nothing can be written.
+        """
+        file = self.path / "sources" / f"{source}.json"
+        try:
+            if create_atomic(file, json.dumps(list(sample)).encode()) or same_probe(
+                json.loads(file.read_bytes()), sample
+            ):
+                return
+        except (OSError, ValueError) as error:
+            raise RunError(f"Cannot use {file}: {error}. {FIX}") from error
+        raise RunError(
+            f"{self.path} has attacks on another model of the weights {source}...: the same weights, but other logits "
+            f"or gradients. {OTHER_OUT}"
+        )
+
+    def complete_radii(self) -> list[float]:
+        """The radii of which every unit is there."""
+        return [
+            eps
+            for eps in self.manifest["radii_255"]
+            if all(self.file(unit).exists() for unit in self.units([eps]) if unit.eps_255 == eps)
+        ]
+
+    def file(self, unit: Unit) -> Path:
+        return self.path / "units" / f"{unit.name}.parquet"
+
+    def add(self, done: FinishedUnit) -> None:
+        """Logs what a finished unit cost, and writes it; several threads may."""
+        self.log(done.cost)
+        self.write(done.unit, done.group, done.stats)
+
+    def write(self, unit: Unit, group: Group, stats: Mapping[str, Any]) -> None:
+        """Writes a finished unit, unless somebody else has; the same unit gives the same bytes."""
+        metadata = {
+            "run_id": self.manifest["run_id"],
+            "unit": unit.name,
+            "num_classes": group.counts.num_classes,
+            "stats": stats,
+        }
+        data = evidence.to_bytes(Evidence({(unit.eps_255, unit.loss): group}, metadata))
+        try:
+            create_atomic(self.file(unit), data)
+        except OSError as error:
+            raise RunError(f"Cannot write {self.file(unit)}: {error}. {FIX}") from error
+
+    def read(self, unit: Unit) -> tuple[Group, dict[str, Any]] | None:
+        """Counts and statistics of a unit, or None if it is not done.
+
+        Raises:
+            RunError: the file is damaged or belongs to another run; it is left as it is.
+        """
+        file = self.file(unit)
+        if not file.exists():
+            return None
+        fix = f"Nothing was overwritten. Delete the file and run `{self.verb}` again: only this unit is repeated."
+        try:
+            found = evidence.from_bytes(file.read_bytes(), source=str(file))
+        except OSError as error:
+            raise RunError(f"Cannot read {file}: {error}. {fix}") from error
+        except ContentError as error:
+            raise RunError(f"{error} {fix}") from error
+        if found.metadata.get("run_id") != self.manifest["run_id"] or found.metadata.get("unit") != unit.name:
+            raise RunError(f"{file} belongs to another run or unit. {fix}")
+        group = found.groups.get((unit.eps_255, unit.loss))
+        if group is None or group.image_ids != unit.image_ids:
+            raise RunError(f"{file} does not hold the images of its unit. {fix}")
+        return group, found.metadata["stats"]
+
+    def read_all(self, units: Sequence[Unit]) -> list[tuple[Unit, Group, dict[str, Any]]]:
+        """Each unit with its counts and statistics.
+
+        Raises:
+            IncompleteError: units are missing.
+            RunError: a unit is damaged or belongs to another run.
+        """
+        found = [(unit, self.read(unit)) for unit in units]
+        if missing := [unit for unit, content in found if content is None]:
+            raise IncompleteError(
+                f"{len(missing)} of {len(units)} units are missing, the first is {missing[0].name}. "
+                f"Continue: run the same `{self.verb}` again."
+            )
+        return [(unit, *content) for unit, content in found if content is not None]
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends the cost of a unit to the log, before the unit is written, so that a kill loses no cost."""
+        file = self.path / self.log_name
+        try:
+            with file.open("a+b") as stream:
+                if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
+                    stream.write(b"\n")  # a kill or a full disk cut the line before
+                stream.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise RunError(f"Cannot write {file}: {error}. {FIX}") from error
+
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """Unit name to its last record; damaged lines (of a killed run) are skipped."""
+        records: dict[str, dict[str, Any]] = {}
+        lines: list[str] = []
+        for file in sorted(self.path.glob("log*.jsonl")):
+            try:
+                lines += file.read_bytes().decode("utf-8", "replace").splitlines()
+            except OSError as error:
+                raise RunError(f"Cannot read {file}: {error}") from error
+        for line in lines:
+            try:
+                record = json.loads(line)
+                records[record["unit"]] = {
+                    "seconds": float(record["seconds"]),
+                    "peak_memory_bytes": int(record["peak_memory_bytes"]),
+                    "device": str(record["device"]),
+                    "images": int(record["images"]),
+                    "joules": None if record["joules"] is None else float(record["joules"]),
+                    "batch_size": None if record["batch_size"] is None else int(record["batch_size"]),
+                }
+            except (ValueError, TypeError, KeyError):
+                continue  # costs are not part of a result; the merge says if any is missing
+        return records
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a run directory can be written, before anything is computed; leaves nothing behind.
+
+    Raises:
+        RunError: it cannot.
+    """
+    folder = next(folder for folder in (path / "units", path, *path.absolute().parents) if folder.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"Cannot write into {folder}: {error.strerror}. Give another folder with --out.") from error
+
+
+def same_probe(old: Sequence[float], new: Sequence[float]) -> bool:
+    """Whether two probes show one model, up to the rounding of another device.
+
+    The first half are logits, the second an input gradient, each with its own scale.
+    """
+    if not old or not new:
+        return old == new
+    halves = [(values[: len(values) // 2], values[len(values) // 2 :]) for values in (old, new)]
+    return all(_near(a, b) for a, b in zip(*halves, strict=True))
+
+
+def _near(old: Sequence[float], new: Sequence[float]) -> bool:
+    scale = max(map(abs, (*old, *new)), default=0.0)
+    return len(old) == len(new) and all(abs(a - b) <= 1e-3 * scale for a, b in zip(old, new, strict=True))

@@ -1,0 +1,1 @@
+"""What attacks beside the protocol's own evaluation: comparisons, sweeps, targets, smallest ε, reproductions."""

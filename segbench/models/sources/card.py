@@ -1,0 +1,43 @@
+"""A card: its weights, from wherever they are published, in its architecture."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segbench import downloads
+from segbench.cards import ModelCard, fetch_weights
+from segbench.errors import ModelError
+from segbench.models.architectures import WithoutDraws, build_described
+from segbench.models.released import normalise_keys
+from segbench.models.weights import load_weights, read_weights
+
+
+def build(card: ModelCard, *, offline: bool, progress: bool) -> tuple[nn.Module, str]:
+    """Fetches the weights of a card, checks their hash, builds its architecture and loads them.
+
+    Returns:
+        The module, and the SHA-256 of the weights file.
+
+    Raises:
+        ModelError: no weights are published, or they are damaged or do not fit.
+        DownloadError: no source gives them.
+    """
+    if not card.sources:
+        raise ModelError(
+            f"The weights of {card.id} are not published: its card has no source. "
+            "Models with weights: segbench models --available"
+        )
+    fetched = fetch_weights(card, offline=offline, progress=progress)
+    try:
+        state = normalise_keys(card.architecture["name"], read_weights(fetched.path))
+    except ModelError as error:
+        if card.sha256 is not None or fetched.source["type"] == "package":
+            raise
+        pin = downloads.pin_file(card.id, fetched.source)
+        raise ModelError(
+            f"{error}\nIf the download went wrong: delete {fetched.path} and {pin}, and try again."
+        ) from error
+    with WithoutDraws():  # the weights come from the file
+        module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
+    load_weights(module, state, source=str(fetched.path))
+    return module, fetched.sha256
