@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench.cli import main
+from segbench.engine.compute import worker
 from segbench.engine.evaluate import Result
 from segbench.entries import placement
+from tests import short
 from tests.runs import run
 
 torch.set_num_threads(1)
@@ -41,6 +43,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests make entries of data sets of their own, which are held to each other instead of the known labels."""
     monkeypatch.setattr(placement, "LABELS", {})
+
+
+@pytest.fixture(scope="module")
+def whole_check() -> Iterator[None]:
+    """In this module the check at a huge ε is as users have it (`tests.short`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "CHECK_ITERATIONS", short.WHOLE)
+        yield
 
 
 @pytest.fixture(scope="session")

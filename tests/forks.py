@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas  # noqa: F401 - pyarrow imports it when it is first used: once here, for all forks
 import torch
 from filelock import FileLock
 
@@ -33,6 +34,7 @@ from segbench import files
 from segbench.engine.rundir.plan import FinishedUnit
 from segbench.engine.rundir.store import Store
 from segbench.errors import SegbenchError
+from tests import short  # noqa: F401 - with a short check, as all evaluations of the tests
 
 evaluate = segbench.evaluate  # lazy: loaded here, once for all forks
 
@@ -77,7 +79,7 @@ def kills(out: Path, number: int, seed: int) -> int:
     while True:
         child = fork(lambda: run(out, MANY))
         if killed < number:
-            time.sleep(rng.uniform(0.02, 0.9))
+            time.sleep(rng.uniform(0.02, 0.35))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if os.WIFSIGNALED(status):

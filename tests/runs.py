@@ -12,7 +12,8 @@ from segbench.engine.evaluate import Result
 MODEL = "clean_convnext_mini_shapes"
 SHORT = {"eps": [4, 8], "limit": 5, "iterations": 4, "progress": False}
 # the cores are shared by the workers of the tests
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def run(out: Path, **changes) -> Result:
@@ -25,7 +26,7 @@ def units(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((path / "units").iterdir())}
 
 
-def command(out: Path) -> list[str]:
+def command(out: Path, iterations: int = 4) -> list[str]:
     """The same from a command line."""
-    options = ["--eps", "4", "8", "--limit", "5", "--iterations", "4", "--quiet"]
-    return [sys.executable, "-m", "segbench", "evaluate", "--model", MODEL, "--out", str(out), *options]
+    options = ["--eps", "4", "8", "--limit", "5", "--iterations", str(iterations), "--quiet"]
+    return [sys.executable, "-m", "tests.short", "evaluate", "--model", MODEL, "--out", str(out), *options]

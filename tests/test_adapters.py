@@ -705,7 +705,6 @@ def test_functions_that_do_not_take_an_option_are_named(tmp_path):
         ("timm:convnext_atto", r"Add \?num_classes=21"),
         ("timm:convnext_ato?num_classes=3", "Did you mean 'convnext_atto'"),
         ("timm:convnext_atto@1?num_classes=3", "has no revision"),
-        ("nothing", "Unknown model 'nothing'"),
         ("mine.py", r"Write mine\.py:function"),
         ("absent.py:net", r"There is no file absent\.py"),
         ("https://example.org/model.pt", "is neither a model nor a spec"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_counters_that_cannot_be_read_are_not_known(tmp_path, content):
 def test_mean_power_is_what_the_counter_rose_by(tmp_path, monkeypatch, after, joules):
     monkeypatch.setattr(energy.processor_joules, "__defaults__", (tmp_path,))
     package(tmp_path, "intel-rapl:0", 50_000_000, top=100_000_000)
-    with EnergyMeter(None) as meter:
+    with closing(EnergyMeter(None)) as meter:
         started = meter._started
         package(tmp_path, "intel-rapl:0", after, top=100_000_000)
         time.sleep(0.05)
@@ -74,7 +75,7 @@ def test_the_power_of_a_gpu_is_the_mean_of_many_looks(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "SECONDS", 0.01)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     smi(tmp_path, f'cd "{tmp_path}"; if [ -e on ]; then rm on; echo 300; else : > on; echo 100; fi')
-    with EnergyMeter("0") as meter:
+    with closing(EnergyMeter("0")) as meter:
         deadline = time.monotonic() + 20
         while len(meter._sampled) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -84,7 +85,7 @@ def test_the_power_of_a_gpu_is_the_mean_of_many_looks(tmp_path, monkeypatch):
 
 def test_without_nvidia_smi_nothing_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with EnergyMeter("0") as meter:
+    with closing(EnergyMeter("0")) as meter:
         assert meter.watts() is None
     assert gpu_watts("0") is None
 

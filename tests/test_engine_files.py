@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monk
     units = [unit for unit in plan("sea-v1", data.image_ids, [8.0], SEA_V1.losses) if unit.loss != "check"]
     monkeypatch.setattr(prefetch, "PIXELS_AHEAD", 20 * 16 * 20)
     before = threading.active_count()
-    with Prefetcher(data, units, torch.device("cpu"), stamps(data)) as images:
+    with closing(Prefetcher(data, units, torch.device("cpu"), stamps(data))) as images:
         for unit in (units[0], units[2], units[1], *units[3:]):
             samples = images.take(unit)
             assert tuple(sample.image_id for sample in samples) == unit.image_ids
@@ -227,7 +228,7 @@ def test_units_are_given_in_any_order_and_decoded_ahead_within_bounds(tree, monk
 
 def test_an_unknown_unit_is_read_as_well(tree):
     data = segbench.load_dataset("folder", tree)
-    with Prefetcher(data, [], torch.device("cpu"), stamps(data)) as images:
+    with closing(Prefetcher(data, [], torch.device("cpu"), stamps(data))) as images:
         (sample,) = images.take(Unit(8.0, "mce", 9, ("07",)))
     assert torch.equal(sample.image, data[7].image)
     assert torch.equal(sample.label, data[7].label)

@@ -1,6 +1,7 @@
 """The life of a result: evaluated, submitted, checked as CI does, on the page; and five forged ones, each refused.
 
-The model is one convolution, so that the whole protocol takes a minute. The check is the command of
+The model sees background everywhere, until faint stripes turn all pixels into a class that most images lack: attacks
+end after a few steps, and the whole protocol takes seconds. The check is the command of
 .github/workflows/submission.yml, run as it stands there, on the merge of the submission into the base branch.
 """
 
@@ -25,14 +26,26 @@ from segbench.evidence import Evidence, Group
 from segbench.files import sha256_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL, LISTED = "clean_conv_shapes", "at_convnext_mini_shapes"
+MODEL, LISTED = "clean_fragile_shapes", "at_convnext_mini_shapes"
 NET = """
 import torch
 from torch import nn
 
+class Fragile(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(300.0))
+
+    def forward(self, images):
+        rows, columns = (1 - 2 * (torch.arange(size).to(images) % 2) for size in images.shape[-2:])
+        logits = images.new_zeros(len(images), 8, *images.shape[-2:])
+        for label, stripes in ((3, rows[:, None]), (6, columns), (7, rows[:, None] * columns)):
+            found = (images * stripes).mean(dim=(1, 2, 3)) - 0.01
+            logits[:, label] = logits[:, label] + self.scale * found[:, None, None]
+        return logits
+
 def build():
-    torch.manual_seed(0)
-    return nn.Conv2d(3, 8, 3, padding=1)
+    return Fragile()
 """
 
 
@@ -68,7 +81,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A finished evaluation of a model of one's own; of several workers of pytest, one does it."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "one convolution"
+    folder = (base if worker_id == "master" else base.parent) / "fragile"
     command = ("evaluate", "--model", "./net.py:build", "--dataset", "shapes", "--out", "run", "--device", "cpu")
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -83,7 +96,7 @@ def submitted(base: Path, run: Path, tmp_path: Path) -> Path:
     """A clone in which `segbench submit` has written, and a commit was made."""
     clone = tmp_path / "clone"
     sh("git", "clone", "-q", base, clone, cwd=tmp_path)
-    options = ("--id", MODEL, "--title", "One convolution", "--method", "clean", "--submitter", "alice", "--yes")
+    options = ("--id", MODEL, "--title", "A fragile model", "--method", "clean", "--submitter", "alice", "--yes")
     done = sh(sys.executable, "-m", "segbench", "submit", run, "--checkout", clone, *options, cwd=tmp_path)
     assert re.search(rf"shapes \(sea-v1\): {MODEL} not listed -> rank (\d+) of \1 entries", done.stdout)
     commit(clone)
@@ -123,7 +136,7 @@ def test_a_result_is_evaluated_submitted_checked_and_shown(submitted: Path, tmp_
     sh(sys.executable, "-m", "segbench", "leaderboard", "build", "--root", submitted, "--out", out, cwd=tmp_path)
     assert MODEL in (out / "index.html").read_text("utf-8")
     (page,) = out.glob(f"models/**/{MODEL}.html")
-    assert "One convolution" in page.read_text("utf-8")
+    assert "A fragile model" in page.read_text("utf-8")
     (table,) = [
         table for table in json.loads((out / "leaderboard.json").read_text("utf-8"))["tables"]
         if table["dataset"] == "shapes"
@@ -194,7 +207,7 @@ def foreign_file(clone: Path) -> None:
     ("forge", "said"),
     [
         (edited_score, "results.1.aacc states"),
-        (swapped_evidence, "evidence.sha256 is not the hash of clean_conv_shapes.parquet: the evidence was changed"),
+        (swapped_evidence, "evidence.sha256 is not the hash of clean_fragile_shapes.parquet: the evidence was changed"),
         (evidence_of_another_model, "the evidence was made with another model than the entry states"),
         (missing_images, "images are missing, or labels were changed"),
         (foreign_file, f"it changes {LISTED} and adds {MODEL}: one pull request adds new models"),

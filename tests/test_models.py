@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from segbench.errors import ContentError, DownloadError, ModelError, UnknownName
 from segbench.files import sha256_bytes
 from segbench.models import from_released
 from segbench.models.architectures import ARCHITECTURES, WithoutDraws, build
+from segbench.models.normalization import NONE
 from segbench.models.sources.image_model import ImageModel
 from segbench.models.weights import load_weights
 from tests.conftest import GOLDEN, recipe_weights, released_layout
@@ -255,3 +257,20 @@ def test_only_models_are_models():
     for wrong in (lambda x: x, cards.get_card("at_convnext_mini_shapes"), None):
         with pytest.raises(ModelError, match="A model is an id"):
             load_named(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (lambda: ImageModel(nn.Conv2d(3, 2, 1), NONE, num_classes=2), "segbench.models.adapters.wrap.ImageModel"),
+        (lambda: build("upernet_convnext", num_classes=2, **TINY_CONVNEXT), "segbench.models.upernet.UPerNet"),
+        (lambda: nn.Conv2d(3, 2, 1), "torch.nn.modules.conv.Conv2d"),
+    ],
+)
+def test_the_hash_of_a_model_survives_a_move_of_our_own_code(module, name):
+    """Runs and entries know a model of a library by a hash; it is what it was before the folders were moved."""
+    model = module()
+    digest = hashlib.sha256(f"{name}\0{model!r}\0".encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"\0{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode() + value.contiguous().numpy().tobytes())
+    assert load_named(model).weights_sha256 == digest.hexdigest()

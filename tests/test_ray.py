@@ -23,8 +23,12 @@ from tests.runs import ENVIRONMENT, MODEL, SHORT, run, units
 RAY = {"engine": "ray", "workers": 2}
 
 
+# The actors are processes of their own, which import segbench as it is.
+pytestmark = pytest.mark.usefixtures("whole_check")
+
+
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory):
+def longer(tmp_path_factory, whole_check):
     """A run in this process, of two units for each attack."""
     return run(tmp_path_factory.mktemp("longer") / "run", limit=20)
 

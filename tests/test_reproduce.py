@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,14 @@ import pytest
 
 import segbench
 from segbench import entries, evidence, schemas
+from segbench.engine.launch.options import RunOptions
 from segbench.engine.studies.reproduce import reproduce
 from segbench.entries import additions
 from segbench.errors import DataError, ModelError, UsageError
 from segbench.evidence import Evidence, Group
 from segbench.files import sha256_bytes
+from tests.runs import ENVIRONMENT
+from tests.runs import run as evaluate_shortly
 
 MODEL, OTHER = "at_convnext_mini_shapes", "clean_convnext_mini_shapes"
 
@@ -44,7 +46,7 @@ def entry(evaluated, tmp_path, monkeypatch) -> Path:
 
 
 def run(path, **options):
-    return reproduce(path, **{"sample": 3, "seed": 7, "device": "cpu", "progress": False} | options)
+    return reproduce(path, **{"sample": 3, "seed": 7, "options": RunOptions("cpu", progress=False)} | options)
 
 
 def test_the_same_machine_finds_the_same_counts(entry):
@@ -172,12 +174,13 @@ def test_verify_shows_both_values_and_names_what_differs(entry, cli):
 
 
 def test_a_killed_reproduction_goes_on_with_the_same_images(tmp_path):
-    """The shipped entry at one radius: long enough to be killed."""
+    """At one radius, with so many iterations that there is time to kill it between two units."""
+    entry = evaluate_shortly(tmp_path / "run", eps=12, limit=6, iterations=60).entry_path
     command = [
-        sys.executable, "-m", "segbench", "reproduce", OTHER, "--sample", "16", "--radius", "12", "--out", "record",
+        sys.executable, "-m", "tests.short", "reproduce", str(entry), "--sample", "6", "--out", "record",
         "--device", "cpu", "--quiet",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = ENVIRONMENT
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120

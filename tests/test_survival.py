@@ -19,6 +19,7 @@ from segbench import files
 from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, PreemptedError, RunError
 from segbench.signals import raised
+from tests import forks as forked
 from tests.runs import ENVIRONMENT, command, run, units
 
 
@@ -37,14 +38,13 @@ def evidence_of(path: Path) -> bytes:
 def tiny(tmp_path_factory) -> Path:
     """The undisturbed run of which the others are copies."""
     path = tmp_path_factory.mktemp("tiny") / "run"
-    assert forks("tiny", path).returncode == 0
+    forked.run(path, forked.tiny())
     return path
 
 
 def continues(path: Path, tiny: Path) -> bool:
     """Whether the run goes on to the same bytes."""
-    done = forks("tiny", path)
-    assert done.returncode == 0, done.stderr
+    forked.run(path, forked.tiny())
     return (evidence_of(path), units(path)) == (evidence_of(tiny), units(tiny))
 
 
@@ -66,9 +66,11 @@ def test_a_kill_before_any_operation_on_a_file_changes_no_byte(tiny, tmp_path):
     assert {evidence_of(path) for path in runs} == {evidence_of(tiny)}
 
 
-def test_sigterm_finishes_the_units_that_have_begun(reference, tmp_path):
-    out = tmp_path / "run"
-    process = subprocess.Popen(command(out), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_sigterm_finishes_the_units_that_have_begun(tmp_path):
+    out, whole = tmp_path / "run", run(tmp_path / "whole", iterations=40)
+    process = subprocess.Popen(
+        command(out, 40), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not list(out.glob("units/eps4_*.parquet")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -80,10 +82,10 @@ def test_sigterm_finishes_the_units_that_have_begun(reference, tmp_path):
     assert "Traceback" not in errors
     assert json.loads((out / "workers" / "1-of-1.json").read_text())["state"] == "stopped"
     assert json.loads((out / "workers" / "1-of-1.json").read_text())["units"] == []
-    assert 0 < len(units(out)) < len(units(reference.path))
-    assert units(out).items() <= units(reference.path).items()
-    subprocess.run(command(out), env=ENVIRONMENT, capture_output=True, check=True)
-    assert evidence_of(out) == reference.evidence_path.read_bytes()
+    assert 0 < len(units(out)) < len(units(whole.path))
+    assert units(out).items() <= units(whole.path).items()
+    subprocess.run(command(out, 40), env=ENVIRONMENT, capture_output=True, check=True)
+    assert evidence_of(out) == whole.evidence_path.read_bytes()
 
 
 def test_sigterm_before_the_first_attack_is_resumable_too(tmp_path, monkeypatch):
@@ -168,8 +170,7 @@ def test_what_a_power_loss_leaves_behind_is_no_unit(tiny, tmp_path):
     leftover = next(file for file in (out / "units").iterdir() if files.is_temporary(file))
     (evidence,) = out.glob("*.parquet")
     before = evidence.read_bytes()
-    done = forks("tiny", out)
-    assert done.returncode == 0, done.stderr
+    forked.run(out, forked.tiny())
     assert evidence.read_bytes() == before
     leftover.unlink()
     assert units(out) == units(tiny)

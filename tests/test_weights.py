@@ -219,9 +219,9 @@ def test_a_robust_backbone_travels_from_its_link_into_a_model(tmp_path, monkeypa
         )
         student = build("upernet_convnext", num_classes=3, **arguments)
         with pytest.raises(DownloadError, match="offline"):
-            backbones.robust_backbone(student, "robust_convnext_t", offline=True)
-        report = backbones.robust_backbone(student, "robust_convnext_t", progress=False)
-        again = backbones.robust_backbone(student, "robust_convnext_t", offline=True)
+            backbones.fetch_backbone("robust_convnext_t", offline=True)
+        report = robust(student, backbones.fetch_backbone("robust_convnext_t", progress=False))
+        again = robust(student, backbones.fetch_backbone("robust_convnext_t", offline=True))
     assert len(host.gets()) == 1
     assert report.unknown == again.unknown == ("strange",)
     assert "left out: strange" in caplog.text
@@ -231,12 +231,16 @@ def test_a_robust_backbone_travels_from_its_link_into_a_model(tmp_path, monkeypa
         assert torch.equal(student.backbone.state_dict()[key], expected), key
 
 
+def robust(model, path):
+    return backbones.load_backbone(model, read_weights(path), source=str(path))
+
+
 def test_a_backbone_without_a_link_needs_a_file(tmp_path):
     model = build("pspnet_resnet", num_classes=3, depths=(1, 1, 1, 1), width=8, channels=8, auxiliary_channels=8)
     with pytest.raises(ModelError, match=r"no link of its own.*Salman2020Do_R50.*give its file"):
-        backbones.robust_backbone(model, "robust_resnet50")
+        backbones.fetch_backbone("robust_resnet50")
     torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7)}, tmp_path / "r.pt")
     with pytest.raises(ModelError, match="do not fit the backbone"):
-        backbones.robust_backbone(model, "robust_resnet50", file=tmp_path / "r.pt")
+        robust(model, tmp_path / "r.pt")
     with pytest.raises(UnknownNameError, match="Did you mean 'robust_vit_s'"):
-        backbones.robust_backbone(model, "robust_vit")
+        backbones.fetch_backbone("robust_vit")

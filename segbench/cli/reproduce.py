@@ -51,6 +51,7 @@ def reproduce(
     Writes a record that raises the tier of the entry to `reproduced` when it is merged. Exit code 1 if it disagrees.
     Ctrl-C is safe: the same command goes on.
     """
+    from segbench.engine.launch.options import RunOptions
     from segbench.engine.studies.reproduce import reproduce as run
 
     if model:
@@ -60,7 +61,7 @@ def reproduce(
         out = Path(f"{path.stem}.reproduced")  # an installed package is not where records are kept
     done = run(
         path, sample=sample, radii=radius, model=model, data_root=data_root, seed=seed, by=by, out=out,
-        device=device, batch_size=batch_size, progress=not quiet, offline=offline,
+        options=RunOptions(device, batch_size, progress=not quiet, offline=offline),
     )  # fmt: skip
     record = done.record
     if json:

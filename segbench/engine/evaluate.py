@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished evaluation.
-
-    Attributes:
-        path: the run directory.
-        entry_path: the entry, ``<id>.json``.
-        evidence_path: its evidence, ``<id>.parquet``.
-    """
+    """A finished evaluation: its run directory, the entry ``<id>.json`` and its evidence ``<id>.parquet``."""
 
     path: Path
     entry_path: Path

@@ -17,7 +17,7 @@ from segbench.data import SegmentationDataset, load_dataset
 from segbench.data.catalogue import crop_and_images
 from segbench.engine.compute.checks import batch_dependence, batch_tolerance, probe
 from segbench.engine.compute.session import open_session
-from segbench.engine.telemetry.progress import track_items
+from segbench.engine.telemetry.progress import format_duration, track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
 from segbench.models.devices import choose_device
 from segbench.models.load import load
@@ -100,15 +100,13 @@ def check_model(
     if size is not None and size < 16:
         raise UsageError(f"size must be at least 16, not {size}.")
     torch_device = choose_device(device)
-    wanted = _wanted(dataset, data_root)
-    loaded = load(
-        parse(model), num_classes=None if wanted is None else wanted.num_classes, offline=offline, progress=progress
-    )
+    data = load_dataset(dataset, data_root) if isinstance(dataset, str) else dataset
+    num_classes = None if data is None else data.num_classes
+    loaded = load(parse(model), num_classes=num_classes, offline=offline, progress=progress)
     card = loaded.card
-    if wanted is None and card is None and data_root is not None:
+    if data is None and card is None and data_root is not None:
         raise UsageError("A data root needs a data set: --dataset camvid, or dataset='camvid' in Python.")
     findings: list[Finding] = []
-    data = wanted
     if data is None and card is not None:
         data, missing = _of_card(card.dataset, data_root)
         findings += missing
@@ -132,9 +130,8 @@ def check_model(
             findings.append(_against_card(scores["as they are"], expected))
             findings.append(_against_variants(scores, (expected or {}).get("aacc")))
         else:
-            findings.append(
-                Finding("clean_score", "note", None, "Not looked at: no data set (--dataset, --data-root).")
-            )
+            reason = "Not looked at: no data set (--dataset, --data-root)."
+            findings.append(Finding("clean_score", "note", None, reason))
     return findings
 
 
@@ -145,12 +142,6 @@ def _classes(model: nn.Module, batch: Tensor) -> int:
             return int(model(batch[:1]).shape[1])
     except Exception:  # noqa: BLE001 - a user's code may raise anything; `probe` calls it again and says what
         return 0
-
-
-def _wanted(dataset: str | SegmentationDataset | None, root: str | Path | None) -> SegmentationDataset | None:
-    if isinstance(dataset, str):
-        return load_dataset(dataset, root)
-    return dataset
 
 
 def _of_card(dataset: str, root: str | Path | None) -> tuple[SegmentationDataset | None, list[Finding]]:
@@ -250,20 +241,8 @@ def _speed(model: nn.Module, image: Tensor, images: int) -> Finding:
     )
     if images:
         passes = images * len(OFFICIAL_RADII_255) * len(SEA_V1.losses) * SEA_V1.iterations
-        text += f" All of {SEA_V1.name} on {images} images, one by one: about {_duration(passes * seconds)}."
+        text += f" All of {SEA_V1.name} on {images} images, one by one: about {format_duration(passes * seconds)}."
     return Finding("speed", "ok", seconds, text)
-
-
-def _duration(seconds: float) -> str:
-    """A length of time as people say it.
-
-    >>> _duration(300), _duration(100_000), _duration(2e6)
-    ('5 minutes', '28 hours', '23 days')
-    """
-    for unit, size in (("days", 86400), ("hours", 3600)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds / 60, 1):.0f} minutes"
 
 
 def _scores(

@@ -6,9 +6,11 @@ Evaluation and Fast Training of Robust Semantic Segmentation Models", ECCV 2024,
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,7 @@ from torch import nn
 from segbench import downloads
 from segbench.errors import ModelError, UnknownNameError, unknown_name
 from segbench.models.classifiers import BackboneReport, Family, backbone_state
-from segbench.models.normalization import IMAGENET, Normalization
-from segbench.models.weights import read_weights
-
-__all__ = ["BACKBONES", "BackboneReport", "RobustBackbone", "backbone_state", "load_backbone", "robust_backbone"]
+from segbench.models.normalization import NORMALIZATIONS, Normalization
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,11 @@ class RobustBackbone:
     """A published robust classifier.
 
     Attributes:
-        name: ``robust_<architecture>``.
         family: which of our backbones it fits.
         url: of the file; None where it has no stable one.
-        clean: ImageNet accuracy in percent.
-        robust: the same under l_inf attacks with ε = 4/255.
-        normalization: mean and standard deviation by which the classifier normalises in its code, so that the file
-            does not hold them; None where it takes images in [0,1] or the file holds them.
+        clean: ImageNet accuracy in percent; ``robust`` under l_inf attacks with ε = 4/255.
+        normalization: by which the classifier normalises in its code, so that the file does not hold it; None where it
+            takes images in [0,1] or the file holds it.
         source: where it comes from.
     """
 
@@ -47,50 +44,14 @@ class RobustBackbone:
     source: str
 
 
-_DOWNLOADS = "https://nc.mlcloud.uni-tuebingen.de/public.php/dav/files"
-_REVISITING = "Singh, Croce, Hein, Revisiting Adversarial Training for ImageNet, NeurIPS 2023"
+def _read(fields: Mapping[str, Any]) -> RobustBackbone:
+    known = fields["normalization"]
+    return RobustBackbone(**{**fields, "normalization": NORMALIZATIONS[known] if known else None})
+
 
 BACKBONES: Mapping[str, RobustBackbone] = {
-    backbone.name: backbone
-    for backbone in (
-        RobustBackbone(
-            "robust_convnext_t",
-            "convnext",
-            f"{_DOWNLOADS}/BFLoMrMdn8iBk7Y/convnext_tiny_cvst_robust.pt",
-            72.7,
-            49.5,
-            None,
-            f"ConvNeXt-T+ConvStem; {_REVISITING}",
-        ),
-        RobustBackbone(
-            "robust_convnext_s",
-            "convnext",
-            f"{_DOWNLOADS}/m3bAwNg4CJY4jrp/convnext_s_cvst_robust.pt",
-            74.1,
-            52.4,
-            None,
-            f"ConvNeXt-S+ConvStem; {_REVISITING}",
-        ),
-        RobustBackbone(
-            "robust_vit_s",
-            "vit",
-            f"{_DOWNLOADS}/XLLnoCnJxp74Zqn/weights_vit_s.pt",
-            69.2,
-            44.4,
-            None,
-            f"ViT-S/16; {_REVISITING}",
-        ),
-        RobustBackbone(
-            "robust_resnet50",
-            "resnet",
-            None,
-            64.0,
-            35.0,
-            IMAGENET,
-            "ResNet-50; RobustBench model Salman2020Do_R50 (Salman et al., Do Adversarially Robust ImageNet Models "
-            "Transfer Better?, NeurIPS 2020)",
-        ),
-    )
+    fields["name"]: _read(fields)
+    for fields in json.loads(files("segbench.models").joinpath("backbones.json").read_bytes())
 }
 
 
@@ -99,16 +60,8 @@ def load_backbone(
 ) -> BackboneReport:
     """Copies a classifier's weights into the backbone of ``model``; everything else keeps its initialisation.
 
-    Keys that nobody knows are logged.
-
-    Args:
-        model: of `segbench.models.architectures`.
-        state_dict: of an ImageNet classifier, or a checkpoint that holds one.
-        source: name of the file for messages.
-        normalization: see `RobustBackbone`.
-
-    Raises:
-        ModelError: as `backbone_state`; or the classifier's blocks are not those of the backbone, or of other shapes.
+    ``state_dict`` may be a checkpoint; ``source`` names the file in messages; ``normalization`` as in
+    `RobustBackbone`. Keys that nobody knows are logged. ModelError if the classifier does not fit.
     """
     report = backbone_state(model, state_dict, normalization=normalization)
     own = model.state_dict()
@@ -133,36 +86,8 @@ def load_backbone(
     return report
 
 
-def robust_backbone(
-    model: nn.Module, name: str, *, file: str | Path | None = None, offline: bool = False, progress: bool = True
-) -> BackboneReport:
-    """Fetches a robust classifier and copies it into the backbone of ``model``, the start of PIR-AT.
-
-    The hash of the download is shown and remembered; another file behind the same link is refused later.
-
-    Args:
-        model: of `segbench.models.architectures`.
-        name: of `BACKBONES`.
-        file: a file on this machine instead of the download.
-        offline: never use the network.
-        progress: show a bar while downloading.
-
-    Raises:
-        UnknownNameError: no backbone of that name.
-        ModelError, DownloadError: it cannot be had, or does not fit the backbone of ``model``.
-    """
-    path = Path(file) if file else fetch_backbone(name, offline=offline, progress=progress)
-    normalization = backbone_named(name).normalization
-    return load_backbone(model, read_weights(path), source=f"{name} ({path})", normalization=normalization)
-
-
 def fetch_backbone(name: str, *, offline: bool = False, progress: bool = True) -> Path:
-    """Fetches the file of a robust classifier; its hash is shown and remembered, as `robust_backbone` says.
-
-    Raises:
-        UnknownNameError: no backbone of that name.
-        ModelError, DownloadError: it cannot be had.
-    """
+    """Fetches the file of a robust classifier; its hash is shown and remembered."""
     backbone = backbone_named(name)
     if backbone.url is None:
         raise ModelError(
@@ -180,11 +105,7 @@ def fetch_backbone(name: str, *, offline: bool = False, progress: bool = True) -
 
 
 def backbone_named(name: str) -> RobustBackbone:
-    """One of `BACKBONES`.
-
-    Raises:
-        UnknownNameError: no backbone of that name.
-    """
+    """One of `BACKBONES`; UnknownNameError if there is none of that name."""
     if name not in BACKBONES:
         raise UnknownNameError(unknown_name("backbone", name, BACKBONES))
     return BACKBONES[name]

@@ -46,11 +46,7 @@ class PyramidBackbone(nn.Module):
 
 
 def backbone_of(model: nn.Module) -> Any:
-    """The part of a model that a classifier's weights can start: a module that is a `Backbone`.
-
-    Raises:
-        ModelError: the model has none.
-    """
+    """The part of a model that a classifier's weights can start: a module that is a `Backbone`, else ModelError."""
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, Backbone):
         raise ModelError(f"{type(model).__name__} has no backbone that segbench knows.")
@@ -58,11 +54,7 @@ def backbone_of(model: nn.Module) -> Any:
 
 
 def check_logits(logits: Any, images: Tensor, num_classes: int | str = "K") -> Tensor:
-    """The logits, if they are a tensor (N,K,H,W) at the size of the images (N,3,H,W).
-
-    Raises:
-        ModelError: they are not; says what they are and what is needed.
-    """
+    """The logits, if they are a tensor (N,K,H,W) at the size of the images (N,3,H,W), else ModelError."""
     if not isinstance(logits, Tensor):
         raise ModelError(
             f"The model returns {type(logits).__name__}, not a tensor of logits. "

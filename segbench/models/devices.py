@@ -49,11 +49,7 @@ def _float32(precision: str, *, allow_tf32: bool) -> Iterator[None]:
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """``auto`` is CUDA if there is one, else the CPU.
-
-    Raises:
-        UsageError: torch cannot use that device.
-    """
+    """``auto`` is CUDA if there is one, else the CPU; UsageError if torch cannot use the device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -117,10 +117,15 @@ def load(
     return LoadedModel(module, source.id, None, _state_hash(module, "" if is_plugin else source.public_name))
 
 
+# A hash survives a move of our own classes: it is that of the module which first held them.
+_MOVED = re.compile(r"^segbench\.models\.(?:architectures|sources)\.(\w+)$")
+
+
 def _state_hash(module: nn.Module, spec: str = "") -> str:
     """What is known of a module's function without its code: class, structure with its settings, weights, spec."""
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # an address is another one each time
-    digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}\0{structure}\0{spec}".encode())
+    origin = _MOVED.sub(r"segbench.models.\1", type(module).__module__).replace("image_model", "adapters.wrap")
+    digest = hashlib.sha256(f"{origin}.{type(module).__qualname__}\0{structure}\0{spec}".encode())
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"\0{key}\0".encode())
         if isinstance(value, torch.Tensor):

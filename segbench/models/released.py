@@ -69,23 +69,12 @@ def normalise_keys(architecture_name: str, state_dict: Mapping[str, Any]) -> dic
     level), prefixes that all keys share are stripped (``module.``, ``model.``, ``_orig_mod.``), and released names
     become ours. What has our names already passes through unchanged. Whether keys and shapes fit is for
     `load_weights` to say.
-
-    Args:
-        architecture_name: as in a card, ``upernet_convnext``.
-        state_dict: names to tensors, or a checkpoint that holds them.
-
-    Raises:
-        ModelError: an entry that is no tensor, or two names that become the same one.
     """
     return rename(strip_prefixes(unwrap(state_dict), PREFIXES), RENAMES.get(architecture_name, ()))
 
 
 def unwrap(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint, or a state dict itself.
-
-    Raises:
-        ModelError: no weights, or an entry that is no tensor.
-    """
+    """The weights of a checkpoint, or a state dict itself; ModelError if there are none, or an entry is no tensor."""
     for wrapper in WRAPPERS:
         if isinstance(inner := state_dict.get(wrapper), Mapping):
             state_dict = inner
@@ -117,11 +106,7 @@ def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: tuple[str, ...]) 
 
 
 def rename(entries: Mapping[str, T], renames: tuple[tuple[str, str], ...]) -> dict[str, T]:
-    """Applies regular expressions and their replacements in order to each key.
-
-    Raises:
-        ModelError: two keys become the same one.
-    """
+    """Applies regular expressions and their replacements in order to each key; ModelError if two become the same."""
     renamed: dict[str, T] = {}
     old_names: dict[str, str] = {}
     for old, value in entries.items():

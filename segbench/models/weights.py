@@ -109,11 +109,7 @@ def _refusal(source: str, error: Exception) -> str:
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, source: str) -> None:
-    """Copies a state dict into ``model``; every key and shape must fit.
-
-    Raises:
-        ModelError: lists the first ten missing, surplus and misshaped keys, and the likely cause.
-    """
+    """Copies a state dict into ``model``; every key and shape must fit, else ModelError with the likely cause."""
     if wrong := [key for key, value in state_dict.items() if not isinstance(value, Tensor)]:
         kind = type(state_dict[wrong[0]]).__name__
         raise ModelError(f"The weights of {source} hold {wrong[0]!r}, which is {kind} and not a tensor. Remove it.")
@@ -138,11 +134,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Any], *, source: str
 
 
 def check_tensor(key: str, found: Tensor, own: Tensor, *, source: str) -> None:
-    """Refuses a tensor of a file that would not arrive in the model as it is.
-
-    Raises:
-        ModelError: sparse, quantised, of a type that holds no such numbers, or not finite.
-    """
+    """Refuses a tensor of a file that would not arrive in the model as it is: sparse, quantised, not finite, ..."""
     if problem := _problem(found, own):
         raise ModelError(f"The weights of {source} cannot be used: {key} {problem}. Save them as float32 again.")
 

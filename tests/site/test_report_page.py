@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     runs = [
         run(root / "evaluation").path,
-        compare(MODEL, ["mce", "segpgd"], eps=8, limit=3, iterations=3, out=root / "comparison", how=QUIET).path,
+        compare(MODEL, ["mce", "segpgd"], eps=8, limit=3, iterations=3, out=root / "comparison", options=QUIET).path,
     ]
     (root / "report.html").write_bytes(page(make(read_runs(runs), Pictures(1, (), None, None, QUIET))))
     return root

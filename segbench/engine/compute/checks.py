@@ -32,9 +32,6 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         num_classes: K of the data set.
         was_training: some module had to be put in eval mode.
 
-    Returns:
-        Flags on determinism, logits and eval mode, and samples of the logits and of the gradient of their sum.
-
     Raises:
         ModelError: the output is not finite logits (N,K,H,W), has no gradient with respect to the images, or depends on
             the other images of the batch.
@@ -157,11 +154,7 @@ def _logits(logits: Tensor) -> dict[str, Any]:
 
 
 def verify_images(adversarial: Tensor, images: Tensor, eps: float | Tensor) -> None:
-    """Budget, range and finiteness of adversarial images; ``eps`` is one for all, or (N,).
-
-    Raises:
-        RunError: the attack broke the threat model, which is a fault of the attack.
-    """
+    """Refuses images that leave the budget (one, or (N,)) or [0,1], or are not finite: a fault of the attack."""
     if not bool(torch.isfinite(adversarial).all()):
         raise RunError(
             "The attack returned images with NaN or infinite values. Nothing was counted; please report this."

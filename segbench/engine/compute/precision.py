@@ -24,11 +24,7 @@ class Precision(NamedTuple):
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Refuses what is unknown or does not exist on the device; warns of what is slow there.
-
-    Raises:
-        UsageError: it cannot be used.
-    """
+    """Refuses a precision that is unknown or does not exist on the device; warns if it is slow there."""
     if name not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}.")
     if name == "tf32" and device.type != "cuda":

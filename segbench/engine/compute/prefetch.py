@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,26 +15,18 @@ from segbench.data.parallel import default_workers
 from segbench.engine.rundir.plan import Unit
 from segbench.errors import DataError
 
+Stamps = Mapping[str, Sequence[Any]]  # of each image's files
 PIXELS_AHEAD = 1 << 24  # images of the next units wait up to this many pixels: 340 MB as float32 with int64 labels
 
 
 class Prefetcher:
-    """Gives the samples of a unit; those of the units behind it are being decoded meanwhile.
+    """Gives the samples of a unit; those of the next units, roughly in this order, are decoded meanwhile.
 
-    Args:
-        dataset: gives the images.
-        units: in the order in which they will be taken, roughly.
-        device: where they are going; for CUDA they are put in pinned memory.
-        stamps: of each image's files, as they must still be when the image has been read; empty for images that come
-            from no files.
+    For CUDA they come in pinned memory. Each image's files must still have their ``stamps`` when it has been read.
     """
 
     def __init__(
-        self,
-        dataset: SegmentationDataset,
-        units: Sequence[Unit],
-        device: torch.device,
-        stamps: Mapping[str, Sequence[Any]],
+        self, dataset: SegmentationDataset, units: Sequence[Unit], device: torch.device, stamps: Stamps
     ) -> None:
         self._dataset = dataset
         self._stamps = stamps
@@ -48,11 +39,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="segbench-data")
 
     def take(self, unit: Unit) -> list[Sample]:
-        """The samples of a unit, in its order; each unit is taken once.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """The samples of a unit, in its order; each unit is taken once."""
         with self._lock:
             if self._queue and self._queue[0] == unit:
                 self._queue.popleft()
@@ -89,10 +76,5 @@ class Prefetcher:
             return sample
         return sample._replace(image=sample.image.pin_memory(), label=sample.label.pin_memory())
 
-    def __enter__(self) -> Prefetcher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

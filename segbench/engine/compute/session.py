@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -25,12 +25,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: another stream failed, o
 
 @dataclass
 class Session:
-    """What `open_session` gives.
-
-    Attributes:
-        device: where the models are.
-        was_training: for each model whether a part of it had to be put in eval mode.
-    """
+    """Models at work on ``device``; ``was_training`` says which of them had a part in training mode."""
 
     device: torch.device
     was_training: list[bool]
@@ -41,11 +36,8 @@ class Session:
     ) -> None:
         """Calls ``work(0, images)``, ``work(1, images)``, ... in threads: one per core if `Worker.one_core`, else one.
 
-        Args:
-            worker: computes; the streams share it.
-            units: whose images ``images`` decodes ahead.
-            work: a stream; an error of one stops the others at their next `check_running`.
-            jobs: no more streams than this are started.
+        ``images`` decodes those of ``units`` ahead. There are at most ``jobs`` streams; an error of one stops the
+        others at their next `check_running`.
         """
         threads = torch.get_num_threads()
         worker.streams = max(1, min(threads, jobs)) if worker.one_core else 1
@@ -57,7 +49,7 @@ class Session:
 
         try:
             with (
-                Prefetcher(worker.dataset, units, self.device, worker.stamps) as images,
+                closing(Prefetcher(worker.dataset, units, self.device, worker.stamps)) as images,
                 ThreadPoolExecutor(worker.streams, initializer=on_start) as pool,
             ):
                 futures = [pool.submit(work, number, images) for number in range(worker.streams)]
@@ -72,11 +64,7 @@ class Session:
             torch.set_num_threads(threads)
 
     def check_running(self) -> None:
-        """To be called before each pass.
-
-        Raises:
-            Stopped: another stream has failed.
-        """
+        """To be called before each pass: raises Stopped if another stream has failed."""
         if self._stop.is_set():
             raise Stopped
 
@@ -86,12 +74,7 @@ def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: 
     """Puts models to work on a device, and leaves them as they were.
 
     Within, they are in eval mode on the device with frozen parameters, float32 is exact, and the device is the current
-    CUDA device.
-
-    Args:
-        models: images (N,3,H,W) in [0,1] to logits (N,K,H,W).
-        device: where they go.
-        threads: of the CPU; None for as many as this process has cores (`segbench.models.devices.cpu_threads`).
+    CUDA device. The CPU has so many ``threads``, by default one per core of this process.
     """
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(threads))

@@ -60,47 +60,32 @@ class _Item:
     result: AttackResult | None = None
 
 
+@dataclass
 class Stream:
-    """Runs units.
+    """Runs units; several streams may share a worker.
 
-    Args:
-        worker: computes; several streams may share it.
-        take: gives the samples of a unit.
-        finish: called with each finished unit.
-        on_images: called with the number of images before each pass; what it raises ends the stream.
-        watts: the power drawn, if it is known.
+    ``take`` gives the samples of a unit, ``finish`` gets each finished one, ``on_images`` the number of images before
+    each pass (what it raises ends the stream), and ``watts`` is the power drawn, if it is known.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        take: Callable[[Unit], Sequence[Sample]],
-        finish: Callable[[FinishedUnit], None],
-        on_images: Callable[[int], None] = lambda _: None,
-        watts: Callable[[], float | None] = lambda: None,
-    ) -> None:
-        self._worker = worker
-        self._take = take
-        self._finish = finish
-        self._on_images = on_images
-        self._watts = watts
-        self._batch: AttackBatch | None = None
-        self._shape: Shape = ()  # of the images in the batch
-        self._attacked: dict[int, _Item] = {}  # by their key in the batch
-        self._waiting: dict[Shape, deque[_Item]] = {}  # for a place in the batch
-        self._unscored: list[_Item] = []
-        self._charged = 0.0  # seconds of this step that a unit has been charged already
-        self._no_more = False
-        self._error: SegbenchError | None = None  # why no more units can be taken
+    worker: Worker
+    take: Callable[[Unit], Sequence[Sample]]
+    finish: Callable[[FinishedUnit], None]
+    on_images: Callable[[int], None] = lambda _: None
+    watts: Callable[[], float | None] = lambda: None
+    _batch: AttackBatch | None = None
+    _shape: Shape = ()  # of the images in the batch
+    _attacked: dict[int, _Item] = field(default_factory=dict)  # by their key in the batch
+    _waiting: dict[Shape, deque[_Item]] = field(default_factory=dict)  # for a place in the batch
+    _unscored: list[_Item] = field(default_factory=list)
+    _charged: float = 0.0  # seconds of this step that a unit has been charged already
+    _no_more: bool = False
+    _error: SegbenchError | None = None  # why no more units can be taken
 
     def run(self, next_unit: Callable[[], Unit | None]) -> None:
-        """Runs all units that ``next_unit`` gives, until it gives None.
-
-        Raises:
-            SegbenchError: what ``take`` raised, after the units that had begun are finished.
-        """
-        if self._worker.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._worker.device)
+        """Runs all units that ``next_unit`` gives, until it gives None. An error of ``take`` is raised after them."""
+        if self.worker.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.worker.device)
         while True:
             started = time.monotonic()
             self._no_more = self._error is not None  # else it is asked again: there may be more by now
@@ -122,7 +107,7 @@ class Stream:
             if not self._attacked:
                 self._shape = next((shape for shape, items in self._waiting.items() if items), ())
             queue = self._waiting.get(self._shape, deque())
-            room = self._worker.images_at_once(*self._shape[-2:]) - len(self._attacked) if self._shape else 1
+            room = self.worker.images_at_once(*self._shape[-2:]) - len(self._attacked) if self._shape else 1
             if queue and room > 0:
                 self._admit([queue.popleft() for _ in range(min(room, len(queue)))])
             elif room > 0 and not self._no_more and sum(map(len, self._waiting.values())) < CHUNK:
@@ -140,7 +125,7 @@ class Stream:
         is_clean = (unit.eps_255, unit.loss) == CLEAN
         opened = _OpenUnit(unit, 0 if is_clean else len(unit.image_ids))
         try:
-            items = [_Item(opened, sample) for sample in self._take(unit)]
+            items = [_Item(opened, sample) for sample in self.take(unit)]
         except SegbenchError as error:
             self._error, self._no_more = error, True
             return
@@ -155,14 +140,14 @@ class Stream:
 
     def _attack_outside_batch(self, opened: _OpenUnit, items: Sequence[_Item]) -> None:
         """An attack that has no place in the batch, e.g. without gradients: all images of a unit at once."""
-        started, worker = time.monotonic(), self._worker
+        started, worker = time.monotonic(), self.worker
         for shape in dict.fromkeys(tuple(item.sample.image.shape) for item in items):
             left = [item for item in items if tuple(item.sample.image.shape) == shape]
             while left:
 
                 def attack(size: int, left: Sequence[_Item] = left) -> list[AttackResult]:
                     samples = [item.sample for item in left[:size]]
-                    return worker.attack([opened.unit] * len(samples), samples, self._on_images)
+                    return worker.attack([opened.unit] * len(samples), samples, self.on_images)
 
                 results = worker.within_memory(attack, min(len(left), worker.images_at_once(*shape[-2:])), shape)
                 for item, result in zip(left, results, strict=False):
@@ -176,14 +161,14 @@ class Stream:
 
     def _admit(self, items: Sequence[_Item]) -> None:
         if self._batch is None or not len(self._batch):
-            self._batch = AttackBatch(self._worker.evaluator(*self._shape[-2:]))
-        keys = self._batch.add([self._worker.job(item.unit.unit, item.sample) for item in items])
+            self._batch = AttackBatch(self.worker.evaluator(*self._shape[-2:]))
+        keys = self._batch.add([self.worker.job(item.unit.unit, item.sample) for item in items])
         self._attacked |= dict(zip(keys, items, strict=True))
 
     def _step(self) -> None:
         batch = self._batch
         assert batch is not None  # there are images in it
-        self._on_images(len(self._attacked))
+        self.on_images(len(self._attacked))
         most = batch.evaluator.size
 
         def step(size: int) -> None:
@@ -191,7 +176,7 @@ class Stream:
                 batch.evaluator.size = size
             batch.step()
 
-        self._worker.within_memory(step, min(most or len(batch), len(batch)), self._shape)
+        self.worker.within_memory(step, min(most or len(batch), len(batch)), self._shape)
         for key, result in batch.finished():
             item = self._attacked.pop(key)
             item.result = result
@@ -202,7 +187,7 @@ class Stream:
         """Whether to score: a unit is complete then, or enough images have come together, or there is nothing else."""
         if not self._unscored:
             return False
-        enough = self._worker.images_at_once(*self._unscored[0].sample.image.shape[-2:])
+        enough = self.worker.images_at_once(*self._unscored[0].sample.image.shape[-2:])
         return len(self._unscored) >= enough or any(item.unit.unattacked == 0 for item in self._unscored)
 
     def _score(self) -> list[_Item]:
@@ -211,11 +196,11 @@ class Stream:
         for item in scored:
             groups.setdefault(tuple(item.sample.image.shape), []).append(item)
         for shape, items in groups.items():
-            size = self._worker.images_at_once(*shape[-2:])
+            size = self.worker.images_at_once(*shape[-2:])
             for start in range(0, len(items), size):
                 part = items[start : start + size]
-                self._on_images(len(part))
-                found, numbers = self._worker.score(
+                self.on_images(len(part))
+                found, numbers = self.worker.score(
                     [item.unit.unit.eps_255 for item in part],
                     [item.sample for item in part],
                     [item.result for item in part],
@@ -228,21 +213,21 @@ class Stream:
     def _charge(self, started: float, units: Sequence[_OpenUnit]) -> None:
         """Divides the time since ``started`` among the images of a step."""
         rest, self._charged = time.monotonic() - started - self._charged, 0.0
-        share = rest / max(len(units), 1) / self._worker.streams
+        share = rest / max(len(units), 1) / self.worker.streams
         for unit in units:
             unit.seconds += share
 
     def _close(self, scored: Sequence[_Item]) -> None:
         for opened in {id(item.unit): item.unit for item in scored}.values():
             if len(opened.counts) == len(opened.unit.image_ids):
-                watts = self._watts()
-                self._finish(
+                watts = self.watts()
+                self.finish(
                     opened.finished(
                         {
-                            "peak_memory_bytes": peak_memory(self._worker.device),
-                            "device": device_name(self._worker.device),
+                            "peak_memory_bytes": peak_memory(self.worker.device),
+                            "device": device_name(self.worker.device),
                             "joules": None if watts is None else watts * opened.seconds,
-                            "batch_size": self._worker.batch_size,
+                            "batch_size": self.worker.batch_size,
                             "worker": f"{socket.gethostname()}:{os.getpid()}",
                         }
                     )

@@ -40,17 +40,12 @@ class Worker:
     """Holds the model; attacks and counts.
 
     Attributes:
-        model: in eval mode on ``device``.
-        dataset: tells the classes and their weights.
-        protocol: how to attack.
-        device: where to compute.
         batch_size: images attacked at once, or None to choose; halved when a GPU's memory runs out.
-        precision: of the gradients (`segbench.engine.compute.precision`); what they lead to is scored in float32.
+        precision: of the gradients; the results are scored in float32.
         compiled: compile model and loss.
         one_core: images are small and the models keep no state, so that streams of one core each are fastest.
         streams: that share this worker now; each is charged its share of the time.
-        sources: models attacked in place of this one, by the first digits of their weights' hash; also in eval mode on
-            ``device``.
+        sources: models attacked in place of this one, by the first digits of their weights' hash.
         stamps: of each image's files, as they were before the first one was read.
 
     Several threads may share a worker: only ``batch_size`` changes, which changes no result.
@@ -120,12 +115,9 @@ class Worker:
     def attack(
         self, units: Sequence[Unit], samples: Sequence[Sample], on_images: Callable[[int], None]
     ) -> list[AttackResult]:
-        """Attacks images of one size together, each as its unit says.
+        """Attacks images of one size together, each as its unit says; ``on_images`` gets their number before each pass.
 
-        Args:
-            units: of each image; all the same if the attack `Attack.runs_outside_batch`.
-            samples: the images.
-            on_images: called with their number before each pass.
+        The units are all the same if the attack `Attack.runs_outside_batch`.
         """
         shape = samples[0].image.shape[-2:]
         attack = None if units[0].loss == CHECK_LOSS else get_attack(units[0].loss, self.protocol.iterations)
@@ -167,13 +159,7 @@ class Worker:
     def within_memory(self, compute: Callable[[int], T], size: int, shape: Sequence[int]) -> T:
         """``compute(size)``; each time memory runs out again, with half as many images. `batch_size` remembers.
 
-        Args:
-            compute: called with a number of images; can be repeated.
-            size: images to begin with.
-            shape: of an image, for messages.
-
-        Raises:
-            RunError: there is no memory for one image, or on a CPU, where the number is fixed.
+        On a CPU, where the number is fixed, and for one image of this ``shape`` it is a RunError.
         """
         while True:
             try:
@@ -195,14 +181,9 @@ class Worker:
     def score(
         self, eps_255: Sequence[float], samples: Sequence[Sample], results: Sequence[AttackResult | None]
     ) -> tuple[counts.Counts, list[dict[str, int]]]:
-        """Predicts images of one size again in float32, and counts; None is the clean image itself.
+        """Predicts images of one size again in float32, and counts; a result of None is the clean image itself.
 
-        Returns:
-            The counts, and the statistics of each attack.
-
-        Raises:
-            RunError: an attack broke the threat model.
-            ModelError: the logits of a clean image are not finite.
+        Returns the counts, and the statistics of each attack. Verifies that the attacks kept to the threat model.
         """
         images = torch.stack([sample.image.to(self.device, non_blocking=True) for sample in samples])
         labels = torch.stack([sample.label for sample in samples])

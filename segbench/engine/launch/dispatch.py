@@ -22,12 +22,7 @@ DRAINING = "SIGTERM: the units that have begun are finished, then this stops. Th
 
 
 def run_missing_units(run: PreparedRun) -> None:
-    """Runs the units of this process that are not in the run directory yet.
-
-    Raises:
-        PreemptedError: SIGTERM stopped it.
-        RunError: another process has this shard, or the run directory cannot be written.
-    """
+    """Runs the units of this process that are not in the run directory yet; PreemptedError after SIGTERM."""
     worker, store, options = run.worker, run.store, run.options
     missing = [unit for unit in run.units if store.read(unit) is None]
     if run.units and not missing:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import torch
 
@@ -32,24 +34,18 @@ def run_units(
     drain: threading.Event | None = None,
     progress: bool,
 ) -> None:
-    """Runs the units, in several threads with one core each, or in one.
+    """Runs units, in several threads with one core each, or in one.
 
-    Args:
-        session: of the worker's models.
-        worker: computes.
-        units: to be run.
-        finish: called with each finished unit, in the thread that ran it.
-        begin: called with each unit before it runs; False if it need not.
-        drain: when set, the units that have begun are finished, and no other one begins.
-        progress: show a bar.
+    ``begin`` is called with each unit before it runs, and says whether it need run; ``finish`` with each finished one.
+    When ``drain`` is set, the units that have begun are finished, and no other one begins.
     """
     if not units:
         return
     total = sum(image_passes(unit, worker.protocol) for unit in units)
-    queue = UnitQueue(units, begin, drain or threading.Event())
+    queue = UnitQueue(deque(units), begin, drain or threading.Event())
     with (
         progress_bar(total, sum(len(unit.image_ids) for unit in units), progress) as report,
-        EnergyMeter(gpu_uuid(worker.device)) as energy,
+        closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
     ):
         running = RunProgress(report, worker.protocol)
 
@@ -76,21 +72,13 @@ def first_pass(
 ) -> tuple[str, list[FinishedUnit]]:
     """Reads every image once: for the fingerprint, and for the clean units among ``mine``, which are run on the way.
 
-    Args:
-        session: of the worker's models.
-        worker: computes.
-        units: all units of the run.
-        mine: those of this process.
-        progress: show a bar.
-
-    Returns:
-        The data set's fingerprint, and the finished units.
+    Returns the data set's fingerprint, and the finished units.
     """
     clean, wanted = [unit for unit in units if (unit.eps_255, unit.loss) == CLEAN], {unit.name for unit in mine}
     digest, finished, total = Fingerprint(worker.dataset), list[FinishedUnit](), sum(len(u.image_ids) for u in clean)
     with (
         progress_bar(total, total, progress) as report,
-        EnergyMeter(gpu_uuid(worker.device)) as energy,
+        closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
         ThreadPoolExecutor(1) as hashing,
     ):
 

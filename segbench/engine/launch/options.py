@@ -25,19 +25,11 @@ class RunOptions(NamedTuple):
     gpus_per_worker: float | None = None
 
     def shard_number(self) -> tuple[int, int]:
-        """Which shard of the units this process runs, from 1, and of how many.
-
-        Raises:
-            UsageError: it is out of range, or the launcher's variables contradict each other.
-        """
+        """Which shard of the units this process runs, from 1, and of how many."""
         return parse_shard(self.shard) if self.shard else launcher_shard()
 
     def fixed_batch_size(self) -> int | None:
-        """The batch size; None for ``auto``.
-
-        Raises:
-            UsageError: it is no number.
-        """
+        """The batch size; None for ``auto``."""
         if self.batch_size == "auto":
             return None
         if not str(self.batch_size).isdecimal() or int(self.batch_size) < 1:

@@ -47,16 +47,7 @@ class Request(NamedTuple):
 
 
 class PreparedRun(NamedTuple):
-    """A run that can begin.
-
-    Attributes:
-        session: the models at work on their device.
-        worker: computes.
-        store: the run directory.
-        units: of this process.
-        options: how they are computed.
-        shard, shards: of this process, from 1, and of how many.
-    """
+    """A run that can begin: ``units`` are those of this process, which runs ``shard`` (from 1) of ``shards``."""
 
     session: Session
     worker: Worker
@@ -79,18 +70,7 @@ def prepare_run(
     options: RunOptions,
     sources: Sequence[LoadedModel] = (),
 ) -> Iterator[PreparedRun]:
-    """Prepares a run; the models are left as they were.
-
-    Args:
-        request: what is attacked.
-        radii_255: of the attacks.
-        protocol: how it is attacked.
-        options: how it is computed.
-        sources: other models, which attacks of the protocol are made on.
-
-    Raises:
-        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
-    """
+    """Prepares a run; the models are left as they were. ``sources`` are models that attacks are made on."""
     if options.engine not in ENGINES:
         raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {options.engine!r}.")
     batch_size, (shard, shards) = options.fixed_batch_size(), options.shard_number()
@@ -147,17 +127,9 @@ def prepare_run(
 def probe_models(
     session: Session, models: Sequence[LoadedModel], modules: Sequence[nn.Module], data: SegmentationDataset
 ) -> list[Probe]:
-    """Runs each model once on the first images.
+    """Runs each model once on the first images, and refuses one that does not keep to what the engine relies on.
 
-    Args:
-        session: of the modules.
-        models: the evaluated one first, then those that attacks are made on.
-        modules: the same in the windows of ``data``.
-        data: the images.
-
-    Raises:
-        ModelError: a model does not keep to what the engine relies on.
-        UsageError: an attack would be made on the evaluated model itself.
+    The evaluated model comes first, then those that attacks are made on; ``modules`` are the same in windows.
     """
     first = [data[row].image for row in range(min(2, len(data)))]
     images = torch.stack([image for image in first if image.shape == first[0].shape]).to(session.device)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from segbench import counts
 from segbench.counts import Counts
@@ -15,55 +16,53 @@ from segbench.evidence import Key
 from segbench.protocol import Protocol
 
 
+@dataclass
 class UnitQueue:
     """The missing units of a run, shared by its streams.
 
-    Args:
-        units: in order.
-        begin: called with each unit that is handed out; False if another process has finished it.
-        drain: when set, nothing more is handed out.
+    ``begin`` is called with each unit that is handed out, and is False if another process has finished it; once
+    ``drain`` is set nothing more is handed out.
     """
 
-    def __init__(self, units: Sequence[Unit], begin: Callable[[Unit], bool], drain: threading.Event) -> None:
-        self._units = deque(units)
-        self._begin = begin
-        self._drain = drain
-        self._lock = threading.Lock()
+    units: deque[Unit]
+    begin: Callable[[Unit], bool]
+    drain: threading.Event
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self, skipped: Callable[[Unit], None]) -> Unit | None:
         """The next unit; None if there is none. ``skipped`` is called with those that others have finished."""
         while True:
             with self._lock:
-                if not self._units or self._drain.is_set():
+                if not self.units or self.drain.is_set():
                     return None
-                unit = self._units.popleft()
-            if self._begin(unit):
+                unit = self.units.popleft()
+            if self.begin(unit):
                 return unit
             skipped(unit)
 
 
+@dataclass
 class RunProgress:
     """What the bar shows: passes, images, and the aAcc so far of each (ε, loss)."""
 
-    def __init__(self, report: ProgressReport, protocol: Protocol) -> None:
-        self._report = report
-        self._protocol = protocol
-        self._lock = threading.Lock()
-        self._counts: dict[Key, Counts] = {}
+    report: ProgressReport
+    protocol: Protocol
+    _counts: dict[Key, Counts] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, unit: Unit) -> None:
-        self._report.unit(describe_unit(unit))
+        self.report.unit(describe_unit(unit))
 
     def skip(self, unit: Unit) -> None:
-        self._report.images(image_passes(unit, self._protocol))
+        self.report.images(image_passes(unit, self.protocol))
 
     def done(self, done: FinishedUnit) -> None:
         found, key = done.group.counts, (done.unit.eps_255, done.unit.loss)
         spent = sum(done.stats["forwards"]) + len(done.unit.image_ids)
-        self._report.images(image_passes(done.unit, self._protocol) - spent)  # those that finished images did not need
+        self.report.images(image_passes(done.unit, self.protocol) - spent)  # those that finished images did not need
         with self._lock:
             self._counts[key] = counts.merge([self._counts[key], found]) if key in self._counts else found
-            self._report.done(describe_unit(done.unit), len(done.unit.image_ids), self._counts[key].aacc())
+            self.report.done(describe_unit(done.unit), len(done.unit.image_ids), self._counts[key].aacc())
 
 
 def describe_unit(unit: Unit) -> str:

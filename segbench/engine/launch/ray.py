@@ -13,9 +13,10 @@ import signal
 import sys
 import sysconfig
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -34,9 +35,8 @@ from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.queue import RunProgress, UnitQueue
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.telemetry.energy import EnergyMeter
-from segbench.engine.telemetry.progress import ProgressReport, progress_bar
+from segbench.engine.telemetry.progress import progress_bar
 from segbench.errors import RunError, UsageError
-from segbench.protocol import Protocol
 
 RETRIES = 3  # of a unit whose actor dies
 SECONDS = 1.0  # between two looks at the actors
@@ -83,7 +83,7 @@ class Actor:
         try:
             with (
                 open_session(worker.models, worker.device, threads=self._threads) as session,
-                EnergyMeter(gpu_uuid(worker.device)) as energy,
+                closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
             ):
                 choose_batch_size(worker)
 
@@ -135,21 +135,9 @@ def run_on_ray(
     drain: threading.Event,
     options: RunOptions,
 ) -> None:
-    """Runs the units on the actors of a Ray cluster.
+    """Runs units on the actors of a Ray cluster; arguments as in `segbench.engine.launch.local.run_units`.
 
     An actor without a GPU computes on one core if `Worker.one_core`; else the machine's cores are divided among them.
-
-    Args:
-        worker: what the actors are copies of.
-        units: to be run.
-        finish: called with each finished unit.
-        begin: called with each unit before it runs; False if it need not.
-        drain: when set, the units that have begun are finished, and no other one begins.
-        options: ``workers`` and ``gpus_per_worker``, as in `segbench.evaluate`, and ``progress``.
-
-    Raises:
-        UsageError: Ray is not installed, or the cluster cannot hold one actor.
-        RunError: a unit's actor died again and again.
     """
     if not units:
         return
@@ -172,7 +160,8 @@ def run_on_ray(
         members = [_Member(lambda: remote.remote(pickled)) for _ in range(number)]
         total = sum(image_passes(unit, worker.protocol) for unit in units)
         with progress_bar(total, sum(len(unit.image_ids) for unit in units), options.progress) as report:
-            _Driver(ray, members, UnitQueue(units, begin, drain), finish, report, worker.protocol, ahead).run()
+            progress = RunProgress(report, worker.protocol)
+            _Driver(ray, members, UnitQueue(deque(units), begin, drain), finish, progress, ahead).run()
     finally:
         for model in worker.models:
             model.to(worker.device)
@@ -248,71 +237,60 @@ def _division(resources: dict[str, float], workers: int | None, gpus: float, *, 
     return number, 1 if one_core else max(1, cores // number)
 
 
+@dataclass
 class _Driver:
     """Hands out units, takes the results, and hands out again the units of an actor that died."""
 
-    def __init__(
-        self,
-        ray: Any,
-        members: Sequence[_Member],
-        units: UnitQueue,
-        finish: Callable[[FinishedUnit], None],
-        report: ProgressReport,
-        protocol: Protocol,
-        ahead: int,
-    ) -> None:
-        self._ray = ray
-        self._members = members
-        self._queue = units
-        self._finish = finish
-        self._report = report
-        self._running = RunProgress(report, protocol)
-        self._ahead = ahead
-        self._again: list[Unit] = []
-        self._deaths: dict[str, int] = {}
-        self._error: BaseException | None = None  # of a task; what else has begun is finished before it is raised
+    ray: Any
+    members: Sequence[_Member]
+    units: UnitQueue
+    finish: Callable[[FinishedUnit], None]
+    progress: RunProgress
+    ahead: int
+    again: list[Unit] = field(default_factory=list)
+    deaths: dict[str, int] = field(default_factory=dict)
+    error: BaseException | None = None  # of a task; what else has begun is finished before it is raised
 
     def run(self) -> None:
         """Until nothing is left."""
         self._hand_out()
-        while doing := [reference for member in self._members for reference in member.running]:
-            done, _ = self._ray.wait(doing, timeout=SECONDS)
+        while doing := [reference for member in self.members for reference in member.running]:
+            done, _ = self.ray.wait(doing, timeout=SECONDS)
             for reference in done:
-                member = next((each for each in self._members if reference in each.running), None)
+                member = next((each for each in self.members if reference in each.running), None)
                 if member is not None:  # else it was given up with its actor
                     self._take(member, reference)
             self._look()
             self._hand_out()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def _hand_out(self) -> None:
         """Gives each actor units in turn, so that none has two while another has none."""
-        if self._error is not None:
+        if self.error is not None:
             return
-        for _ in range(self._ahead):
-            for member in sorted(self._members, key=lambda member: len(member.running)):
-                if len(member.running) >= self._ahead:
+        for _ in range(self.ahead):
+            for member in sorted(self.members, key=lambda member: len(member.running)):
+                if len(member.running) >= self.ahead:
                     continue
-                unit = self._again.pop(0) if self._again else self._queue.next(self._running.skip)
+                unit = self.again.pop(0) if self.again else self.units.next(self.progress.skip)
                 if unit is None:
                     return
-                self._running.begin(unit)
+                self.progress.begin(unit)
                 member.running[member.handle.run.remote(unit)] = unit
 
     def _take(self, member: _Member, reference: Any) -> None:
         try:
-            done = self._ray.get(reference)
-        except self._ray.exceptions.RayActorError as error:
+            done = self.ray.get(reference)
+        except self.ray.exceptions.RayActorError as error:
             self._replace(member, error)
-            return
-        except self._ray.exceptions.RayTaskError as error:
+        except self.ray.exceptions.RayTaskError as error:
             del member.running[reference]
-            self._error = self._error or getattr(error, "cause", None) or error
-            return
-        del member.running[reference]
-        self._finish(done)
-        self._running.done(done)
+            self.error = self.error or getattr(error, "cause", None) or error
+        else:
+            del member.running[reference]
+            self.finish(done)
+            self.progress.done(done)
 
     def _replace(self, member: _Member, error: Exception) -> None:
         """Another actor for one that died; what it was doing is done again."""
@@ -325,27 +303,27 @@ class _Driver:
         lost, member.running = list(member.running.values()), {}
         names = ", ".join(unit.name for unit in lost)
         for unit in lost:
-            self._deaths[unit.name] = self._deaths.get(unit.name, 0) + 1
-            if self._deaths[unit.name] > RETRIES:
+            self.deaths[unit.name] = self.deaths.get(unit.name, 0) + 1
+            if self.deaths[unit.name] > RETRIES:
                 raise RunError(
                     f"The worker of unit {unit.name} died {RETRIES + 1} times ({said[0]}). "
                     "Finished units are kept. Memory is the usual reason: fewer --workers, or a smaller --batch-size."
                 ) from error
         logging.getLogger("segbench").warning("A worker died; another one does its units again: %s", names)
-        self._again = lost + self._again
+        self.again = lost + self.again
         member.handle, member.asked, member.passes = member.start(), None, 0
 
     def _look(self) -> None:
         """Moves the bar by the passes of each actor since the last look."""
-        for member in self._members:
+        for member in self.members:
             if member.asked is not None:
-                ready, _ = self._ray.wait([member.asked], timeout=0)
+                ready, _ = self.ray.wait([member.asked], timeout=0)
                 if not ready:
                     continue
                 try:
-                    now = self._ray.get(member.asked)
-                except self._ray.exceptions.RayError:
+                    now = self.ray.get(member.asked)
+                except self.ray.exceptions.RayError:
                     continue  # it died, which its units will tell
-                self._report.images(now - member.passes)
+                self.progress.report.images(now - member.passes)
                 member.passes = now
             member.asked = member.handle.passes.remote()

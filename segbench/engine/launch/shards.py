@@ -12,11 +12,7 @@ from segbench.models.devices import choose_device
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
-    """``"3/16"`` to (3, 16); None to (1, 1).
-
-    Raises:
-        UsageError: not of that form, or out of range.
-    """
+    """``"3/16"`` to (3, 16); None to (1, 1)."""
     if shard is None:
         return 1, 1
     number, _, total = shard.partition("/")
@@ -30,9 +26,6 @@ def launcher_shard(environment: Mapping[str, str] = os.environ) -> tuple[int, in
 
     Under torchrun its rank. Under SLURM the element of an array, counted from the first one in the array's steps, and
     in it the task of srun.
-
-    Raises:
-        UsageError: the variables contradict each other.
     """
     if torchrun := _position(environment, "RANK", "WORLD_SIZE"):
         position, total = torchrun

@@ -19,11 +19,7 @@ from segbench.errors import IncompleteError, RunError
 
 @contextmanager
 def claim_shard(run: Path, shard: str, device: str) -> Iterator[Heartbeat]:
-    """Locks a shard of a run directory for this process, and shows what the process does.
-
-    Raises:
-        RunError: another process has the shard.
-    """
+    """Locks a shard of a run directory for this process, and shows what it does; RunError if another one has it."""
     heartbeat = Heartbeat(run, shard, device)
     lock = _lock(heartbeat.path.with_suffix(".lock"), run, shard)
     heartbeat.start()

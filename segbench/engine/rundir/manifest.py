@@ -39,18 +39,8 @@ def build_manifest(
 ) -> dict[str, Any]:
     """The content of ``run.json``.
 
-    Args:
-        model: `segbench.models.load.LoadedModel.describe`.
-        data: the whole data set.
-        used: the images of the run.
-        fingerprint: of ``used``.
-        protocol: how they are attacked.
-        radii_255: of the attacks.
-        checks: flags of `segbench.engine.compute.checks.Probe`.
-        probe: its samples.
-        precision: of the gradients.
-        compiled: whether the model is.
-        command: that repeats the run.
+    ``model`` is that of `segbench.models.load.LoadedModel.describe`; of ``data`` the images ``used`` have this
+    fingerprint; ``checks`` and ``probe`` are flags and samples of `segbench.engine.compute.checks.Probe`.
     """
     _, class_weights_from = data.count_weights()
     identity = {

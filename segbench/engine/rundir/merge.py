@@ -34,12 +34,7 @@ class Merged(NamedTuple):
 
 
 def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
-    """Merges these radii, or all radii of the run directory, into ``<id>.parquet`` and ``<id>.json``.
-
-    Raises:
-        IncompleteError: units are missing.
-        RunError: a unit is damaged or belongs to another run.
-    """
+    """Merges these radii, or all radii of the run directory, into ``<id>.parquet`` and ``<id>.json``."""
     if reason := NO_ENTRY.get(store.manifest["protocol"]["name"]):
         raise RunError(f"{store.path} {reason} For an entry: segbench evaluate.")
     manifest, units = store.manifest, store.units(radii_255)

@@ -42,12 +42,7 @@ class FinishedUnit(NamedTuple):
 def plan(protocol: str, image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
     """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
 
-    Args:
-        protocol: name; a comparison of attacks has no check, and where the smallest ε is looked for only the clean
-            images are units.
-        image_ids: of the data set, in order.
-        radii_255: of the attacks.
-        losses: attacks of the protocol.
+    A comparison of attacks has no check; in a search for the smallest ε only the clean images are units.
 
     >>> [unit.name for unit in plan("sea-v1", ["a"], [4.0], ["mce"])]
     ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']

@@ -30,15 +30,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The state of a run directory.
+    """The state of a run directory: tallies by (ε, loss), and their sum.
 
-    Attributes:
-        model, dataset: ids.
-        groups: by (ε, loss), in order.
-        total: of all groups.
-        seconds: taken by the finished units, summed over all devices.
-        seconds_left: for the rest, with the processes that run now; None while no unit is finished.
-        workers: the processes that work or worked there.
+    ``seconds`` of the finished units are summed over all devices; ``seconds_left`` are for the processes that run
+    now, None while no unit is finished.
     """
 
     model: str
@@ -68,11 +63,7 @@ class RunStatus:
 
 
 def run_status(store: Store) -> RunStatus:
-    """Reads every unit of a run directory.
-
-    Raises:
-        RunError: a unit is damaged.
-    """
+    """Reads every unit of a run directory."""
     workers = list_workers(store.path)
     running = {unit for worker in workers if worker.state == "running" for unit in worker.units}
     failed = {unit for worker in workers if worker.state == "failed" for unit in worker.units}

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ MANIFEST_VERSION = 2
 FIX = "Fix this and run the same command again; finished units are kept."
 OTHER_OUT = "Nothing was changed. Give another folder with --out."
 MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
+COST: Mapping[str, Callable[[Any], Any]] = {
+    "seconds": float, "peak_memory_bytes": int, "device": str, "images": int, "joules": float, "batch_size": int,
+}  # fmt: skip
+UNKNOWABLE = ("joules", "batch_size")  # null where the machine does not tell
 IDENTITY = {
     "protocol": "protocol",
     "weights": "model weights",
@@ -42,13 +47,7 @@ def run_id(identity: Mapping[str, str]) -> str:
 
 @dataclass
 class Store:
-    """One run directory, opened.
-
-    Attributes:
-        path: of the folder.
-        manifest: the content of ``run.json``.
-        log_name: the log that this process writes; all are read.
-    """
+    """One run directory, opened. This process writes the log ``log_name``; all are read."""
 
     path: Path
     manifest: dict[str, Any]
@@ -58,8 +57,7 @@ class Store:
     def create(cls, path: Path, manifest: dict[str, Any]) -> Store:
         """Opens ``path`` for the run that ``manifest`` describes, or creates it; radii are added to those it has.
 
-        Raises:
-            RunError: the directory belongs to another run, or holds something else.
+        RunError if the directory belongs to another run, or holds something else; nothing is changed then.
         """
         if not (path / "run.json").exists():
             foreign = path.exists() and (not path.is_dir() or any(not is_temporary(file) for file in path.iterdir()))
@@ -106,11 +104,7 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Opens an existing run directory.
-
-        Raises:
-            RunError: there is none, or its manifest is damaged.
-        """
+        """Opens an existing run directory; RunError if there is none, or its manifest is damaged."""
         file = path / "run.json"
         try:
             manifest = schemas.parse(file.read_text("utf-8"), source=str(file), max_characters=MAX_MANIFEST)
@@ -142,11 +136,7 @@ class Store:
         return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
 
     def remember(self, source: str, sample: Sequence[float]) -> None:
-        """Checks a source model of transfer attacks against its first probe: weights alone do not say what it computes.
-
-        Raises:
-            RunError: another model of these weights was attacked here, or nothing can be written.
-        """
+        """Checks a source model of transfer attacks against its first probe: weights alone do not identify it."""
         file = self.path / "sources" / f"{source}.json"
         try:
             if create_atomic(file, json.dumps(list(sample)).encode()) or same_probe(
@@ -191,11 +181,7 @@ class Store:
             raise RunError(f"Cannot write {self.file(unit)}: {error}. {FIX}") from error
 
     def read(self, unit: Unit) -> tuple[Group, dict[str, Any]] | None:
-        """Counts and statistics of a unit, or None if it is not done.
-
-        Raises:
-            RunError: the file is damaged or belongs to another run; it is left as it is.
-        """
+        """Counts and statistics of a unit, or None if it is not done; RunError if its file is damaged."""
         file = self.file(unit)
         if not file.exists():
             return None
@@ -214,12 +200,7 @@ class Store:
         return group, found.metadata["stats"]
 
     def read_all(self, units: Sequence[Unit]) -> list[tuple[Unit, Group, dict[str, Any]]]:
-        """Each unit with its counts and statistics.
-
-        Raises:
-            IncompleteError: units are missing.
-            RunError: a unit is damaged or belongs to another run.
-        """
+        """Each unit with its counts and statistics; IncompleteError if any is missing."""
         found = [(unit, self.read(unit)) for unit in units]
         if missing := [unit for unit, content in found if content is None]:
             raise IncompleteError(
@@ -230,46 +211,45 @@ class Store:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends the cost of a unit to the log, before the unit is written, so that a kill loses no cost."""
-        file = self.path / self.log_name
-        try:
-            with file.open("a+b") as stream:
-                if stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n":
-                    stream.write(b"\n")  # a kill or a full disk cut the line before
-                stream.write(json.dumps(record).encode() + b"\n")
-        except OSError as error:
-            raise RunError(f"Cannot write {file}: {error}. {FIX}") from error
+        append_line(self.path / self.log_name, record)
 
     def costs(self) -> dict[str, dict[str, Any]]:
         """Unit name to its last record; damaged lines (of a killed run) are skipped."""
         records: dict[str, dict[str, Any]] = {}
-        lines: list[str] = []
-        for file in sorted(self.path.glob("log*.jsonl")):
-            try:
-                lines += file.read_bytes().decode("utf-8", "replace").splitlines()
-            except OSError as error:
-                raise RunError(f"Cannot read {file}: {error}") from error
-        for line in lines:
-            try:
-                record = json.loads(line)
+        for record in read_lines(self.path, "log*.jsonl"):
+            with suppress(ValueError, TypeError, KeyError):  # the merge says if the cost of a unit is unknown
                 records[record["unit"]] = {
-                    "seconds": float(record["seconds"]),
-                    "peak_memory_bytes": int(record["peak_memory_bytes"]),
-                    "device": str(record["device"]),
-                    "images": int(record["images"]),
-                    "joules": None if record["joules"] is None else float(record["joules"]),
-                    "batch_size": None if record["batch_size"] is None else int(record["batch_size"]),
+                    name: None if name in UNKNOWABLE and record[name] is None else kind(record[name])
+                    for name, kind in COST.items()
                 }
-            except (ValueError, TypeError, KeyError):
-                continue  # costs are not part of a result; the merge says if any is missing
         return records
 
 
-def check_writable(path: Path) -> None:
-    """Checks that a run directory can be written, before anything is computed; leaves nothing behind.
+def append_line(file: Path, record: Mapping[str, Any]) -> None:
+    """Appends a line of JSON; several threads may."""
+    line = json.dumps(dict(record)).encode() + b"\n"
+    try:
+        with file.open("a+b") as stream:
+            cut = stream.tell() and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n"
+            stream.write(b"\n" + line if cut else line)  # a kill or a full disk cut the line before
+    except OSError as error:
+        raise RunError(f"Cannot write {file}: {error}. {FIX}") from error
 
-    Raises:
-        RunError: it cannot.
-    """
+
+def read_lines(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
+    """The lines of JSON in these files; those that a kill or a full disk cut are skipped."""
+    try:
+        texts = [file.read_bytes() for file in sorted(folder.glob(pattern))]
+    except OSError as error:
+        raise RunError(f"Cannot read {folder}: {error}") from error
+    for line in b"\n".join(texts).decode("utf-8", "replace").splitlines():
+        with suppress(ValueError):
+            if isinstance(record := json.loads(line), dict):
+                yield record
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a run directory can be written, before anything is computed; leaves nothing behind."""
     folder = next(folder for folder in (path / "units", path, *path.absolute().parents) if folder.is_dir())
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -6,13 +6,11 @@ many for a unit of evidence each. The lines hold counts, from which every number
 
 from __future__ import annotations
 
-import json
-import threading
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from segbench.engine.rundir.store import FIX
-from segbench.errors import RunError
+from segbench.engine.rundir.store import append_line, read_lines
 from segbench.evidence import Key
 
 
@@ -26,54 +24,28 @@ class Trial(NamedTuple):
     valid: int
 
 
+@dataclass
 class Trials:
-    """The trials of a run directory, of all its shards; several threads may add.
+    """The trials of a run directory, of all its shards; this process writes the file ``name``, from several threads."""
 
-    Args:
-        path: the run directory.
-        name: of the file that this process writes.
-    """
-
-    def __init__(self, path: Path, name: str = "tried.jsonl") -> None:
-        self._path = path
-        self._name = name
-        self._lock = threading.Lock()
+    path: Path
+    name: str = "tried.jsonl"
 
     def add(self, trial: Trial) -> None:
-        """Appends one.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        line = json.dumps(trial._asdict()).encode()
-        try:
-            with self._lock, (self._path / self._name).open("ab") as stream:
-                stream.write(b"\n" + line + b"\n")  # the first one ends a line that a kill or a full disk cut
-        except OSError as error:
-            raise RunError(f"Cannot write {self._path / self._name}: {error}. {FIX}") from error
+        """Appends one."""
+        append_line(self.path / self.name, trial._asdict())
 
     def read(self) -> dict[str, dict[Key, Trial]]:
         """All trials by image and (ε, attack); a line that a kill cut is skipped, and tried again."""
         found: dict[str, dict[Key, Trial]] = {}
-        try:
-            texts = [file.read_bytes() for file in sorted(self._path.glob("tried*.jsonl"))]
-        except OSError as error:
-            raise RunError(f"Cannot read {self._path}: {error}") from error
-        for line in b"\n".join(texts).decode("utf-8", "replace").splitlines():
-            trial = _parsed(line)
-            if trial is not None:
+        for record in read_lines(self.path, "tried*.jsonl"):
+            if trial := _parsed(record):
                 found.setdefault(trial.image_id, {})[trial.eps_255, trial.attack] = trial
         return found
 
 
-def _parsed(line: str) -> Trial | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or set(record) != set(Trial._fields):
-        return None
+def _parsed(record: dict[str, Any]) -> Trial | None:
     known = (("image_id", str), ("eps_255", int | float), ("attack", str), ("right", int), ("valid", int))
-    if not all(isinstance(record[name], kind) for name, kind in known) or not 0 <= record["right"] <= record["valid"]:
+    if set(record) != set(Trial._fields) or not all(isinstance(record[name], kind) for name, kind in known):
         return None
-    return Trial(**record | {"eps_255": float(record["eps_255"])})
+    return Trial(**record | {"eps_255": float(record["eps_255"])}) if 0 <= record["right"] <= record["valid"] else None

@@ -23,16 +23,9 @@ STATES = ("running", "done", "stopped", "failed")
 
 
 class WorkerStatus(NamedTuple):
-    """What ``workers/<shard>.json`` says.
+    """What ``workers/<shard>.json`` says, and the seconds since the last heartbeat.
 
-    Attributes:
-        shard: ``3/16``.
-        host, pid: of the process.
-        device: where it computes.
-        state: ``running``, ``done``, ``stopped`` (by a signal), ``failed``, or ``lost``: running, but silent.
-        units: being computed.
-        error: why it failed.
-        seconds: since the last heartbeat.
+    ``state`` is ``running``, ``done``, ``stopped`` (by a signal), ``failed``, or ``lost``: running, but silent.
     """
 
     shard: str

@@ -42,12 +42,7 @@ class PictureKey(NamedTuple):
 
 
 class AttackedImage(NamedTuple):
-    """An image under attack.
-
-    Attributes:
-        image: (3,H,W) float32 in [0,1].
-        predictions: (H,W) of the model there.
-    """
+    """An image under attack, (3,H,W) float32 in [0,1], and the predictions (H,W) of the model there."""
 
     image: npt.NDArray[np.float32]
     predictions: npt.NDArray[np.uint16]
@@ -57,17 +52,9 @@ class AttackedImage(NamedTuple):
 def reopen_run(
     store: Store, model: str | nn.Module | None, data_root: str | Path | None, options: RunOptions
 ) -> Iterator[PreparedRun]:
-    """The model and the data of a run, checked to be those that it was made with.
+    """The model and the data of an evaluation or a comparison, checked to be those that it was made with.
 
-    Args:
-        store: of an evaluation or a comparison.
-        model: what loads the model, if it is not the id that the run names.
-        data_root: folder of the data set, where it needs one.
-        options: how it is computed.
-
-    Raises:
-        UsageError: nothing is known by the model's id.
-        RunError: it is another model, or other images.
+    ``model`` loads the model, if it is not the id that the run names.
     """
     about, data = store.manifest["model"], store.manifest["dataset"]
     limit = data["images"] if data["images"] < data["available"] else None
@@ -94,11 +81,7 @@ def _protocol(fields: Mapping[str, Any]) -> Protocol:
 
 
 def attack_again(run: PreparedRun, wanted: Sequence[PictureKey]) -> dict[PictureKey, AttackedImage]:
-    """The pictures: those that were kept, and the others made now.
-
-    Raises:
-        RunError: a picture cannot be written.
-    """
+    """The pictures: those that were kept, and the others made now."""
     folder, worker = run.store.path / "pictures", run.worker
     data = worker.dataset
     kept = {key: _read(folder / _file_name(key, data), data[key.row], key.eps_255) for key in dict.fromkeys(wanted)}

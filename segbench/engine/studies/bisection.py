@@ -33,14 +33,7 @@ def next_step(broken: Mapping[Key, bool], radii_255: Sequence[float], attacks: S
     That holds for the strongest attack there is, not for each that we have: near the end an image may withstand one
     radius and be broken at a smaller one. The result is a radius that does break the image: never below the true one.
     The other direction is no assumption: an attack within ε is one within each larger ε, so nothing is tried above a
-    radius that broke the image, even one of another grid.
-
-    An image is broken at a radius as soon as one of the attacks breaks it there; the others are not tried then.
-
-    Args:
-        broken: (ε over 255, attack) to whether it broke the image; the clean image is `CLEAN`.
-        radii_255: the grid, rising.
-        attacks: in the order in which they are tried.
+    radius that broke the image, even one of another grid. The first attack that breaks an image at a radius is enough.
 
     >>> next_step({CLEAN: False, (2.0, "js"): True}, [1.0, 2.0, 3.0], ["js"])
     Search(then=(1.0, 'js'), decided=1)

@@ -41,12 +41,7 @@ def study_command(kind: str, what: Iterable[str], seed: int, sources: Sequence[s
 def read_groups(
     store: Store, losses: Sequence[str], radii_255: Sequence[float]
 ) -> tuple[dict[Key, Group], dict[Key, list[dict[str, Any]]]]:
-    """The counts of each (ε, attack), and the cost of its units.
-
-    Raises:
-        IncompleteError: units are missing.
-        RunError: a unit is damaged.
-    """
+    """The counts of each (ε, attack), and the cost of its units; IncompleteError if units are missing."""
     wanted = {CLEAN, *((eps, loss) for eps in radii_255 for loss in losses)}
     finished = store.read_all([unit for unit in store.units(radii_255) if (unit.eps_255, unit.loss) in wanted])
     costs: dict[Key, list[dict[str, Any]]] = {}
@@ -74,11 +69,7 @@ def describe_run(store: Store) -> dict[str, Any]:
 def write_study(
     store: Store, name: str, document: Mapping[str, Any], groups: Mapping[Key, Group] | None = None
 ) -> None:
-    """Writes ``<name>.json`` into a run directory, and its counts as ``<name>.parquet``.
-
-    Raises:
-        RunError: they cannot be written.
-    """
+    """Writes ``<name>.json`` into a run directory, and its counts as ``<name>.parquet``."""
     files = {store.path / f"{name}.json": schemas.dump(dict(document)).encode()}
     if groups is not None:
         metadata = {key: store.manifest[key] for key in ("run_id", "identity", "protocol")}

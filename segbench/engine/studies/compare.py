@@ -107,18 +107,13 @@ def compare(
     ``square`` so is ``SEA+``, the best known; and that of all. An ensemble chooses among its attacks and the clean
     image, for each image.
 
-    Arguments that `segbench.evaluate` has mean the same here; ``options`` holds the others. Besides:
+    Arguments and errors of `segbench.evaluate` mean the same here; ``options`` holds the other arguments. Besides:
 
     - ``attacks``: names of `segbench.attacks.catalogue.ATTACKS`; ``iterations`` of each, its restarts together.
     - ``seed``: of the random starts.
     - ``sources``: other models of the same classes: the three attacks of SEA on each, whose adversarial images this
       model faces (transfer; Croce, Singh, Hein, ECCV 2024, Table 9).
     - ``pairs``: the ensemble of each two attacks as well (Table 7).
-
-    Raises:
-        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
-        ShardDoneError: this shard is done, units of others are missing.
-        PreemptedError: SIGTERM stopped it, units are missing.
     """
     if not attacks:
         raise UsageError("Which attacks? See: segbench attack list")
@@ -178,15 +173,7 @@ def summarise(
 ) -> Comparison:
     """Reads the units of these attacks and radii, and writes ``comparison.json`` and its evidence.
 
-    Args:
-        store: the run directory.
-        parts: of each attack, as its units are named.
-        radii_255: of the table.
-        ensembles: name, and attacks among which each chooses.
-
-    Raises:
-        IncompleteError: units are missing.
-        RunError: a unit is damaged, or nothing can be written.
+    ``parts`` are the restarts of each attack, as its units are named; ``ensembles`` the members of each.
     """
     losses = [part for each in parts.values() for part in each]
     groups, costs = read_groups(store, losses, radii_255)

@@ -26,13 +26,9 @@ def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: st
         url: https link to where the attacks are described.
         name: of both files, in ``<model id>.external``.
 
-    Returns:
-        The document; its counts lie beside it.
-
     Raises:
         RunError: not a finished comparison.
-        ContentError: it is of another model or other images, has no other attacks at the entry's radii, or the name
-            is taken.
+        ContentError: it is of another model or other images, has no other attacks, or the name is taken.
     """
     store = Store.open(run)
     if store.manifest["protocol"]["name"] != COMPARISON or not (run / EVIDENCE).exists():

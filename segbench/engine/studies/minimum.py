@@ -102,18 +102,12 @@ def minimum(
     It assumes that an image that withstands one radius withstands each smaller one (see `bisection.next_step`). With
     another ``largest`` or ``resolution`` in the same run directory all earlier trials count.
 
-    Arguments that `segbench.evaluate` has mean the same here; ``options`` holds the others. Besides:
+    Arguments and errors of `segbench.evaluate` mean the same here; ``options`` holds the other arguments. Besides:
 
     - ``attacks``: of the catalogue, without restarts; at each radius they are tried in this order until one breaks the
-      image. ``iterations`` of each, at each radius.
+      image. ``iterations`` of each, at each radius; ``seed`` of the random starts.
     - ``share``: of the valid pixels that may be right in a broken image, in [0,1).
     - ``largest``, ``resolution``: radius, and step of the radii, over 255.
-    - ``seed``: of the random starts.
-
-    Raises:
-        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
-        ShardDoneError: this shard is done, images of others are missing.
-        PreemptedError: SIGTERM stopped it, images are missing.
     """
     options, radii = options or RunOptions(), grid(largest, resolution)
     names = list(dict.fromkeys(as_list(attacks)))
@@ -141,9 +135,6 @@ def minimum(
 def grid(largest: float, resolution: float) -> list[float]:
     """The radii of a search, over 255.
 
-    Raises:
-        UsageError: out of range.
-
     >>> grid(1, 0.25)
     [0.25, 0.5, 0.75, 1.0]
     """
@@ -159,14 +150,7 @@ def grid(largest: float, resolution: float) -> list[float]:
 
 
 class _Bisection:
-    """The images of this process, each at its own radius.
-
-    Args:
-        run: prepared.
-        radii: the grid.
-        attacks: in order.
-        share: of right pixels in a broken image.
-    """
+    """The images of this process, each at its own radius of the grid."""
 
     def __init__(self, run: PreparedRun, radii: Sequence[float], attacks: Sequence[str], share: float) -> None:
         self._run = run
@@ -182,11 +166,7 @@ class _Bisection:
         self._rounds = len(radii).bit_length()  # radii that decide an image
 
     def run(self) -> None:
-        """Until each image's radius is found.
-
-        Raises:
-            PreemptedError: SIGTERM stopped it.
-        """
+        """Until each image's radius is found; PreemptedError after SIGTERM."""
         waiting = self._undecided()
         if not waiting:
             return
@@ -272,12 +252,7 @@ def _broken(trials: Mapping[Key, Trial], share: float) -> dict[Key, bool]:
 
 
 def _summarise(store: Store, radii: Sequence[float], attacks: Sequence[str], share: float) -> Minimum:
-    """Reads the trials of all shards, and writes ``minimum.json``.
-
-    Raises:
-        IncompleteError: images are missing.
-        RunError: nothing can be written.
-    """
+    """Reads the trials of all shards, and writes ``minimum.json``; IncompleteError if images are missing."""
     ids, known = store.manifest["image_ids"], Trials(store.path).read()
     ends = [next_step(_broken(known.get(image_id, {}), share), radii, attacks).then for image_id in ids]
     found = [end.eps_255 for end in ends if isinstance(end, SmallestRadius)]

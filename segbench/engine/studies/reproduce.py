@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from segbench import entries, evidence, schemas
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.engine.evaluate import Result, evaluate
+from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir.manifest import class_weights_hash
 from segbench.engine.rundir.store import Store
 from segbench.entries import additions
@@ -41,34 +42,23 @@ def reproduce(
     seed: int | None = None,
     by: str | None = None,
     out: Path | None = None,
-    device: str = "auto",
-    batch_size: int | str = "auto",
-    progress: bool = True,
-    offline: bool = False,
+    options: RunOptions | None = None,
 ) -> Reproduced:
     """Attacks random images of an entry again, with its model, and writes a record of what came out.
 
     The work is a run directory ``runs/reproduce-...``: an interrupted call goes on where it stopped.
 
-    Args:
-        entry_path: its evidence lies beside it.
-        sample: number of images; all of them if there are fewer.
-        radii: numerators over 255; none for all radii of the entry.
-        model: what loads the model, if it is not the entry's model id.
-        data_root: folder of the data set, where it needs one.
-        seed: draws the images; None draws it at random, so that nobody knows them before.
-        by: who reproduces; a record without it does not raise the tier.
-        out: folder of the record; None for ``<model id>.reproduced`` beside the entry.
-        device: as in `evaluate`.
-        batch_size: as in `evaluate`.
-        progress: show a bar.
-        offline: never use the network.
+    - ``sample``: number of images, chosen at random: by ``seed``, or so that nobody knows them before.
+    - ``radii``: numerators over 255; none for all radii of the entry.
+    - ``model``: what loads the model, if it is not the entry's model id.
+    - ``by``: who reproduces; a record without it does not raise the tier.
+    - ``out``: folder of the record; None for ``<model id>.reproduced`` beside the entry.
 
     Raises:
         ContentError: the entry or its evidence is damaged, or it has none.
         ModelError, DataError: the model or the data are not those of the entry.
     """
-    entry = entries.read_entry(entry_path)
+    options, entry = options or RunOptions(), entries.read_entry(entry_path)
     stored = entries.evidence_of(entry_path, entry)
     if problems := entries.identity_problems(entry, stored, entry["evidence"]["file"]):
         raise ContentError(f"{entry_path}: {problems[0]}")
@@ -88,7 +78,7 @@ def reproduce(
     data = _data(entry, data_root)
     ids = additions.sample_ids(clean.image_ids, images, seed)
     named = model or entry["model"]["id"]
-    loaded = load(parse(named), num_classes=data.num_classes, offline=offline, progress=progress)
+    loaded = load(parse(named), num_classes=data.num_classes, offline=options.offline, progress=options.progress)
     _check_weights(entry, loaded.weights_sha256)
     _check_class_weights(stored, data)
     iterations = entry["protocol"]["iterations"]
@@ -98,12 +88,8 @@ def reproduce(
         eps=chosen,
         protocol=entry["protocol"]["name"],
         out=run,
-        device=device,
-        batch_size=batch_size,
         iterations=None if iterations == PROTOCOLS[entry["protocol"]["name"]].iterations else iterations,
-        precision=entry["run"]["precision"],
-        progress=progress,
-        offline=offline,
+        **options._replace(precision=entry["run"]["precision"])._asdict(),
     )
     record, added = _record(entry, stored, result, seed=seed, images=images, radii=chosen, by=by)
     folder = out or additions.folder_of(entry_path, additions.REPRODUCED)

@@ -57,19 +57,8 @@ def sweep(
 ) -> Sweep:
     """Compares the attacks once for each number of iterations and each seed.
 
-    Args:
-        model_or_id: whatever `segbench.evaluate` takes.
-        attacks: as in `segbench.engine.studies.compare.compare`.
-        iterations: numbers of iterations.
-        seeds: of the random starts.
-        out: folder of the run directories; None for ``runs/sweep-<model>``, with the data set and the number of images
-            where they are given.
-        options: as in `segbench.engine.studies.compare.compare`.
-
-    Raises:
-        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
-        ShardDoneError: this shard is done everywhere, units of others are missing.
-        PreemptedError: SIGTERM stopped it, units are missing.
+    ``out`` is the folder of the run directories; None for ``runs/sweep-<model>``, with the data set and the number of
+    images where they are given. The other arguments are those of `segbench.engine.studies.compare.compare`.
     """
     if not iterations or not seeds:
         raise UsageError("Give at least one number of iterations and one seed.")

@@ -66,16 +66,10 @@ def targeted(
 ) -> Targeted:
     """Draws all pixels of each image to one class, for each of the classes.
 
-    Arguments that `segbench.evaluate` has mean the same here; ``options`` holds the others. Besides:
+    Arguments and errors of `segbench.evaluate` mean the same here; ``options`` holds the other arguments. Besides:
 
     - ``targets``: classes, by number or name.
-    - ``iterations``: of each attack.
-    - ``seed``: of the random starts.
-
-    Raises:
-        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
-        ShardDoneError: this shard is done, units of others are missing.
-        PreemptedError: SIGTERM stopped it, units are missing.
+    - ``iterations``: of each attack; ``seed`` of the random starts.
     """
     options, data = options or RunOptions(), open_dataset(parse(model_or_id), dataset, data_root)
     classes = list(dict.fromkeys(class_number(each, data.class_names) for each in as_list(targets)))
@@ -103,10 +97,7 @@ def targeted(
 
 
 def class_number(name: str | int, class_names: Sequence[str]) -> int:
-    """The class of that number or name.
-
-    Raises:
-        UsageError: there is none.
+    """The class of that number or name; UsageError if there is none.
 
     >>> class_number("tree", ["sky", "tree"]), class_number("0", ["sky", "tree"])
     (1, 0)

@@ -8,39 +8,27 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 RAPL = Path("/sys/class/powercap")
 SECONDS = 2.0  # between two readings of a GPU's power
 
 
 class EnergyMeter:
-    """Mean power since it was entered.
-
-    Args:
-        gpu: index or UUID of the GPU for nvidia-smi; None for the processors.
-    """
+    """Mean power since it was made: of a GPU, by index or UUID for nvidia-smi, or of the processors; to be closed."""
 
     def __init__(self, gpu: str | None) -> None:
         self._gpu = gpu
         self._sampled: list[float] = []
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._started, self._joules = 0.0, processor_joules()
-
-    def __enter__(self) -> EnergyMeter:
-        self._started = time.monotonic()
-        if self._gpu is not None and shutil.which("nvidia-smi"):
+        self._started, self._joules = time.monotonic(), processor_joules()
+        self._thread = threading.Thread(target=self._sample, name="segbench-energy", daemon=True)
+        if gpu is not None and shutil.which("nvidia-smi"):
             self._look()  # so that the first unit knows, too
-            self._thread = threading.Thread(target=self._sample, name="segbench-energy", daemon=True)
             self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._stop.set()
-        if self._thread is not None:
+        if self._thread.is_alive():
             self._thread.join()
 
     def watts(self) -> float | None:

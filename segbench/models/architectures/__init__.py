@@ -113,10 +113,8 @@ def pspnet_resnet(
 class Architecture:
     """An architecture and the facts that the rest of segbench needs of it.
 
-    Attributes:
-        build: makes it with random weights, from ``num_classes`` and the arguments of a card.
-        is_stateless: no module keeps anything from one forward pass to the next, so threads may share the model.
-        has_batch_norm: it cannot be trained on one image at a time.
+    ``build`` makes it with random weights, from ``num_classes`` and the arguments of a card; in a stateless one no
+    module keeps anything from one forward pass to the next, so threads may share it.
     """
 
     build: Callable[..., nn.Module]
@@ -165,28 +163,18 @@ class WithoutDraws(TorchFunctionMode):
 
 
 def build(name: str, *, num_classes: int, **arguments: Any) -> nn.Module:
-    """An architecture with random weights.
-
-    Raises:
-        UnknownNameError: unknown name.
-        ModelError: arguments that the architecture does not take, or too many parameters.
-    """
+    """An architecture with random weights; errors as in `build_described`."""
     return build_described({"name": name, "arguments": arguments}, num_classes=num_classes)
 
 
 def build_described(architecture: Mapping[str, Any], *, num_classes: int, parameters: int | None = None) -> nn.Module:
-    """The ``architecture`` of a card (``name``, ``arguments``) with random weights.
+    """The ``architecture`` of a card or recipe (``name``, ``arguments``; not trusted) with random weights.
 
     It is built without memory first, so that a card cannot ask for more than a model may have.
 
-    Args:
-        architecture: from a card or a recipe; not trusted.
-        num_classes: K.
-        parameters: how many the card says there are; None where it does not say.
-
     Raises:
         UnknownNameError: unknown name.
-        ModelError: arguments that the architecture does not take, too many parameters, or not as many as the card says.
+        ModelError: arguments that it does not take, too many parameters, or not as many as the card says.
     """
     name, arguments = architecture["name"], architecture["arguments"]
     if name not in ARCHITECTURES:

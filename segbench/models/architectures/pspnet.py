@@ -118,12 +118,7 @@ class PSPNet(nn.Module):
     """Dilated backbone, pyramid pooling, classifier and auxiliary head on the third stage.
 
     The published sizes of images are 8k+1, where feature maps and images share their corners; any other size works.
-
-    Args:
-        backbone: module with ``widths`` that maps images to four feature maps.
-        num_classes: K.
-        channels: width of the classifier (512 in the released models).
-        auxiliary_channels: width of the auxiliary head (256 in the released models).
+    The classifier has 512 ``channels`` in the released models, the auxiliary head 256.
     """
 
     def __init__(

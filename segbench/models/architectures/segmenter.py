@@ -119,13 +119,7 @@ class MaskTransformer(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Encoder and decoder. It has no auxiliary head.
-
-    Args:
-        encoder: the vision transformer.
-        num_classes: K.
-        decoder_depth: blocks of the mask transformer.
-    """
+    """Encoder and decoder, of ``decoder_depth`` blocks. It has no auxiliary head."""
 
     def __init__(
         self, encoder: VisionTransformer, num_classes: int, width: int, heads: int, decoder_depth: int

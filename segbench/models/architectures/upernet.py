@@ -81,13 +81,9 @@ class AuxiliaryHead(nn.Sequential):
 
 
 class UPerNet(nn.Module):
-    """Backbone, UPerNet head and auxiliary head.
+    """Backbone (with ``widths``, of four feature maps), UPerNet head and auxiliary head.
 
-    Args:
-        backbone: module with ``widths`` that maps images to four feature maps.
-        num_classes: K.
-        channels: width of the head (512 in the released models).
-        auxiliary_channels: width of the auxiliary head (256 in the released models).
+    In the released models the head has 512 ``channels``, the auxiliary head 256.
     """
 
     def __init__(

@@ -13,15 +13,7 @@ from segbench.models.weights import load_weights, read_weights
 
 
 def build(card: ModelCard, *, offline: bool, progress: bool) -> tuple[nn.Module, str]:
-    """Fetches the weights of a card, checks their hash, builds its architecture and loads them.
-
-    Returns:
-        The module, and the SHA-256 of the weights file.
-
-    Raises:
-        ModelError: no weights are published, or they are damaged or do not fit.
-        DownloadError: no source gives them.
-    """
+    """Fetches the weights of a card, checks their hash, builds its architecture and loads them; the hash too."""
     if not card.sources:
         raise ModelError(
             f"The weights of {card.id} are not published: its card has no source. "

@@ -33,11 +33,7 @@ FORM = "Write package.module:function or ./file.py:function"
 
 
 def build(source: FunctionSource) -> nn.Module:
-    """Imports a function, calls it, and checks what it returns.
-
-    Raises:
-        ModelError: it cannot be imported, is no function, fails, or returns no module.
-    """
+    """Imports a function, calls it, and checks what it returns; ModelError says what is wrong."""
     name, options, owner = source.name, source.options, source.owner
     target, _, function_name = name.rpartition(":")
     if name.endswith(".py"):

@@ -84,11 +84,7 @@ class MaskQueries(nn.Module):
 
 
 def build(source: LibrarySource, *, num_classes: int | None, offline: bool) -> ImageModel:
-    """A model of the hub, or of a folder that ``save_pretrained`` wrote.
-
-    Raises:
-        ModelError: what is missing or does not fit, and the mend.
-    """
+    """A model of the Hub, or of a folder that ``save_pretrained`` wrote; ModelError says what does not fit."""
     name, revision, options = source.name, source.revision, source.options
     check_options(options, ("multiple", "normalize"), library="hf")
     transformers = require("transformers")

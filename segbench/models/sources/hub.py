@@ -23,16 +23,7 @@ WEIGHTS = (
 
 
 def folder_of(name: str, revision: str | None, *, offline: bool) -> Path:
-    """A local folder as it is, or a repository of the hub, downloaded into its cache.
-
-    Args:
-        name: ``./folder`` or ``owner/repository``.
-        revision: of a repository: branch, tag or commit; None is its main branch.
-        offline: take it from the cache only.
-
-    Raises:
-        ModelError: it does not exist, is gated, cannot be reached, or holds no model.
-    """
+    """A local folder as it is, or a repository of the Hub, downloaded into its cache; ModelError says what is wrong."""
     path = Path(name).expanduser()
     if is_path(name) and path.is_dir():
         if revision is not None:
@@ -65,10 +56,7 @@ def weights_in(folder: Path) -> list[Path]:
 def fetch(repo: str, revision: str | None, *, offline: bool) -> Path:
     """Downloads configuration and weights of a repository; nothing else of it, and no code.
 
-    Where the hub cannot be reached, what its cache has is taken.
-
-    Raises:
-        ModelError: says what the hub answered, and the mend.
+    Where the Hub cannot be reached, what its cache has is taken.
     """
     where = f"{repo}@{revision}" if revision else repo
     reason: Exception | None = None

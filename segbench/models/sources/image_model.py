@@ -116,11 +116,7 @@ def with_background(module: nn.Module) -> nn.Module:
 
 
 def require(library: str) -> Any:
-    """Imports a library of the extra ``hub-models``.
-
-    Raises:
-        ModelError: it is not installed, or broken.
-    """
+    """Imports a library of the extra ``hub-models``; ModelError if it is not installed, or broken."""
     try:
         return importlib.import_module(library)
     except (ImportError, OSError, RuntimeError) as error:
@@ -130,11 +126,7 @@ def require(library: str) -> Any:
 
 
 def normalization_option(options: Options, default: Normalization = IMAGENET) -> Normalization:
-    """What the option ``normalize`` says, else ``default``.
-
-    Raises:
-        ModelError: an unknown value.
-    """
+    """What the option ``normalize`` says, else ``default``."""
     if "normalize" not in options:
         return default
     name = str(options["normalize"]).lower()
@@ -144,22 +136,14 @@ def normalization_option(options: Options, default: Normalization = IMAGENET) ->
 
 
 def check_options(options: Options, known: Sequence[str], *, library: str) -> None:
-    """Refuses options that an adapter does not know.
-
-    Raises:
-        ModelError: names the nearest known ones.
-    """
+    """Refuses options that a library does not take, and names the nearest known ones."""
     for key in options:
         if key not in known:
             raise ModelError(unknown_name(f"option of {library}:", key, known))
 
 
 def whole_number(options: Options, key: str, default: int | None) -> int | None:
-    """A positive whole number among the options.
-
-    Raises:
-        ModelError: it is none.
-    """
+    """A positive whole number among the options."""
     value = options.get(key, default)
     if value is not None and (type(value) is not int or value < 1):
         raise ModelError(f"{key} must be a whole number from 1, not {value!r}.")
@@ -171,9 +155,6 @@ def load_weights_file(module: nn.Module, path: str) -> None:
 
     A checkpoint is unwrapped, and the prefixes that all of its names share are taken off, but not those that all of the
     module's own names have.
-
-    Raises:
-        ModelError: missing, damaged, not of this model, or more than tensors.
     """
     state = unwrap(read_weights(Path(path).expanduser()))
     own = module.state_dict()

@@ -45,12 +45,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class CardSource:
-    """A card of the zoo, or of one's own.
-
-    Attributes:
-        card: its content.
-        public_name: the name of the model as it may be published: without folders of this machine. So in each source.
-    """
+    """A card of the zoo, or of one's own. In each source ``public_name`` names no folder of this machine."""
 
     card: ModelCard
     public_name: str
@@ -62,14 +57,10 @@ class CardSource:
 
 @dataclass(frozen=True)
 class LibrarySource:
-    """A model of a library.
+    """A model of a library, a key of `EXAMPLES`.
 
-    Attributes:
-        library: a key of `EXAMPLES`.
-        name: of the model: a name of the library, ``owner/repository`` of the Hub, or ``./folder``.
-        revision: after ``@``: a revision of the Hub, or the name of weights.
-        options: after ``?``.
-        id: a model id made from the name.
+    ``name`` is a name of the library, ``owner/repository`` of the Hub, or ``./folder``; ``revision`` of the Hub, or the
+    name of weights.
     """
 
     library: str
@@ -82,13 +73,7 @@ class LibrarySource:
 
 @dataclass(frozen=True)
 class FunctionSource:
-    """A function that returns a module.
-
-    Attributes:
-        name: ``package.module:function`` or ``./file.py:function``.
-        options: keyword arguments.
-        owner: begins each message; names the package of a plugin.
-    """
+    """A function that returns a module; ``owner`` begins each message, and names the package of a plugin."""
 
     name: str
     options: Options
@@ -116,17 +101,12 @@ ModelSource = CardSource | LibrarySource | FunctionSource | ModuleSource
 
 
 def parse(model: str | nn.Module) -> ModelSource:
-    """The source of whatever names a model.
+    """The source of whatever names a model; ModelError, UnknownNameError or ContentError says what is wrong.
 
     >>> parse("timm:convnext_tiny?num_classes=21&channels=512").options["channels"]
     512
     >>> parse("hf:nvidia/segformer-b0@main").revision, parse("at_convnext_mini_shapes").card.dataset
     ('main', 'shapes')
-
-    Raises:
-        ModelError: not a name of a model.
-        UnknownNameError: unknown id; the nearest ids are named.
-        ContentError: the card is damaged.
     """
     if isinstance(model, nn.Module):
         return ModuleSource(model)

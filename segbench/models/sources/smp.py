@@ -55,11 +55,7 @@ class FirstOutput(nn.Module):
 
 
 def build(source: LibrarySource, *, num_classes: int | None, offline: bool) -> ImageModel:
-    """A model of SMP.
-
-    Raises:
-        ModelError: what is missing or does not fit, and the mend.
-    """
+    """A saved model of SMP, or an architecture; ModelError says what is missing or does not fit."""
     name, revision, options = source.name, source.revision, source.options
     smp = require(LIBRARY)
     if "/" in name or name.startswith((".", "~")) or Path(name).is_dir():

@@ -15,11 +15,7 @@ from segbench.models.sources.names import LibrarySource
 
 
 def build(source: LibrarySource, *, num_classes: int | None, offline: bool) -> nn.Module:
-    """UPerNet on a backbone of timm.
-
-    Raises:
-        ModelError: unknown backbone, arguments or weights that do not fit.
-    """
+    """UPerNet on a backbone of timm; ModelError says what is unknown or does not fit."""
     name, revision, options = source.name, source.revision, source.options
     check_options(options, ("auxiliary_channels", "channels", "normalize", "num_classes", "weights"), library="timm")
     if revision is not None:

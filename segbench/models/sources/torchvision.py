@@ -49,11 +49,7 @@ class MainOutput(nn.Module):
 
 
 def build(source: LibrarySource, *, num_classes: int | None, offline: bool) -> ImageModel:
-    """A segmentation model of torchvision.
-
-    Raises:
-        ModelError: unknown model or weights, or they cannot be had.
-    """
+    """A segmentation model of torchvision; ModelError says what is unknown or cannot be had."""
     name, revision, options = source.name, source.revision, source.options
     check_options(options, ("num_classes", "normalize", "weights"), library="torchvision")
     models = require("torchvision.models")
