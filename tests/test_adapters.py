@@ -202,6 +202,7 @@ def library_pipeline(model, processor, array: np.ndarray):
         return model(pixel_values=inputs["pixel_values"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"),
     [("segformer", (64, 80)), ("segformer", (33, 47)), ("upernet", (64, 80)), ("upernet", (33, 47)), ("dpt", (64, 64)),
@@ -220,6 +221,7 @@ def test_hf_logits_are_those_of_the_librarys_pipeline(saved, kind, size):
     assert float((logits[0].argmax(dim=0) == labels).float().mean()) >= 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MASKS)
 def test_hf_mask_queries_are_the_librarys_scores(saved, kind):
     folder, model, processor = saved(kind)
@@ -279,6 +281,7 @@ def test_hf_mask_scores_of_nothing_have_finite_logits_and_a_gradient(null):
         assert torch.allclose(logits.double(), scores.log(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HF)
 def test_hf_models_keep_the_contract_and_can_be_attacked(saved, tmp_path, kind):
     folder, model, _ = saved(kind)
@@ -441,6 +444,7 @@ def published(name: str, **arguments):
     return model, models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"), [("lraspp_mobilenet_v3_large", {}), ("deeplabv3_mobilenet_v3_large", {"aux_loss": True})]
 )
@@ -456,6 +460,7 @@ def test_torchvision_logits_are_those_of_the_library(hub_folder, name, arguments
     check_contract(adapted.module, 21)
 
 
+@pytest.mark.slow
 def test_torchvision_takes_own_weights_and_random_ones(tmp_path, caplog):
     model, _ = published("deeplabv3_mobilenet_v3_large", aux_loss=True)
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
@@ -503,6 +508,7 @@ def unet(smp, tmp_path_factory):
     return folder, model
 
 
+@pytest.mark.slow
 def test_smp_saved_models_give_the_librarys_logits(smp, unet, caplog, capsys):
     folder, model = unet
     adapted = load_named(f"smp:{folder}")
@@ -519,6 +525,7 @@ def test_smp_saved_models_give_the_librarys_logits(smp, unet, caplog, capsys):
     check_contract(adapted.module, 8)
 
 
+@pytest.mark.slow
 def test_smp_configurations_say_the_normalisation_and_lose_their_activation(unet, tmp_path, caplog):
     folder, model = unet
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -539,6 +546,7 @@ def test_smp_configurations_say_the_normalisation_and_lose_their_activation(unet
         load_named(f"smp:{tmp_path}", offline=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unetplusplus", "fpn", "pspnet", "deeplabv3plus", "segformer", "upernet", "linknet"])
 def test_smp_architectures_keep_the_contract(smp, tmp_path, name, caplog):
     module = load_named(f"smp:{name}?encoder_name=mobilenet_v2&classes=8").module
@@ -548,6 +556,7 @@ def test_smp_architectures_keep_the_contract(smp, tmp_path, name, caplog):
         evaluate(scattered(module, 0.1), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_smp_architectures_take_weights(unet, tmp_path):
     _, model = unet
     torch.save(model.state_dict(), tmp_path / "unet.pt")
@@ -573,6 +582,7 @@ def test_smp_pickles_are_not_executed(unet, tmp_path):
 # ----------------------------------------------------------------------------------------------------------------- timm
 
 
+@pytest.mark.slow
 def test_timm_backbones_carry_upernet(tmp_path, caplog):
     spec = "timm:convnext_atto?channels=16&auxiliary_channels=8&num_classes=8"
     adapted = load_named(spec)
@@ -750,6 +760,7 @@ def test_ids_are_valid_differ_and_name_no_folder():
     assert identifier("Ñ") == "model"
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_named_with_the_command():
     code = """
 import sys

@@ -20,6 +20,8 @@ import pytest
 from tests import servers
 from tests.servers import Host
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLIENT = """
 import json, logging, sys

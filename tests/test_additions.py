@@ -160,6 +160,7 @@ def completed(found: Evidence, external: Evidence) -> list[Counts]:
     return result
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 2**32 - 1))
 def test_best_known_is_the_lowest_of_all_choices(seed: int) -> None:

@@ -26,6 +26,7 @@ TINY = {
 NAMES = sorted(TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RELEASED))
 def test_a_released_layout_has_exactly_the_entries_of_our_module(name):
     layout = {key: torch.empty(shape, device="meta") for key, shape in released_layout(name).items()}
@@ -185,6 +186,7 @@ def both(model):
     return model.both if hasattr(model, "both") else model.forward_with_auxiliary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["upernet_convnext_t", "segmenter_vit_s", "pspnet_resnet50"])
 def test_the_plain_models_give_the_golden_logits_too(name):
     architecture, arguments = RELEASED[name]
@@ -252,6 +254,7 @@ def test_pspnet_at_the_published_size():
         torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "levels"),
     [
@@ -300,6 +303,7 @@ def test_images_that_a_backbone_cannot_take_are_named():
         model(torch.rand(1, 3, 50, 70))
 
 
+@pytest.mark.slow
 def test_images_are_normalised_by_the_numbers_of_the_backbone():
     plain, normal = (
         build("upernet_timm", num_classes=3, **{**TINY["upernet_timm"], "normalize": normalize}).eval()

@@ -82,6 +82,7 @@ def simple(problem):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "lag"), [(1, 0), (4, 0), (5, 2), (13, 1), (40, 0), (64, 3)])
 def test_each_image_gets_what_the_plain_loop_gives_it(problem, simple, room, lag):
     found, rooms = stream(problem, LOSSES, room=room, lag=lag)
@@ -102,6 +103,7 @@ def test_images_leave_early_and_make_room(problem, simple):
     assert len(rooms) < 1.25 * passes / 4 + ITERATIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_order_and_neighbours_change_nothing(problem, order):
     one, _ = stream(problem, ["mce_bal", "tsallis"], room=6, lag=1, seed=0)

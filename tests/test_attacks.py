@@ -94,6 +94,7 @@ def test_ignored_pixels_change_nothing_else(golden_network, golden_batch, share)
         assert result.forwards.tolist() == [6] * 4  # a start and one step in each of three stages
 
 
+@pytest.mark.slow
 def test_every_image_is_attacked_alone(golden_network, golden_batch):
     """Batch size, order and neighbours do not change an image's result."""
     images, labels, weights = golden_batch

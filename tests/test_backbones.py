@@ -205,6 +205,7 @@ def test_a_position_embedding_for_another_grid_is_interpolated():
 # ResNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True])
 def test_resnet_features_equal_the_classifiers(deep):
     classifier, model = resnet_classifier(deep=deep), resnet_model(deep=deep)
@@ -285,6 +286,7 @@ def test_whole_features_are_folded_where_the_image_has_a_border_of_the_mean():
         assert_equal(model.backbone(x)[-1], expected)
 
 
+@pytest.mark.slow
 def test_a_normalisation_that_the_file_does_not_hold_is_given():
     classifier = Normalized(resnet_classifier())
     with_entries, given = resnet_model(), resnet_model()
@@ -369,6 +371,7 @@ def test_models_without_such_a_backbone_are_refused():
 # The released sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "classifier"),
     [

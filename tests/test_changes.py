@@ -665,6 +665,7 @@ def test_evidence_of_a_reported_entry_is_named(root: Path, cli: Cli) -> None:
     assert f"{NEW}.parquet" in err
 
 
+@pytest.mark.slow
 def test_weights_that_are_too_large_are_named(root: Path) -> None:
     add_model(root)
     weights = root / ZOO / f"{NEW}.safetensors"

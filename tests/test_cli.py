@@ -132,6 +132,7 @@ def test_models_and_show(cli):
     assert "Did you mean 'at_convnext_mini_shapes'" in err
 
 
+@pytest.mark.slow
 def test_commands_without_torch_stay_without_it():
     """`models`, `show`, `validate`, `leaderboard`, `status` and `merge` start fast because they do not import torch."""
     code = (
@@ -173,6 +174,7 @@ def test_unreadable_run_directories(cli, tmp_path):
         assert "not a usable run directory" in err
 
 
+@pytest.mark.slow
 def test_progress_bar_shows_what_it_does(tmp_path):
     args = [
         "evaluate",

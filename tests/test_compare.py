@@ -44,6 +44,7 @@ def groups_of(result):
     return evidence.from_bytes((result.path / "comparison.parquet").read_bytes(), source="comparison").groups
 
 
+@pytest.mark.slow
 def test_the_losses_of_sea_are_those_of_an_evaluation(small, reference):
     entry, theirs = reference.entry(), evidence.from_bytes(reference.evidence_path.read_bytes(), source="entry").groups
     for eps in (4, 8):
@@ -77,6 +78,7 @@ def test_restarts_are_the_best_of_each_image(small):
     assert len({tuple(each.correct) for each in parts}) == 3  # each has a start of its own
 
 
+@pytest.mark.slow
 def test_the_strongest_is_no_weaker_than_itself_and_a_search_of_few_queries_is(small, tmp_path):
     rows = rows_of(found_by(tmp_path / "run", [*SEA_V1.losses, "square"], eps=8, limit=6), 8)
     for metric in ("aacc", "miou"):
@@ -97,6 +99,7 @@ def test_costs_are_those_of_the_units(small):
     assert rows["segpgd"]["backwards"] == 5 * 4
 
 
+@pytest.mark.slow
 def test_no_second_is_charged_twice(tmp_path):
     started = time.monotonic()
     found = found_by(tmp_path / "run", ["mce", "square", "js"], eps=8, iterations=20)
@@ -104,6 +107,7 @@ def test_no_second_is_charged_twice(tmp_path):
     assert sum(cost["seconds"] for cost in Store.open(found.path).costs().values()) <= passed
 
 
+@pytest.mark.slow
 def test_more_attacks_and_radii_are_added_and_nothing_is_done_twice(tmp_path):
     first = found_by(tmp_path / "run", ["mce"], eps=8, limit=2)
     lines = (first.path / "log.jsonl").read_text().splitlines()
@@ -116,6 +120,7 @@ def test_more_attacks_and_radii_are_added_and_nothing_is_done_twice(tmp_path):
     assert "SEA" not in rows_of(more, 8)
 
 
+@pytest.mark.slow
 def test_shards_give_the_same_bytes(small, tmp_path):
     attacks = [*SEA_V1.losses, "segpgd", "square", "js_3x100"]
     with pytest.raises(ShardDoneError, match=r"^Shard 2/2 is done\. .* or: the same command without --shard"):
@@ -125,6 +130,7 @@ def test_shards_give_the_same_bytes(small, tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_what_faces_this_model_is_what_was_found_on_the_other(small, tmp_path):
     """The adversarial images are those of the other model's own evaluation, counted on this one."""
     result = found_by(tmp_path / "run", [*SEA_V1.losses, "tsallis", "square"], eps=8, limit=2, sources=[OTHER])
@@ -145,6 +151,7 @@ def test_what_faces_this_model_is_what_was_found_on_the_other(small, tmp_path):
     assert result.flags == result.document()["flags"] == []
 
 
+@pytest.mark.slow
 def test_transfer_is_the_same_in_any_batch_and_shard(tmp_path):
     options = {"attacks": ["mce"], "eps": 8, "limit": 3, "sources": [OTHER]}
     whole = found_by(tmp_path / "whole", **options)
@@ -193,6 +200,7 @@ def test_a_source_that_cannot_be_attacked_is_told(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_source_of_the_same_weights_is_not_taken_for_the_first(tmp_path):
     """Two modules that print the same and hold the same weights, and round their input otherwise."""
     coarse, fine = (Levels(segbench.load_model(OTHER), levels) for levels in (4, 250))
@@ -205,6 +213,7 @@ def test_another_source_of_the_same_weights_is_not_taken_for_the_first(tmp_path)
     assert found_by(tmp_path / "run", sources=[coarse], **options).rows == found.rows
 
 
+@pytest.mark.slow
 def test_one_name_is_no_list_of_letters(tmp_path):
     found = found_by(tmp_path / "run", "mce", eps=8, limit=1, sources=OTHER)
     assert [row["attack"] for row in found.rows][:2] == ["clean", "mce"]

@@ -54,6 +54,7 @@ def test_training_scenes_depend_on_seed_and_index_alone():
     assert (shapes.draw_scene(1, 5)[0] != first[0]).any()
 
 
+@pytest.mark.slow
 def test_class_weights_of_shapes_follow_the_training_split():
     _, labels = shapes.draw_split(0, 400)
     expected = inverse_frequency(np.bincount(labels.ravel(), minlength=8))

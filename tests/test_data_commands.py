@@ -59,6 +59,7 @@ def test_list_names_every_variant(cli):
         assert catalogue.split_id(dataset_id)
 
 
+@pytest.mark.slow
 def test_data_commands_load_no_torch(camvid, tmp_path):  # noqa: F811
     given = ["camvid", "--root", str(camvid)]
     commands = [

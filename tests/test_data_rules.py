@@ -112,6 +112,7 @@ def test_the_mend_of_a_number_without_meaning_is_the_maps_own():
 colours = st.tuples(*[st.integers(0, 255)] * 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(colours, st.integers(0, 255), min_size=1, max_size=9), st.data())
 def test_colours_are_mapped_as_a_dictionary_does(values, data):

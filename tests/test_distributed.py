@@ -17,6 +17,8 @@ from segbench.training.distributed import Processes, joined
 from segbench.training.loop import build_model, train
 from tests.tiny import ENVIRONMENT, VIT, data, folder, measured, recipe_file, segbench, tiny, weights
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 # The weights move by the gradient, not by its sign, so that rounding stays rounding.

@@ -302,6 +302,7 @@ def test_no_connection(cache: Path) -> None:
     assert f"open {link} in a browser and save the file as {place}" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_silent_server_and_a_drip(host: Host) -> None:
     never = threading.Event()
     link = host.file("/model.pt", Resource(DATA, faults=[servers.hold(100_000, never)] * 2))

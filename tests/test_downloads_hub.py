@@ -24,6 +24,8 @@ from tests import servers
 from tests.servers import Hub, Resource
 from tests.test_downloads import read_terminal, terminal, wait_until
 
+pytestmark = pytest.mark.slow
+
 DATA = random.Random(3).randbytes(400_000)
 SHA = hashlib.sha256(DATA).hexdigest()
 

@@ -38,6 +38,7 @@ from segbench.protocol import SEA_V1, comparison
 from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
 
 
+@pytest.mark.slow
 def test_result_entry_and_table(reference):
     entry = reference.entry()
     assert entry == json.loads(reference.entry_path.read_text())
@@ -58,11 +59,13 @@ def test_result_entry_and_table(reference):
         assert (group.counts.target == segbench.counts.count(labels, labels, 8).target).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_batch_size_changes_nothing(reference, tmp_path, batch_size):
     assert units(run(tmp_path / "run", batch_size=batch_size).path) == units(reference.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_every_image_is_alone_in_float32(threads):
     """Bit for bit: order and neighbours do not change an adversarial image, with one thread or several."""
@@ -91,6 +94,7 @@ def test_every_image_is_alone_in_float32(threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_order_of_images_changes_nothing(reference, tmp_path):
     data = segbench.load_dataset("shapes").first(5)
     backwards = dataclasses.replace(data, image_ids=data.image_ids[::-1])
@@ -101,6 +105,7 @@ def test_order_of_images_changes_nothing(reference, tmp_path):
         assert all((a == b[::-1]).all() for a, b in zip(group.counts, theirs.groups[key].counts, strict=True))
 
 
+@pytest.mark.slow
 def test_shards_give_the_same_bytes(reference, tmp_path):
     for shard in ("2/3", "3/3"):
         with pytest.raises(IncompleteError, match=rf"Shard {shard} is done.*units are missing"):
@@ -110,6 +115,7 @@ def test_shards_give_the_same_bytes(reference, tmp_path):
     assert result.evidence_path.read_bytes() == reference.evidence_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_resumable(tmp_path):
     out = tmp_path / "run"
     process = subprocess.Popen(
@@ -336,6 +342,7 @@ class Masked(Pixelwise):
         return super().forward((images * 8).round() / 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "flag"),
     [
@@ -422,6 +429,7 @@ def test_probe_finds_nothing_wrong_with_a_shipped_model():
     assert {flag["level"] for flag in found.flags} == {"ok"}
 
 
+@pytest.mark.slow
 def test_modules_that_keep_state_are_safe(tmp_path, monkeypatch):
     """A forward that hands a feature on through a hook's closure, as research code does: never shared by threads."""
     model, kept = Pixelwise(), {}
@@ -442,6 +450,7 @@ def test_a_users_module_is_left_as_it_was(tmp_path):
     assert [part.training for part in model.modules()] == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_model_whose_code_changed_is_refused(tmp_path):
     model = Pixelwise()
     segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
@@ -477,6 +486,7 @@ class Noisy(Pixelwise):
         return super().forward(images + self.sigma * torch.randn_like(images))
 
 
+@pytest.mark.slow
 def test_random_models_are_told_apart_and_can_be_continued(tmp_path, caplog):
     model = Noisy()
     first = segbench.evaluate(model, "shapes", out=tmp_path / "run", **SHORT)
@@ -513,6 +523,7 @@ class Cached(Pixelwise):
         return super().forward(images) * self.grid
 
 
+@pytest.mark.slow
 def test_models_that_cache_tensors_work(tmp_path):
     segbench.evaluate(Cached(), "shapes", out=tmp_path / "run", **SHORT)
 
@@ -523,6 +534,7 @@ def test_models_without_gradient_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_only_the_asked_radii_are_done(reference, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(IncompleteError):
@@ -533,6 +545,7 @@ def test_only_the_asked_radii_are_done(reference, tmp_path):
     assert not (path / "units" / "eps8_js_0000.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_unit_and_shards_started_together(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.0123456789abcdef.tmp").write_text("{")  # what a kill leaves behind

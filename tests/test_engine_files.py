@@ -94,6 +94,7 @@ def test_the_first_pass_reads_each_image_once_and_gives_fingerprint_and_clean_co
     assert counted_right.tolist() == right
 
 
+@pytest.mark.slow
 def test_what_was_remembered_changes_no_byte(tree, own_cache, tmp_path):
     fresh = evaluate(tree, tmp_path / "fresh")
     remembered = evaluate(tree, tmp_path / "remembered")
@@ -128,6 +129,7 @@ def test_another_data_set_of_the_same_pictures_is_another_run(tree, tmp_path):
         evaluate(root, tmp_path / "run", limit=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "victim", ["segbench.data.dataset.Fingerprint.finish", "segbench.engine.rundir.store.Store.log"]
 )
@@ -157,6 +159,7 @@ segbench.evaluate(model, 'folder', data_root=sys.argv[1], out=sys.argv[2], **{SH
     assert evaluate(tree, out).evidence_path.read_bytes() == reference.evidence_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_stops_a_run_and_nothing_is_lost(tree, own_cache, tmp_path, monkeypatch):
     """It is read well in the first pass, and is damaged when its turn comes; then it is put back."""
     root, out = shutil.copytree(tree, tmp_path / "tree"), tmp_path / "run"
@@ -196,6 +199,7 @@ def test_pictures_that_change_during_a_run_are_noticed(tree, own_cache, tmp_path
         evaluate(root, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_data_set_without_a_pixel_that_counts_is_refused(tree, own_cache, tmp_path, caplog):
     root = shutil.copytree(tree, tmp_path / "tree")
     for path in (root / "masks").iterdir():

@@ -75,6 +75,7 @@ def optimum(candidates: list[Counts]) -> tuple[int, float]:
     return int(intersection.sum(axis=1).min()), float(mious.min())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(ensembles)
 def test_against_exhaustive_search(candidates: list[Counts]) -> None:
@@ -87,6 +88,7 @@ def test_against_exhaustive_search(candidates: list[Counts]) -> None:
     assert 0 <= worst.miou_lower_bound <= worst.miou <= 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(ensembles)
 def test_the_bound_itself_is_never_above_the_optimum(candidates: list[Counts]) -> None:
@@ -97,6 +99,7 @@ def test_the_bound_itself_is_never_above_the_optimum(candidates: list[Counts]) -
     assert _lower_bound(intersection, union, candidates[0].target) <= optimum(candidates)[1] + ROUNDING
 
 
+@pytest.mark.slow
 def test_the_search_nearly_always_finds_the_optimum() -> None:
     """Measured on these 300 hard ones: 99.3 % with 8 orders, 96 % with one; where it misses, by under 0.03."""
     gaps: dict[int, list[float]] = {orders: [] for orders in (1, 8)}
@@ -111,6 +114,7 @@ def test_the_search_nearly_always_finds_the_optimum() -> None:
     assert max(gaps[8]) < 0.05
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(ensembles)
 def test_dinkelbach_finds_the_smallest_ratio_of_each_class(candidates: list[Counts]) -> None:
@@ -149,6 +153,7 @@ def test_not_above_any_candidate(candidates: list[Counts]) -> None:
         assert worst.miou <= candidate.miou() + ROUNDING
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(ensembles, st.data())
 def test_the_order_of_candidates_and_images_does_not_change_aacc(candidates: list[Counts], data: st.DataObject) -> None:
@@ -160,6 +165,7 @@ def test_the_order_of_candidates_and_images_does_not_change_aacc(candidates: lis
     assert other.miou_lower_bound <= worst.miou + ROUNDING  # the bound holds for every search
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(ensembles)
 def test_another_candidate_never_raises_aacc_or_the_bound(candidates: list[Counts]) -> None:
@@ -171,6 +177,7 @@ def test_another_candidate_never_raises_aacc_or_the_bound(candidates: list[Count
         previous = worst
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_search() -> None:
     """Equal seeds give equal choices; over many ensembles another seed finds another one in some."""
     differing = 0

@@ -502,6 +502,7 @@ def numbers() -> list[tuple[tuple[str | int, ...], float]]:
     return list(leaves({key: entry[key] for key in ("clean", "results", "flags")}))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250)
 @given(st.data())
 def test_any_changed_number_is_reported(published: Path, data: st.DataObject) -> None:

@@ -15,6 +15,7 @@ CLEAN, AT, PIRAT = (f"{name}_convnext_mini_shapes" for name in ("clean", "at", "
 SHORT = ["--limit", "2", "--iterations", "1", "--eps", "8", "--quiet"]
 
 
+@pytest.mark.slow
 def test_each_model_gets_a_row_and_a_folder(cli, tmp_path):
     code, out, err = cli("evaluate", "--model", CLEAN, AT, CLEAN, *SHORT, "--out", "many")
     assert code == 0
@@ -32,6 +33,7 @@ def test_each_model_gets_a_row_and_a_folder(cli, tmp_path):
     assert json.loads(out) == entries  # and nothing was computed again
 
 
+@pytest.mark.slow
 def test_all_are_those_of_the_data_set(cli, tmp_path):
     code, out, _ = cli("evaluate", "--all", "--dataset", "shapes", *SHORT, "--json", "--out", "all")
     assert code == 0
@@ -52,6 +54,7 @@ def test_a_model_that_fails_does_not_stop_the_others(cli, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_shards_of_several_models(cli):
     options = ["evaluate", "--model", CLEAN, AT, *SHORT, "--out", "many"]
     code, _, err = cli(*options, "--shard", "1/2")

@@ -69,6 +69,7 @@ def evidences(draw: st.DrawFn) -> Evidence:
     return Evidence(groups, {**extra, "num_classes": num_classes})
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(evidences())
 def test_round_trip(found: Evidence) -> None:
@@ -120,6 +121,7 @@ def test_a_truncated_file_is_refused_at_every_length() -> None:
             from_bytes(data[:length], source="cut.parquet")
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_refused_or_changes_nothing() -> None:
     """Some bytes of Parquet carry nothing that is read; every other flip must be seen."""
     found = sample()

@@ -99,6 +99,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: None) -> None:
     assert os.umask(0o022) == 0o077  # and the umask is as it was
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     """Another process rewrites a file of 1 MB while this one reads it."""
     path = tmp_path / "f"

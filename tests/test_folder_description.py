@@ -259,6 +259,7 @@ def test_mistakes_name_the_file_and_the_field(root, changes, said, name):
     assert str(path if "of 'folder'" not in said else root) in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [

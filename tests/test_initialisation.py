@@ -68,6 +68,7 @@ def images(count=2, side=48):
 # From a classifier that was trained here
 
 
+@pytest.mark.slow
 @ARCHITECTURES
 def test_a_backbone_starts_with_the_weights_of_the_classifier(architecture, trained):
     """Each of them, statistics of batch norm included; everything else stays as it was drawn."""
@@ -128,6 +129,7 @@ def test_the_method_is_named_after_attack_and_start(init, eps, method, trained, 
     assert (card.training["log"]["backbone"] is None) == (init == "random")
 
 
+@pytest.mark.slow
 def test_a_continued_run_remembers_its_backbone_and_does_not_need_it_again(trained, tmp_path):
     recipe = tiny(init="clean", backbone=CLASSIFIER)
     runs = trained["upernet_convnext"]
@@ -154,6 +156,7 @@ def test_classification_recipes_are_known_as_backbones():
     assert classifier_recipe(tiny()) is None
 
 
+@pytest.mark.slow
 def test_every_recipe_of_the_package_names_a_backbone_that_exists_and_fits():
     """Of the mini models, whose classifiers are trained here, the shapes of both are compared."""
     for name in list_recipes():

@@ -66,6 +66,7 @@ def test_contracts_bite(tmp_path, file, line, contract):
     assert any(text.startswith(contract) for text in broken), done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "commands",
     [

@@ -436,6 +436,7 @@ def test_wrong_usage_exits_with_2(cli: Cli, args: list[str]) -> None:
     assert "Error" in err
 
 
+@pytest.mark.slow
 def test_serve_shows_the_site_until_ctrl_c(tmp_path: Path) -> None:
     root = samples.checkout(tmp_path / "checkout")
     samples.publish(root, ROBUST)

@@ -25,6 +25,8 @@ from segbench import entries, evidence, schemas
 from segbench.evidence import Evidence, Group
 from segbench.files import sha256_bytes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, LISTED = "clean_fragile_shapes", "at_convnext_mini_shapes"
 NET = """

@@ -13,7 +13,7 @@ from tests.masked import MASKED, Randomised
 OPTIONS = {"dataset": "shapes", "eps": 8, "limit": 6, "iterations": 20}
 ROBUST = "at_convnext_mini_shapes"
 
-pytestmark = pytest.mark.usefixtures("whole_check")
+pytestmark = [pytest.mark.usefixtures("whole_check"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

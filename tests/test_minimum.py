@@ -60,6 +60,7 @@ def test_an_image_that_never_stood_has_zero_and_is_tried_no_more():
     assert next_step({CLEAN: True}, [1.0], ["a"]).then == SmallestRadius(0.0)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
 def test_what_fell_within_a_radius_falls_within_each_larger_one(first, second, data):
     """Whatever the attacks answer, monotone or not, a second grid finds nothing above what the first one proved."""
@@ -139,6 +140,7 @@ def test_a_share_is_the_number_that_was_written(tmp_path, share, eps):
     assert minimum(Halves(), ["ce_const"], data, share=share, **options).eps_255 == [eps]
 
 
+@pytest.mark.slow
 def test_it_is_the_smallest_radius_of_a_comparison_at_all_of_them(small, tmp_path):
     radii = grid(SHORT["largest"], SHORT["resolution"])
     result = compare(MODEL, ["mce", "js"], eps=radii, limit=3, iterations=6, out=tmp_path / "run", options=QUIET)
@@ -161,6 +163,7 @@ def test_it_is_the_smallest_radius_of_a_comparison_at_all_of_them(small, tmp_pat
             assert trial.right == groups[key].counts.correct[row]  # each trial is what an evaluation finds
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_what_was_tried_and_tries_nothing_twice(small, tmp_path):
     lines = [line for line in (small.path / "tried.jsonl").read_text().splitlines() if line]
     again = found_by(small.path)
@@ -176,6 +179,7 @@ def test_it_goes_on_from_what_was_tried_and_tries_nothing_twice(small, tmp_path)
     assert set(keys) == {(r["image_id"], r["eps_255"], r["attack"]) for r in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_batch_size_and_shards_change_nothing(small, tmp_path):
     assert found_by(tmp_path / "one", options=RunOptions(progress=False, batch_size=1)).eps_255 == small.eps_255
     with pytest.raises(ShardDoneError, match=r"Shard 2/2 is done\. 2 of 3 images are missing\."):
@@ -186,6 +190,7 @@ def test_batch_size_and_shards_change_nothing(small, tmp_path):
     assert {file.name for file in (tmp_path / "run").glob("tried*")} == {"tried-1-of-2.jsonl", "tried-2-of-2.jsonl"}
 
 
+@pytest.mark.slow
 def test_a_kill_and_a_sigterm_lose_no_trial_and_nothing_is_tried_twice(tmp_path):
     out, longer = tmp_path / "run", {"iterations": 20}
     what = ["--model", MODEL, "--attacks", "mce", "js", "--out", str(out), "--quiet"]
@@ -252,6 +257,7 @@ def test_arguments_out_of_range_are_told(tmp_path, changes, text):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_status_and_merge_know_what_it_is(cli):
     options = ["--model", MODEL, "--limit", "2", "--iterations", "3", "--largest", "4", "--resolution", "1", "--quiet"]
     code, out, err = cli("attack", "minimum", *options, "--out", "run", "--attacks", "mce")

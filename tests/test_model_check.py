@@ -85,6 +85,7 @@ def test_a_score_far_below_the_card_is_told(tmp_path):
     assert f"the card says mIoU {100 * expected['miou']:.1f}" in finding.message
 
 
+@pytest.mark.slow
 def test_gradients_that_mislead_are_told():
     quantised = Fed(lambda x: (torch.round(x * 32) / 32).detach() + x - x.detach())
     assert levels(quantised)["gradient"].level == "warning"
@@ -137,6 +138,7 @@ def test_what_was_asked_for_and_is_not_there_is_an_error():
         levels(nn.Conv2d(4, 5, 1), dataset=None)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_if_something_is_wrong(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(

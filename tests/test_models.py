@@ -31,6 +31,7 @@ def released_parameters(name):
     return json.loads((GOLDEN / "architectures" / f"{name}.json").read_text())["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_classes"),
     [
@@ -51,6 +52,7 @@ def test_released_layout_gives_the_golden_logits(name, num_classes):
     assert sum(parameter.numel() for parameter in model.parameters()) == released_parameters(name)
 
 
+@pytest.mark.slow
 def test_released_checkpoints_that_do_not_fit_are_refused():
     state = {key: torch.zeros(shape) for key, shape in released_layout("upernet_convnext_t").items()}
     with pytest.raises(ModelError, match=r"head.classifier.weight is \(21, 512, 1, 1\), the model has \(19"):
@@ -62,6 +64,7 @@ def test_released_checkpoints_that_do_not_fit_are_refused():
         from_released("upernet_convnext_tiny", state, num_classes=21)
 
 
+@pytest.mark.slow
 def test_shipped_models_load_and_score_as_their_cards_say():
     for card in segbench.list_models("*_shapes"):
         model = segbench.load_model(card.id)
@@ -223,6 +226,7 @@ def test_weights_that_would_not_arrive_as_they_are_are_refused(value, said):
     assert model.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_every_architecture_is_built_without_draws_whatever_is_in_memory():
     """A truncated normal is drawn again until it fits; values that nobody draws must not keep it going."""
     build_tiny = {

@@ -111,6 +111,7 @@ def without_memory(trained):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", TRAINED)
 def test_learning_rates_rise_linearly_and_fall_by_the_published_power(trained):
     """At every step, of encoder and decoder, in an epoch of three steps."""
@@ -208,6 +209,7 @@ class EnoughError(Exception):
     """Stops a run: neither checkpoints nor weights of these sizes are to be written."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ARCHITECTURES_OF_THE_PAPER)
 def test_two_steps_of_each_architecture_change_all_weights(tmp_path, monkeypatch, trained):
     overrides = {

@@ -108,6 +108,7 @@ def test_a_package_found_twice_claims_nothing_twice(site):
     assert errors == ""
 
 
+@pytest.mark.slow
 def test_a_plugin_is_a_model_like_any_other(site, tmp_path):
     found, _ = run(
         site,

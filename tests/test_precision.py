@@ -32,6 +32,7 @@ def exact(tmp_path_factory):
     return run(tmp_path_factory.mktemp("fp32") / "run", **SMALL)
 
 
+@pytest.mark.slow
 def test_the_entry_says_it_and_is_unofficial(lower, exact):
     entry = lower.entry()
     assert entry["run"]["precision"] == "bf16"
@@ -144,6 +145,7 @@ def test_tf32_is_on_in_its_passes_only():
     assert getattr(matmul, name) == before
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_recorded_and_valid(exact, tmp_path, caplog):
     """Where there is a compiler, rounding may differ; where there is none, a warning, and the same bytes."""
     torch.manual_seed(0)

@@ -202,6 +202,7 @@ def test_the_table() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_published_numbers_of_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     files, base = {}, "VOCdevkit/VOC2012"
@@ -338,6 +339,7 @@ def test_no_space_for_the_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert there(root) == {FILE: VOC}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 10_000])
 def test_the_disk_becomes_full(host: Host, root: Path, limit: int) -> None:
     """A limit on the size of files, as a quota: while downloading, and while unpacking."""
@@ -379,6 +381,7 @@ def test_killed_while_downloading(host: Host, root: Path) -> None:
     never.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["writing", "before the move"])
 def test_killed_while_unpacking(host: Host, root: Path, sign: signal.Signals, moment: str) -> None:
@@ -400,6 +403,7 @@ def test_killed_while_unpacking(host: Host, root: Path, sign: signal.Signals, mo
     assert there(root) == voc_files()
 
 
+@pytest.mark.slow
 def test_two_at_once(host: Host, root: Path) -> None:
     go = threading.Event()
     link = host.file("/voc.tar", Resource(VOC, faults=[servers.hold(60_000, go)]))
@@ -415,6 +419,7 @@ def test_two_at_once(host: Host, root: Path) -> None:
     assert there(root) == voc_files()
 
 
+@pytest.mark.slow
 def test_bars_on_a_terminal_only(host: Host, root: Path) -> None:
     link = host.file("/voc.tar", Resource(VOC))
     outer, inner = terminal()

@@ -120,6 +120,7 @@ def test_broken_trees_are_named(tmp_path, golden_pictures):
         segbench.load_dataset("pascal_voc", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_partial_copy_makes_an_entry_unofficial(tmp_path, golden_pictures):
     root = write_tree(tmp_path / "data", "voc", golden_pictures)
     torch.manual_seed(0)

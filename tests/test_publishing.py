@@ -20,6 +20,8 @@ from segbench import cards, entries
 from segbench.files import sha256_bytes, sha256_file
 from tests import servers
 
+pytestmark = pytest.mark.slow
+
 MODEL = "at_convnext_mini_shapes"
 COMMIT = "c0ffee" * 6 + "abcd"
 

@@ -73,6 +73,7 @@ def contender(draw: st.DrawFn) -> Contender:
 lists = st.lists(contender(), max_size=9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(lists)
 def test_ranks_are_those_of_the_naive_implementation(contenders: list[Contender]) -> None:
@@ -408,6 +409,7 @@ def same(one: Assessed, other: Assessed) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_many_entries_are_assessed_by_several_processes_with_the_same_result(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +431,7 @@ def _only_elsewhere(path: Path) -> Assessed:
     return assessment.assess(path)
 
 
+@pytest.mark.slow
 def test_damage_in_another_process_is_told_as_ever(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assessment, "SIDE_BY_SIDE", 1)
     (root / "entries" / "sea-v1" / "shapes" / "b_shapes.parquet").write_bytes(b"PAR1")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,7 @@ RAY = {"engine": "ray", "workers": 2}
 
 
 # The actors are processes of their own, which import segbench as it is.
-pytestmark = pytest.mark.usefixtures("whole_check")
+pytestmark = [pytest.mark.usefixtures("whole_check"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,11 @@ def test_two_workers_give_the_same_bytes(cluster, longer, tmp_path):
     assert len(workers_of(result.path)) == 2
     assert not any(worker.endswith(f":{os.getpid()}") for worker in workers_of(result.path))
     assert run(result.path, limit=20).entry()["results"] == longer.entry()["results"]  # the engine is no identity
+    left = [int(worker.split(":")[1]) for worker in workers_of(result.path)]
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{process}").exists() for process in left) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{process}").exists() for process in left), "an actor did not end with its run"
 
 
 def test_workers_search_and_attack_another_model_like_one_process(cluster, tmp_path):
@@ -95,7 +101,7 @@ def test_a_worker_that_dies_again_and_again_is_no_endless_loop(cluster, tmp_path
     monkeypatch.setattr(ray_engine, "Actor", Fatal)
     monkeypatch.setattr(ray_engine, "RETRIES", 1)
     with pytest.raises(RunError, match=r"died 2 times.*fewer --workers"):
-        run(tmp_path / "run", **RAY)
+        run(tmp_path / "run", **(RAY | {"workers": 1}))
 
 
 def test_what_goes_wrong_in_a_worker_is_told_as_it_is(cluster, tmp_path):
@@ -112,7 +118,7 @@ def test_what_goes_wrong_in_a_worker_is_told_as_it_is(cluster, tmp_path):
             tmp_path / "run",
             model=segbench.load_model(MODEL),
             dataset=replace(data, read=broken),
-            **(RAY | {"limit": None}),
+            **(RAY | {"limit": None, "workers": 1}),
         )
     assert list((tmp_path / "run" / "units").glob("eps0_clean_0000.parquet"))
 
@@ -175,7 +181,7 @@ def test_workers_that_cannot_start_say_why(cluster, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray_engine, "Actor", Broken)
     with pytest.raises(RunError, match=r"^The workers cannot start: ModuleNotFoundError: No module named 'left_at_ho"):
-        run(tmp_path / "run", **RAY)
+        run(tmp_path / "run", **(RAY | {"workers": 1}))
 
 
 def test_without_ray_the_mend_is_told(tmp_path, monkeypatch):

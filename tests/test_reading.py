@@ -347,6 +347,7 @@ def test_damaged_mat_files_never_raise_anything_but_a_data_error(tmp_path, compr
 # Bombs
 
 
+@pytest.mark.slow
 def test_a_mat_file_that_expands_is_not_unpacked(tmp_path):
     packer, block = zlib.compressobj(9), bytes(1_000_000)
     packed = b"".join(packer.compress(block) for _ in range(150)) + packer.flush()

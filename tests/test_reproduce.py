@@ -49,6 +49,7 @@ def run(path, **options):
     return reproduce(path, **{"sample": 3, "seed": 7, "options": RunOptions("cpu", progress=False)} | options)
 
 
+@pytest.mark.slow
 def test_the_same_machine_finds_the_same_counts(entry):
     done = run(entry, by="somebody")
     assert done.path.parent == additions.folder_of(entry, "reproduced")
@@ -69,6 +70,7 @@ def test_the_same_machine_finds_the_same_counts(entry):
             assert np.array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_chosen_radii_and_more_images_than_there_are(entry):
     record = run(entry, radii=["8/255"], sample=100).record
     assert record["radii_255"] == [8.0]
@@ -81,6 +83,7 @@ def test_chosen_radii_and_more_images_than_there_are(entry):
     assert additions.tier(document, [{**record, "by": "somebody"}]) == "reproduced"
 
 
+@pytest.mark.slow
 def test_forged_counts_are_told(entry, cli, capsys):
     """Half of each image's wrong pixels are called right, consistently: every number fits the evidence."""
     document = entries.read_entry(entry)
@@ -173,6 +176,7 @@ def test_verify_shows_both_values_and_names_what_differs(entry, cli):
     assert [each["field"] for each in found["values"] if not each["agrees"]] == ["results.1.miou"]
 
 
+@pytest.mark.slow
 def test_a_killed_reproduction_goes_on_with_the_same_images(tmp_path):
     """At one radius, with so many iterations that there is time to kill it between two units."""
     entry = evaluate_shortly(tmp_path / "run", eps=12, limit=6, iterations=60).entry_path
@@ -204,6 +208,7 @@ def test_a_killed_reproduction_goes_on_with_the_same_images(tmp_path):
     assert f"seed{json.loads(record.read_text())['seed']}" in folder.name
 
 
+@pytest.mark.slow
 def test_counts_moved_between_classes_are_told(entry, cli):
     """Every image keeps its accuracy; right pixels of one class become those of another: only mIoU can see it."""
     document = entries.read_entry(entry)

@@ -19,6 +19,8 @@ from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, ShardDoneError, UsageError
 from tests.runs import ENVIRONMENT, MODEL, command, run, units
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("total", [1, 2, 5])
 def test_shards_in_a_shared_folder_give_the_same_bytes_in_any_order(reference, tmp_path, total):

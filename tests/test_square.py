@@ -12,6 +12,8 @@ from segbench.attacks.square import square
 from segbench.errors import UsageError
 from tests.masked import MASKED
 
+pytestmark = pytest.mark.slow
+
 EPS = 8 / 255
 
 

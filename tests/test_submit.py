@@ -725,6 +725,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMLESS)
 @pytest.mark.parametrize("option", ["--title", "--submitter", "--backbone"])
 def test_hostile_text_is_harmless_or_refused(root: Path, run: Path, cli: Cli, name: str, option: str) -> None:
@@ -1132,6 +1133,7 @@ def terminals() -> Iterator[Callable[..., Terminal]]:
             each.process.wait()
 
 
+@pytest.mark.slow
 def test_questions_are_answered_on_a_terminal_and_enter_is_unknown(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal]
 ) -> None:
@@ -1163,6 +1165,7 @@ def test_questions_are_answered_on_a_terminal_and_enter_is_unknown(
     assert entries.read_entry(entry_path)["claim"]["submitter"] == "me"
 
 
+@pytest.mark.slow
 def test_what_was_given_is_not_asked(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal]
 ) -> None:
@@ -1174,6 +1177,7 @@ def test_what_was_given_is_not_asked(
     assert not any(question in terminal.text for question in QUESTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", ["Title", "Your GitHub account"])
 def test_ctrl_c_at_a_question_leaves_the_checkout_untouched(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal], question: str
@@ -1195,6 +1199,7 @@ def test_ctrl_c_at_a_question_leaves_the_checkout_untouched(
     assert "Traceback" not in terminal.text
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_leaves_the_checkout_untouched(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal]
 ) -> None:
@@ -1208,6 +1213,7 @@ def test_a_closed_terminal_leaves_the_checkout_untouched(
     assert files(root) == before
 
 
+@pytest.mark.slow
 def test_a_bad_answer_is_told_and_asked_again(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal]
 ) -> None:
@@ -1231,6 +1237,7 @@ def test_a_bad_answer_is_told_and_asked_again(
     assert files(root) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "opened"), [("y", True), ("", False)])
 def test_on_a_terminal_with_gh_the_pull_request_is_asked_for(
     camvid: tuple[Path, Path], tmp_path: Path, terminals: Callable[..., Terminal], gh: Path, answer: str, opened: bool

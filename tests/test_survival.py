@@ -22,6 +22,8 @@ from segbench.signals import raised
 from tests import forks as forked
 from tests.runs import ENVIRONMENT, command, run, units
 
+pytestmark = pytest.mark.slow
+
 
 def forks(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

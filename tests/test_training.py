@@ -386,6 +386,7 @@ def parsed(command):
     return found.make_context(command[1], command[2:]).params
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_commands_that_lead_to_the_leaderboard(cli, tmp_path):
     """They are right for a shell, exist with these options, and the first ones do what they say."""
     root = folder(tmp_path / "my data")
@@ -417,6 +418,7 @@ def test_the_command_ends_with_commands_that_lead_to_the_leaderboard(cli, tmp_pa
     assert code == 0, errors
 
 
+@pytest.mark.slow
 def test_a_card_of_training_is_valid_and_tells_everything(cli, tmp_path):
     root = folder(tmp_path / "data")
     recipe = recipe_file(tmp_path / "my.yaml", dataset="folder", paper_backbone="Tiny")
@@ -443,6 +445,7 @@ def test_a_card_of_training_is_valid_and_tells_everything(cli, tmp_path):
     assert set(card.expected) == {"aacc", "miou"}
 
 
+@pytest.mark.slow
 def test_a_classifier_that_is_not_there_is_trained_first_and_only_once(cli, tmp_path, own_recipes):
     root = folder(tmp_path / "data")
     command = ["train", "own_model", "--data-root", str(root), "--device", "cpu", "--set", "attack_steps=1"]
@@ -504,6 +507,7 @@ def test_overrides_may_also_come_one_by_one_and_a_value_may_hold_a_sign(cli, tmp
     assert measured(tmp_path / "o")[0]["step"] == "2"
 
 
+@pytest.mark.slow
 def test_a_continued_command_needs_the_same_recipe(cli, tmp_path):
     root = folder(tmp_path / "data")
     recipe = recipe_file(tmp_path / "my.yaml", dataset="folder", epochs=1, attack_steps=1)

@@ -40,6 +40,8 @@ from segbench.training.monitor import LossWatch, clean_scores, robust_scores
 from segbench.training.optimisation import learning_rate_factor, make_optimizer, make_schedule
 from tests.tiny import CONVNEXT, ENVIRONMENT, RESNET, VIT, data, folder, measured, recipe_file, segbench, tiny, weights
 
+pytestmark = pytest.mark.slow
+
 ALONE = Processes(torch.device("cpu"))
 CHECKPOINT = "checkpoint.pt"
 ROOT = Path(__file__).resolve().parents[1]

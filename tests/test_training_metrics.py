@@ -117,6 +117,7 @@ def test_a_board_opened_after_a_continued_run_has_nothing_of_the_undone_epochs(t
     assert [path.stat().st_size > 0 for path in event_files(tmp_path)] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_byte_of_the_board_leaves_one_that_reads_and_is_completed(tmp_path):
     rows = make_rows(2)
     metrics.board(tmp_path, rows)
@@ -171,6 +172,7 @@ def labels(path):
     return [label for label in found if label.startswith("epoch: ")]
 
 
+@pytest.mark.slow
 def test_curves_are_a_picture_and_a_drawing_of_one_size(drawn):
     svg, png = drawn
     assert (svg.name, png.name) == ("curves.svg", "curves.png")
@@ -227,6 +229,7 @@ def test_a_hostile_title_is_only_text(drawn):
     assert '{"expr": "1"} ]]>' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "every", "dots"),
     [(1, 1, {"loss": 1, "learning rate": 1, "clean mIoU": 1}), (3, 0, {"loss": 3}), (1000, 1, {})],
@@ -248,6 +251,7 @@ def test_curves_of_short_long_and_unmeasured_runs(tmp_path, epochs, every, dots)
     assert (tmp_path / "curves.svg").stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_without_the_libraries_training_goes_on_and_the_note_says_what_to_install(tmp_path):
     code = """
 import json, sys

@@ -26,6 +26,8 @@ from segbench.models.weights import read_weights
 from tests import servers
 from tests.conftest import recipe_weights, released_layout
 
+pytestmark = pytest.mark.slow
+
 STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
 
 

@@ -16,6 +16,8 @@ import pytest
 import segbench
 from segbench import cards, entries
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = ("model_zoo", "entries", "leaderboard")
 BUILD_FILES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")

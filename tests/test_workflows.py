@@ -94,6 +94,7 @@ def test_the_list_without_torch_is_that_of_setup_cfg():
     assert listed == [line for line in wanted if re.split("[<>=]", line)[0] not in HEAVY]
 
 
+@pytest.mark.slow
 def test_checks_and_site_work_without_torch(tmp_path):
     commands = [["validate"], ["verify", "at_convnext_mini_shapes"], ["leaderboard", "--check"]]
     commands += [["leaderboard", "build", "--out", str(tmp_path / "site")]]

@@ -135,6 +135,7 @@ def test_show_takes_the_path_of_a_card(cli, tmp_path):
     assert "While online: segbench show mine.json --download" in err
 
 
+@pytest.mark.slow
 def test_what_the_system_refuses_is_no_traceback(tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -157,6 +158,7 @@ def test_show_download_offline_says_what_is_missing_and_how_to_get_it(cli):
     assert "not published" in err
 
 
+@pytest.mark.slow
 def test_models_loads_neither_torch_nor_clients():
     code = (
         "import sys\n"

@@ -13,6 +13,8 @@ from playwright.sync_api import Page, expect
 
 from tests.site import samples
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Page]
 MODEL = "models/sea-v1/shapes/at_everything_shapes.html"
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}

@@ -34,6 +34,7 @@ def paper(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+@pytest.mark.slow
 def test_json_has_everything_but_the_details(site: Path) -> None:
     document = json.loads((site / "leaderboard.json").read_text())
     assert document["schema_version"] == 1

@@ -78,6 +78,7 @@ def test_files_of_the_site(site: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_same_board_gives_the_same_bytes(site: Path, tmp_path: Path, content: Path, documents: Path) -> None:
     made = build(samples.small_board(), tmp_path, content_root=content, docs=documents)
     assert [path.relative_to(tmp_path) for path in made] == sorted(

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_has_no_findings(visit: Open, folder: Path, scheme: str) -> None:
     shown = visit("report.html", folder=folder, color_scheme=scheme)
@@ -39,6 +40,7 @@ def test_axe_has_no_findings(visit: Open, folder: Path, scheme: str) -> None:
     assert [(one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_every_picture_is_shown_and_nothing_is_wider_than_the_window(visit: Open, folder: Path, width: int) -> None:
     shown = visit("report.html", folder=folder, viewport={"width": width, "height": 900})

@@ -31,6 +31,13 @@ class Session:
     was_training: list[bool]
     _stop: threading.Event = field(default_factory=threading.Event)
 
+    @contextmanager
+    def one_stream(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Prefetcher]:
+        """The images of units, decoded ahead, for a stream in this thread; it has the CPU threads of one stream."""
+        worker.streams = 1
+        with closing(Prefetcher(worker.dataset, units, self.device, worker.stamps)) as images, worker.stream_threads():
+            yield images
+
     def run_streams(
         self, worker: Worker, units: Sequence[Unit], work: Callable[[int, Prefetcher], None], *, jobs: int
     ) -> None:
@@ -47,21 +54,19 @@ class Session:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)  # each thread has a current device of its own
 
-        try:
-            with (
-                closing(Prefetcher(worker.dataset, units, self.device, worker.stamps)) as images,
-                ThreadPoolExecutor(worker.streams, initializer=on_start) as pool,
-            ):
-                futures = [pool.submit(work, number, images) for number in range(worker.streams)]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                except BaseException:
-                    self._stop.set()
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        finally:
-            torch.set_num_threads(threads)
+        with (
+            cpu_threads(threads),
+            closing(Prefetcher(worker.dataset, units, self.device, worker.stamps)) as images,
+            ThreadPoolExecutor(worker.streams, initializer=on_start) as pool,
+        ):
+            futures = [pool.submit(work, number, images) for number in range(worker.streams)]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def check_running(self) -> None:
         """To be called before each pass: raises Stopped if another stream has failed."""

@@ -80,27 +80,23 @@ def first_pass(
         progress_bar(total, total, progress) as report,
         closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
         ThreadPoolExecutor(1) as hashing,
+        session.one_stream(worker, clean) as images,
     ):
-
-        def work(_: int, images: Prefetcher) -> None:
-            hashed: Future[None] | None = None
-            for unit in clean:
-                session.check_running()
-                samples = images.take(unit)
-                if hashed:
-                    hashed.result()  # the digest takes the images in order
-                hashed = hashing.submit(_update, digest, samples)
-                if unit.name not in wanted:
-                    report.images(len(samples))
-                    continue
-                report.unit(describe_unit(unit))
-                finished.append(run_unit(worker, unit, samples, report.images, energy.watts))
-                scored = counts.merge(done.group.counts for done in finished)
-                report.done(describe_unit(unit), len(samples), scored.aacc())
+        hashed: Future[None] | None = None
+        for unit in clean:
+            samples = images.take(unit)
             if hashed:
-                hashed.result()
-
-        session.run_streams(worker, clean, work, jobs=1)
+                hashed.result()  # the digest takes the images in order
+            hashed = hashing.submit(_update, digest, samples)
+            if unit.name not in wanted:
+                report.images(len(samples))
+                continue
+            report.unit(describe_unit(unit))
+            finished.append(run_unit(worker, unit, samples, report.images, energy.watts))
+            scored = counts.merge(done.group.counts for done in finished)
+            report.done(describe_unit(unit), len(samples), scored.aacc())
+        if hashed:
+            hashed.result()
     return digest.finish(), finished
 
 

@@ -26,7 +26,6 @@ import torch
 from torch import nn
 
 from segbench.engine.compute.batch_size import choose_batch_size
-from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.session import open_session
 from segbench.engine.compute.stream import Stream
 from segbench.engine.compute.worker import Worker, image_passes
@@ -84,16 +83,13 @@ class Actor:
             with (
                 open_session(worker.models, worker.device, threads=self._threads) as session,
                 closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
+                session.one_stream(worker, []) as images,
             ):
                 choose_batch_size(worker)
-
-                def stream(_: int, images: Prefetcher) -> None:
-                    endless = Stream(worker, images.take, self._finish, self._count, energy.watts)
-                    while True:
-                        first: list[Unit] = [self._units.get()]
-                        endless.run(lambda first=first: first.pop() if first else self._at_once())  # type: ignore[misc]
-
-                session.run_streams(worker, [], stream, jobs=1)
+                stream = Stream(worker, images.take, self._finish, self._count, energy.watts)
+                while True:
+                    first: list[Unit] = [self._units.get()]
+                    stream.run(lambda first=first: first.pop() if first else self._at_once())  # type: ignore[misc]
         except BaseException as error:  # noqa: BLE001 - the driver is told, and decides
             self._error = error
             for future in list(self._waiting.values()):
