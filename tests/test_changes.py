@@ -20,6 +20,8 @@ from segbench.errors import UsageError
 from segbench.leaderboard import MODELS_END, MODELS_START
 from tests import samples
 
+pytestmark = pytest.mark.slow
+
 A, B, NEW = "at_convnext_mini_shapes", "clean_convnext_mini_shapes", "new_convnext_mini_shapes"
 ENTRIES, ZOO = Path("entries/sea-v1/shapes"), Path("model_zoo/shapes")
 Cli = Callable[..., tuple[int, str, str]]
@@ -665,7 +667,6 @@ def test_evidence_of_a_reported_entry_is_named(root: Path, cli: Cli) -> None:
     assert f"{NEW}.parquet" in err
 
 
-@pytest.mark.slow
 def test_weights_that_are_too_large_are_named(root: Path) -> None:
     add_model(root)
     weights = root / ZOO / f"{NEW}.safetensors"

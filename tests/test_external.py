@@ -19,6 +19,8 @@ from segbench.leaderboard.assessment import assess
 from tests.masked import Quantised
 from tests.runs import MODEL, run
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"dataset": "shapes", "eps": 8, "limit": 3, "iterations": 20}
 BY = {"author": "A. Nobody", "url": "https://example.org/attacks"}
 
@@ -39,7 +41,6 @@ def entry_path(masked, tmp_path):
     return tmp_path / masked[0].name
 
 
-@pytest.mark.slow
 def test_the_row_of_the_entry_has_the_best_known_score_and_its_warning(masked, entry_path):
     path = add_external(masked[1].path, entry_path, **BY)
     assert path.parent.name == f"{entry_path.stem}.external"
@@ -57,7 +58,6 @@ def test_the_row_of_the_entry_has_the_best_known_score_and_its_warning(masked, e
     assert entries.read_entry(entry_path) == entries.read_entry(masked[0])
 
 
-@pytest.mark.slow
 def test_a_comparison_of_another_model_is_refused(masked, entry_path, tmp_path):
     other = compare(
         "at_convnext_mini_shapes", ["square"], out=tmp_path / "other", options=RunOptions(progress=False), **OPTIONS
@@ -67,7 +67,6 @@ def test_a_comparison_of_another_model_is_refused(masked, entry_path, tmp_path):
     assert not additions.folder_of(entry_path, additions.EXTERNAL).exists()
 
 
-@pytest.mark.slow
 def test_other_images_of_the_same_ids_and_labels_are_refused(entry_path, tmp_path):
     data = segbench.load_dataset("shapes")
     brighter = dataclasses.replace(data, read=lambda image_id: _brighter(*data.read(image_id)), files=None)
@@ -83,7 +82,6 @@ def _brighter(pixels, labels):
     return np.minimum(pixels.astype(np.int64) + 60, 255).astype(np.uint8), labels
 
 
-@pytest.mark.slow
 def test_more_iterations_of_the_entrys_own_losses_are_something_new(entry_path, tmp_path):
     model = Quantised(segbench.load_model(MODEL))
     found = compare(
@@ -104,7 +102,6 @@ def test_what_somebody_else_has_written_stays(masked, entry_path):
     assert add_external(masked[1].path, entry_path, name="mine", **BY).exists()
 
 
-@pytest.mark.slow
 def test_what_is_no_comparison_or_has_nothing_to_add_is_told(masked, entry_path, tmp_path, cli):
     with pytest.raises(RunError, match=r"not a finished comparison\. Make one: segbench attack compare"):
         add_external(run(tmp_path / "evaluation", eps=8, limit=2).path, entry_path, **BY)

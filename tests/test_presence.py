@@ -15,8 +15,8 @@ from filelock import FileLock
 
 from segbench.engine.rundir import workers
 from segbench.engine.rundir.lock import claim_shard
-from segbench.engine.rundir.plan import plan
-from segbench.engine.rundir.status import estimate_seconds, loss_of_unit, run_status
+from segbench.engine.rundir.plan import loss_of_unit, plan
+from segbench.engine.rundir.status import estimate_seconds, run_status
 from segbench.engine.rundir.store import Store
 from segbench.engine.rundir.workers import LOST_SECONDS, list_workers, read_worker
 from segbench.errors import DataError, PreemptedError, RunError, ShardDoneError

@@ -34,6 +34,8 @@ from segbench.reporting.runs import read_runs
 from segbench.reporting.strata import strata
 from tests.runs import MODEL, run
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(progress=False, shard="1/1")
 OTHER = "at_convnext_mini_shapes"
 
@@ -62,7 +64,6 @@ def report(folders):
     return make(read_runs(list(folders.values())), pictures())
 
 
-@pytest.mark.slow
 def test_the_numbers_are_those_of_the_entry(report, reference):
     entry = reference.entry()
     clean, *attacked_views = report.views
@@ -136,7 +137,6 @@ def test_attacked_again_an_image_is_what_the_evidence_counted(folders):
     assert len(found) == 3
 
 
-@pytest.mark.slow
 def test_a_comparison_alone_has_its_pictures_too(folders):
     made = make(read_runs([folders["comparison"]]), pictures())
     pixels = made.views[0].aacc_counts.target.sum(axis=0)
@@ -148,7 +148,6 @@ def test_a_comparison_alone_has_its_pictures_too(folders):
     assert set(made.views[1].attacks) == {"clean", "mce", "square"}  # none that was made on another model
 
 
-@pytest.mark.slow
 def test_what_was_attacked_is_kept_and_what_is_damaged_is_made_again(folders, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(folders["evaluation"], copy)
@@ -172,7 +171,6 @@ def test_what_was_attacked_is_kept_and_what_is_damaged_is_made_again(folders, tm
     assert len(made) == 2
 
 
-@pytest.mark.slow
 def test_another_device_that_finds_something_else_is_told(folders, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(folders["evaluation"], copy)
@@ -209,7 +207,6 @@ def test_the_page_is_one_file_with_every_section(report):
         assert Image.open(io.BytesIO(base64.b64decode(uri))).width > 500
 
 
-@pytest.mark.slow
 def test_words_of_strangers_are_only_words(report):
     hostile = "<script>alert(1)</script> & \"'"
     about = report.material.first
@@ -239,7 +236,6 @@ def test_flags_come_before_the_numbers(report):
     assert text.index("Read this first") < text.index('id="numbers"')
 
 
-@pytest.mark.slow
 def test_a_sheet_shows_the_perturbation_and_where_it_is_wrong():
     data = segbench.load_dataset("shapes")
     clean, label = np.full((3, 64, 64), 0.5, np.float32), np.zeros((64, 64), np.int64)
@@ -280,7 +276,6 @@ def test_runs_of_others_and_unfinished_ones_are_told(folders, tmp_path):
         read_runs([copy])
 
 
-@pytest.mark.slow
 def test_a_model_that_has_no_name_here_is_asked_for(tmp_path):
     class Mine(type(segbench.load_model(MODEL))):
         pass
@@ -295,7 +290,6 @@ def test_a_model_that_has_no_name_here_is_asked_for(tmp_path):
     assert make(read_runs([result.path]), None).all_figures()
 
 
-@pytest.mark.slow
 def test_the_commands(folders, tmp_path, cli):
     copy = tmp_path / "run"
     shutil.copytree(folders["evaluation"], copy)

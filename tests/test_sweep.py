@@ -13,6 +13,8 @@ from segbench.engine.studies.sweep import sweep
 from segbench.errors import ShardDoneError, UsageError
 from tests.runs import MODEL
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(progress=False)
 OPTIONS = {"eps": 8, "limit": 3, "options": QUIET}
 
@@ -23,7 +25,6 @@ def small(tmp_path_factory):
     return sweep(MODEL, ["mce", "js"], iterations=[20, 3], seeds=[225, 226], out=out, **OPTIONS)
 
 
-@pytest.mark.slow
 def test_each_comparison_is_the_one_that_is_made_by_itself(small, tmp_path):
     alone = compare(MODEL, ["mce", "js"], iterations=3, seed=226, out=tmp_path / "run", **OPTIONS)
     rows = [row for row in small.rows if (row["iterations"], row["seed"]) == (3, 226)]
@@ -52,7 +53,6 @@ def test_the_summary_is_over_the_seeds(small):
     assert json.loads((small.path / "sweep.json").read_text()) == small.document()
 
 
-@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(small):
     before = {file: file.stat().st_mtime_ns for file in small.path.glob("*/units/*")}
     again = sweep(MODEL, ["mce", "js"], iterations=[3, 20], seeds=[225, 226], out=small.path, **OPTIONS)
@@ -60,7 +60,6 @@ def test_it_goes_on_where_it_stopped(small):
     assert {file: file.stat().st_mtime_ns for file in small.path.glob("*/units/*")} == before
 
 
-@pytest.mark.slow
 def test_a_shard_does_its_part_of_each(tmp_path):
     options = OPTIONS | {"limit": 2}
     arguments = {"iterations": [2, 3], "seeds": [1], "out": tmp_path / "run"}
@@ -88,7 +87,6 @@ def test_nothing_to_sweep_is_told():
         sweep(MODEL, ["mce"], iterations=[], seeds=[1])
 
 
-@pytest.mark.slow
 def test_the_command_prints_mean_spread_and_range(cli):
     options = ["--model", MODEL, "--eps", "8", "--limit", "2", "--quiet", "--attacks", "mce"]
     code, out, err = cli("attack", "compare", *options, "--iterations", "2", "3", "--seeds", "2")

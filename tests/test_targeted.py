@@ -15,6 +15,8 @@ from segbench.engine.studies.targeted import targeted
 from segbench.errors import ShardDoneError, UsageError
 from tests.runs import MODEL
 
+pytestmark = pytest.mark.slow
+
 QUIET = RunOptions(progress=False)
 SHORT = {"eps": [4, 16], "limit": 4, "iterations": 20}
 
@@ -28,7 +30,6 @@ def small(tmp_path_factory):
     return found_by(tmp_path_factory.mktemp("targeted") / "run")
 
 
-@pytest.mark.slow
 def test_more_of_an_image_is_drawn_to_its_class_at_a_larger_radius(small):
     names = segbench.load_dataset("shapes").class_names
     for target in (names.index("disc"), 0):
@@ -51,7 +52,6 @@ def test_success_is_the_share_of_pixels_that_the_evidence_counts(small):
     assert row["whole"] == np.mean(shares >= 0.99)
 
 
-@pytest.mark.slow
 def test_more_classes_and_radii_are_added_and_nothing_is_done_twice(small):
     before = [record["unit"] for record in map(json.loads, (small.path / "log.jsonl").read_text().splitlines())]
     found_by(small.path, targets=["disc", "star"], eps=[4])
@@ -63,7 +63,6 @@ def test_more_classes_and_radii_are_added_and_nothing_is_done_twice(small):
     assert command.startswith("segbench attack targeted --target 1 0 --model ")
 
 
-@pytest.mark.slow
 def test_shards_give_the_same_bytes(tmp_path):
     options = {"targets": [0], "limit": 3, "iterations": 3}
     whole = found_by(tmp_path / "whole", **options)

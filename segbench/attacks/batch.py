@@ -20,7 +20,7 @@ from torch import Tensor
 from segbench.attacks.problem import COUNTERS, AttackResult, Evaluation, Evaluator, MaskedLoss, finite, project
 from segbench.attacks.stages import ScheduleRow, Stage, schedule
 
-RHO = 0.75
+RHO = 0.75  # as in `reference`, which explains it
 CUDA_LAG = 2  # steps after which the host reads which images are finished: it never waits for the step it has just sent
 
 

@@ -196,7 +196,7 @@ def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
         return
     about = "Percent; * significantly weaker than the strongest (paired bootstrap over images)."
     _say_what(document, f"{document['iterations']} iterations. {about}")
-    print_table(*_table(document["rows"]))
+    print_table(*_comparison_table(document["rows"]))
     for row in document["rows"]:
         if row["attack"] == "SEA":
             aacc, miou = (100 * row["gain"][metric] for metric in ("aacc", "miou"))
@@ -244,7 +244,7 @@ def _targeted_line(row: dict[str, Any]) -> list[str]:
     return [row["class"], radius, success, f"{100 * low:.1f}–{100 * high:.1f}", whole]
 
 
-def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def _comparison_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = [">ε", "attack", ">aAcc", ">95%", ">mIoU", ">95%", ">forward", ">backward", ">seconds"]
     cells = []
     for row in rows:

@@ -9,7 +9,19 @@ import numpy as np
 
 from segbench.reporting.analysis import View
 from segbench.reporting.figures import Figure, chart
-from segbench.reporting.style import CLEAN, COLOURS, GRID, HEIGHT, LINE, METRICS, WIDTH, altair, finished, radii_axis
+from segbench.reporting.style import (
+    CLEAN_COLOUR,
+    COLOURS,
+    GRID,
+    HEIGHT,
+    LINE,
+    METRICS,
+    RAMP,
+    WIDTH,
+    altair,
+    finished,
+    radii_axis,
+)
 
 
 def of_views(views: Sequence[View], class_names: Sequence[str]) -> list[Figure]:
@@ -72,12 +84,11 @@ def _classes(views: Sequence[View], class_names: Sequence[str]) -> Figure:
 
 def _shades(views: Sequence[View]) -> Any:
     """Clean in grey, then from a light to a dark red."""
-    ramp = ["#fdbb84", "#fc8d59", "#e34a33", "#b30000", "#7f0000", "#4d0000"]
     attacked = len(views) - 1
-    places = [round(number * (len(ramp) - 1) / max(attacked - 1, 1)) for number in range(attacked)]
+    places = [round(number * (len(RAMP) - 1) / max(attacked - 1, 1)) for number in range(attacked)]
     if attacked == 1:
         places = [3]
-    return altair().Scale(domain=[view.label for view in views], range=[CLEAN, *(ramp[place] for place in places)])
+    return altair().Scale(domain=[view.label for view in views], range=[CLEAN_COLOUR, *(RAMP[place] for place in places)])
 
 
 def _won(views: Sequence[View]) -> Figure:
@@ -100,7 +111,7 @@ def _won(views: Sequence[View]) -> Figure:
         for eps, metric, name, share in shares
     ]
     rows = [{**row, "order": names.index(str(row["attack"]))} for row in rows if row["share"] or row["attack"] in names]
-    colours = [CLEAN, *COLOURS[: len(names) - 1]]
+    colours = [CLEAN_COLOUR, *COLOURS[: len(names) - 1]]
     bars = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar(stroke="#ffffff", strokeWidth=0.5)

@@ -12,7 +12,8 @@ WIDTH, HEIGHT = 340, 250  # of a panel
 LINE = 19  # height of a row of names
 # Okabe and Ito: most colour-blind people tell them apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b", "#8a6d1b")
-CLEAN = "#9aa0a6"
+CLEAN_COLOUR = "#9aa0a6"
+RAMP = ("#fdbb84", "#fc8d59", "#e34a33", "#b30000", "#7f0000", "#4d0000")  # from small to large ε
 INK, SOFT, GRID = "#1d2126", "#565d66", "#e8e5df"
 METRICS = {"aacc": "aAcc", "miou": "mIoU"}
 

@@ -1,4 +1,4 @@
-"""How many images the model sees at once: a fixed number on a CPU, as many as memory holds on a GPU.
+"""How many images the model sees at once on a CPU: a fixed number (`batch_size` is for GPUs).
 
 On a CPU the kernels' rounding depends on the shape of the batch, and a sign attack turns a different last bit into a
 different image. So there the model always sees batches of one size, chosen from the image's size alone; short ones

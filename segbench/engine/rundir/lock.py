@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segbench.engine.rundir.workers import Heartbeat, read_worker
+from segbench.engine.rundir.workers import Heartbeat, lock_file, read_worker, worker_file
 from segbench.errors import IncompleteError, RunError
 
 
@@ -21,7 +21,7 @@ from segbench.errors import IncompleteError, RunError
 def claim_shard(run: Path, shard: str, device: str) -> Iterator[Heartbeat]:
     """Locks a shard of a run directory for this process, and shows what it does; RunError if another one has it."""
     heartbeat = Heartbeat(run, shard, device)
-    lock = _lock(heartbeat.path.with_suffix(".lock"), run, shard)
+    lock = _lock(run, shard)
     heartbeat.start()
     state, error = "stopped", None
     try:
@@ -38,13 +38,14 @@ def claim_shard(run: Path, shard: str, device: str) -> Iterator[Heartbeat]:
             lock.release()
 
 
-def _lock(path: Path, run: Path, shard: str) -> FileLock | None:
+def _lock(run: Path, shard: str) -> FileLock | None:
+    path = lock_file(run, shard)
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        owner = read_worker(path.with_suffix(".json"))
+        owner = read_worker(worker_file(run, shard))
         other = f"process {owner.pid} on {owner.host}" if owner else "another process"
         what = "it" if shard == "1/1" else f"shard {shard} of it"
         raise RunError(

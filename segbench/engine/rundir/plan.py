@@ -30,6 +30,15 @@ class Unit:
         return f"eps{radius}_{self.loss}_{self.chunk:04d}"
 
 
+def loss_of_unit(name: str) -> str:
+    """The loss in `Unit.name`.
+
+    >>> loss_of_unit("eps8_mce_bal_0003")
+    'mce_bal'
+    """
+    return name.split("_", 1)[1].rsplit("_", 1)[0]
+
+
 class FinishedUnit(NamedTuple):
     """A finished unit: counts, statistics that belong to the result, and its cost."""
 

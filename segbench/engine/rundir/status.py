@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segbench.engine.rundir.plan import Unit
+from segbench.engine.rundir.plan import Unit, loss_of_unit
 from segbench.engine.rundir.store import Store
 from segbench.engine.rundir.workers import WorkerStatus, list_workers
 from segbench.evidence import Key
@@ -105,11 +105,3 @@ def estimate_seconds(units: Sequence[Unit], costs: Mapping[str, Mapping[str, Any
         seconds += len(unit.image_ids) * statistics.median(by_loss.get(unit.loss, attacks))
     return seconds / processes
 
-
-def loss_of_unit(unit_name: str) -> str:
-    """The loss in a unit's name.
-
-    >>> loss_of_unit("eps8_mce_bal_0003")
-    'mce_bal'
-    """
-    return unit_name.split("_", 1)[1].rsplit("_", 1)[0]

@@ -47,11 +47,21 @@ def shard_file_name(shard: str) -> str:
     return shard.replace("/", "-of-")
 
 
+def worker_file(run: Path, shard: str) -> Path:
+    """Where the process of a shard says what it does; `lock_file` lies beside it."""
+    return run / "workers" / f"{shard_file_name(shard)}.json"
+
+
+def lock_file(run: Path, shard: str) -> Path:
+    """What the process of a shard locks."""
+    return run / "workers" / f"{shard_file_name(shard)}.lock"
+
+
 class Heartbeat:
     """Keeps ``workers/<shard>.json`` of this process up to date; thread-safe."""
 
     def __init__(self, run: Path, shard: str, device: str) -> None:
-        self.path = run / "workers" / f"{shard_file_name(shard)}.json"
+        self.path = worker_file(run, shard)
         self._about = {"shard": shard, "host": socket.gethostname(), "pid": os.getpid(), "device": device}
         self._units: set[str] = set()
         self._lock = threading.Lock()

@@ -11,8 +11,7 @@ import torch
 
 from segbench.attacks.batch import AttackBatch
 from segbench.engine.compute.worker import Worker, device_name, image_passes
-from segbench.engine.rundir.plan import Unit
-from segbench.engine.rundir.status import loss_of_unit
+from segbench.engine.rundir.plan import Unit, loss_of_unit
 from segbench.engine.telemetry.progress import format_duration
 from segbench.evidence import CHECK_LOSS
 

@@ -35,12 +35,12 @@ Value = int | float | bool | str | None
 Options = Mapping[str, Value]
 NO_OPTIONS: Options = MappingProxyType({})
 MAX_ID = 80
-EXAMPLES = {
+LIBRARIES = {
     "torchvision": "torchvision:deeplabv3_resnet50",
     "hf": "hf:nvidia/segformer-b0-finetuned-ade-512-512",
     "smp": "smp:unet?encoder_name=resnet18&classes=21&weights=unet.safetensors",
     "timm": "timm:convnext_tiny?num_classes=21&weights=upernet.safetensors",
-}  # by library
+}  # with an example of each
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CardSource:
 
 @dataclass(frozen=True)
 class LibrarySource:
-    """A model of a library, a key of `EXAMPLES`.
+    """A model of a library, a key of `LIBRARIES`.
 
     ``name`` is a name of the library, ``owner/repository`` of the Hub, or ``./folder``; ``revision`` of the Hub, or the
     name of weights.
@@ -130,13 +130,13 @@ def _spec(text: str) -> LibrarySource | FunctionSource:
     head, question, query = text.partition("?")
     options = _options(query, text) if question else NO_OPTIONS
     library, _, name = head.partition(":")
-    if library not in EXAMPLES:
+    if library not in LIBRARIES:
         return FunctionSource(head, options, _function_id(head, options), _public(text))
     revision = None
     if "@" in name and not name.endswith("@") and not is_path(name):  # a folder has no revisions
         name, _, revision = name.rpartition("@")
     if not name:
-        raise ModelError(f"The spec {text!r} names no model. Write {library}:<name>, as in {EXAMPLES[library]}")
+        raise ModelError(f"The spec {text!r} names no model. Write {library}:<name>, as in {LIBRARIES[library]}")
     hidden = [name] if is_path(name) else []
     parts = [library, PurePath(name).name if hidden else name, revision or ""]
     return LibrarySource(library, name, revision, options, _id(parts, hidden, options), _public(text))
@@ -221,7 +221,7 @@ def _public(text: str) -> str:
     target, _, function = head.rpartition(":")
     if target.endswith(".py"):
         head = f"./{PurePath(target).name}:{function}"
-    elif library in EXAMPLES and is_path(name):
+    elif library in LIBRARIES and is_path(name):
         head = f"{library}{colon}./{PurePath(name).name}"
     return head + question + "&".join(map(_public_option, query.split("&")))
 
