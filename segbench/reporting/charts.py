@@ -88,7 +88,8 @@ def _shades(views: Sequence[View]) -> Any:
     places = [round(number * (len(RAMP) - 1) / max(attacked - 1, 1)) for number in range(attacked)]
     if attacked == 1:
         places = [3]
-    return altair().Scale(domain=[view.label for view in views], range=[CLEAN_COLOUR, *(RAMP[place] for place in places)])
+    colours = [CLEAN_COLOUR, *(RAMP[place] for place in places)]
+    return altair().Scale(domain=[view.label for view in views], range=colours)
 
 
 def _won(views: Sequence[View]) -> Figure:
