@@ -19,6 +19,7 @@ imports:
 	lint-imports --no-logo
 
 quick:  ## the change at hand: layout, lint, and the tests that are fast, in a minute and a half
+	python -m ruff format --check .
 	python -m ruff check .
 	python -m pytest -n 2 -q -m "not slow"
 

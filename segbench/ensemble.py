@@ -258,7 +258,7 @@ def interval(values: npt.NDArray[np.float64], level: float = 0.95) -> tuple[floa
 def significantly_above(
     one: npt.NDArray[np.floating[Any]], others: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.bool_]:
-    """Which of ``others`` (M,R) are above ``one`` (R,) beyond doubt: in 97.5% of the paired bootstrap samples.
+    """Which of ``others`` (M,R) are above ``one`` (R,): in 97.5% of the paired bootstrap samples.
 
     >>> significantly_above(np.array([0.5, 0.6]), np.array([[0.6, 0.7], [0.5, 0.9], [0.4, 0.5]])).tolist()
     [True, False, False]

@@ -145,7 +145,7 @@ def _small_files(out: Path, size: int) -> None:
 
 
 def _without_privileges() -> None:
-    """Root may write anywhere; without its capabilities it is bound by the modes of files like list_workers."""
+    """Root may write anywhere; without its capabilities it is bound by the modes of files like everybody."""
     header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     if os.geteuid() == 0 and ctypes.CDLL(None).capset(header, nothing):
         raise OSError("capset")

@@ -35,6 +35,7 @@ from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models import devices
 from segbench.models.devices import cpu_threads, exact_float32
 from segbench.protocol import SEA_V1, comparison
+from tests import short
 from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
 
 
@@ -357,7 +358,8 @@ def test_unreliable_models_are_flagged(tmp_path, model, flag):
     assert levels[flag] == "warning"
 
 
-def test_a_score_that_stays_up_at_a_huge_radius_is_flagged(tmp_path):
+def test_a_score_that_stays_up_at_a_huge_radius_is_flagged(tmp_path, monkeypatch):
+    monkeypatch.setattr("segbench.engine.compute.worker.CHECK_ITERATIONS", short.WHOLE)
     entry = segbench.evaluate(Masked(), "shapes", out=tmp_path / "run", **SHORT).entry()
     flags = {found["name"]: found for found in entry["flags"]}
     expected = "warning" if flags["falls_to_zero"]["value"] > 0.02 else "ok"

@@ -21,7 +21,7 @@ from segbench.training import finishing
 from segbench.training.attack import training_attack
 from segbench.training.classifier import Classifier
 from segbench.training.data import TrainingData, open_data
-from segbench.training.initialisation import FOLDED, classifier_file, classifier_recipe, initialise
+from segbench.training.initialisation import BACKBONE_NORMALIZATIONS, classifier_file, classifier_recipe, initialise
 from segbench.training.loop import build_model, train
 from segbench.training.recipe import list_recipes, load_recipe
 from tests import servers
@@ -343,7 +343,7 @@ def test_a_classifier_that_normalises_in_its_code_is_folded(name, tmp_path):
     initialise(model, recipe)
     ours = Classifier(model, 5).eval()
     ours.head.load_state_dict(theirs.head.state_dict())
-    mean, std = FOLDED[name] or ((0.0,) * 3, (1.0,) * 3)
+    mean, std = BACKBONE_NORMALIZATIONS[name] or ((0.0,) * 3, (1.0,) * 3)
     x = images()
     normalised = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(ours(x), theirs(normalised), rtol=1e-4, atol=1e-5)
@@ -352,8 +352,8 @@ def test_a_classifier_that_normalises_in_its_code_is_folded(name, tmp_path):
 
 
 def test_known_normalisations_are_those_that_people_use():
-    assert FOLDED["imagenet"] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert FOLDED["inception"] == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert BACKBONE_NORMALIZATIONS["imagenet"] == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert BACKBONE_NORMALIZATIONS["inception"] == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 # Classifiers

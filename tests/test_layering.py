@@ -54,6 +54,8 @@ def test_contracts_are_kept():
         ("cards.py", "def sneak():\n    import torch", "What needs no torch"),
         ("cli/app.py", "import segbench.engine.compute.worker", "What needs no torch"),
         ("engine/rundir/store.py", "import torch", "What needs no torch"),
+        ("engine/__init__.py", "import torch", "What starts without torch"),
+        ("__main__.py", "import torch", "What starts without torch"),
         ("engine/rundir/plan.py", "from segbench.engine.compute import batching", "Engine:"),
         ("engine/compute/worker.py", "from segbench.engine.telemetry import energy", "Engine:"),
         ("engine/telemetry/progress.py", "from segbench.engine.launch import shards", "Engine:"),

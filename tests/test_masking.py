@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 import segbench
+from segbench.engine.compute import worker
 from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir import plan
 from segbench.engine.studies.compare import compare
 from segbench.protocol import SEA_V1
+from tests import short
 from tests.masked import MASKED, Randomised
 
 OPTIONS = {"dataset": "shapes", "eps": 8, "limit": 6, "iterations": 20}
@@ -45,7 +48,12 @@ def test_a_masked_gradient_is_caught_by_the_flags_and_by_the_search(clean, maski
 
 def test_an_adversarially_trained_model_is_not_flagged(tmp_path):
     assert flagged(ROBUST, tmp_path / "comparison") == []
-    assert "zero_gradients" not in warnings(ROBUST, tmp_path / "evaluation")
+    assert not {"zero_gradients", "falls_to_zero"} & warnings(ROBUST, tmp_path / "evaluation")
+
+
+def test_the_check_at_a_huge_radius_is_long_enough():
+    """50 iterations leave a robust Segmenter, whose gradients are not masked, above the limit (`rundir.plan`)."""
+    assert worker.CHECK_ITERATIONS == short.WHOLE == plan.CHECK_ITERATIONS == 100
 
 
 def test_a_masked_gradient_is_caught_by_what_was_found_on_the_model_behind_it(clean, tmp_path):

@@ -269,6 +269,7 @@ def test_only_models_are_models():
         (lambda: ImageModel(nn.Conv2d(3, 2, 1), NONE, num_classes=2), "segbench.models.adapters.wrap.ImageModel"),
         (lambda: build("upernet_convnext", num_classes=2, **TINY_CONVNEXT), "segbench.models.upernet.UPerNet"),
         (lambda: nn.Conv2d(3, 2, 1), "torch.nn.modules.conv.Conv2d"),
+        (lambda: type("Net", (nn.Conv2d,), {"__module__": "image_model"})(3, 2, 1), "image_model.Net"),
     ],
 )
 def test_the_hash_of_a_model_survives_a_move_of_our_own_code(module, name):

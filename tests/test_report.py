@@ -155,8 +155,8 @@ def test_what_was_attacked_is_kept_and_what_is_damaged_is_made_again(folders, tm
     first = make(read_runs([copy]), pictures())
     kept = {file: file.read_bytes() for file in (copy / "pictures").iterdir()}
     made = []
-    real = attacked._attack
-    monkeypatch.setattr(attacked, "_attack", lambda worker, group, on: made.extend(group) or real(worker, group, on))
+    real = attacked._attack_first
+    monkeypatch.setattr(attacked, "_attack_first", lambda *given: made.extend(given[1]) or real(*given))
     again = make(read_runs([copy]), pictures())
     assert made == []
     assert [each.png for each in again.all_figures()] == [each.png for each in first.all_figures()]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segbench.attacks.problem import COUNTERS, AttackResult, Evaluation, Evaluator, MaskedLoss, finite, project
+from segbench.attacks.problem import COUNTERS, AttackResult, Evaluation, Evaluator, MaskedLoss, project, zero_nonfinite
 from segbench.attacks.stages import ScheduleRow, Stage, schedule
 
 RHO = 0.75  # as in `reference`, which explains it
@@ -255,7 +255,7 @@ def _advance(
 ) -> dict[str, Tensor]:
     """Step control and the next point of each image; ``rows`` have recorded this evaluation."""
     x, images, tracked = rows["x"], rows["image"], now.tracked
-    gradient = torch.zeros_like(x) if now.gradient is None else finite(now.gradient)
+    gradient = torch.zeros_like(x) if now.gradient is None else zero_nonfinite(now.gradient)
     first, checkpoint = at.first.bool(), at.checkpoint.bool()
 
     rises = torch.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | at.rise.bool()))

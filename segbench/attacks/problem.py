@@ -216,7 +216,7 @@ def _filled(values: Tensor, missing: int, value: float) -> Tensor:
     return torch.cat([values, values.new_full((missing, *values.shape[1:]), value)])
 
 
-def finite(gradient: Tensor) -> Tensor:
+def zero_nonfinite(gradient: Tensor) -> Tensor:
     """The gradient with non-finite components set to 0: they do not move."""
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -3,7 +3,8 @@
 Sources: Croce, Singh, Hein, "Towards Reliable Evaluation and Fast Training of Robust Semantic Segmentation Models",
 ECCV 2024, section 4 (radius reduction, which point is returned) and appendix; Croce & Hein, "Reliable Evaluation of
 Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020, Algorithm 1 (APGD). Numbers in
-brackets are the items of SEA.md, section 3. `segbench.attacks.apgd` computes the same, bit for bit, in batches.
+brackets are the items of SEA.md, section 3. `segbench.attacks.apgd` computes the same, bit for bit, in
+batches; of its code only the losses are used here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.losses import Context, get_loss, pixel_terms
-from segbench.attacks.problem import AttackResult, check_arguments, finite, frozen, image_sum, project
+from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, frozen
 
 ALPHA = 0.75  # momentum
 RHO = 0.75  # share of the steps between two checkpoints that must raise the tracked loss
@@ -26,18 +27,15 @@ def red_eps_apgd(
 
     Arguments, result and errors as in `apgd`; the passes of all stages are counted.
     """
+    _check(image, label, eps, loss, iterations, start)
     early = int(0.3 * iterations)
-    counters = torch.zeros(4, dtype=torch.int64)
-    x = image if start is None else start
+    counters, x = torch.zeros(len(COUNTERS), dtype=torch.int64), image if start is None else start
     for factor, n in ((2.0, early), (1.5, early), (1.0, iterations - 2 * early)):
         if n:
-            result = apgd(
-                model, image, label, eps=factor * eps, loss=loss, iterations=n, start=x, class_weights=class_weights,
-                ignore_index=ignore_index,
-            )  # fmt: skip
+            result = _apgd(model, image, label, factor * eps, loss, n, x, class_weights, ignore_index)
             x = result.adversarial  # the lowest-accuracy point, which the next stage projects on its smaller ball
-            counters += torch.stack(result[4:])
-    return AttackResult(*result[:4], *counters)
+            counters += torch.stack([getattr(result, name) for name in COUNTERS])
+    return result._replace(**dict(zip(COUNTERS, counters, strict=True)))
 
 
 def apgd(
@@ -63,16 +61,26 @@ def apgd(
     Raises:
         UsageError: an argument is out of range.
     """
-    check_arguments(
-        image[None],
-        label[None],
-        eps=eps,
-        loss=loss,
-        iterations=iterations,
-        start=None if start is None else start[None],
-    )
-    n, valid = iterations, (label != ignore_index).sum().clamp(min=1)
+    _check(image, label, eps, loss, iterations, start)
+    x = image if start is None else start
+    return _apgd(model, image, label, eps, loss, iterations, x, class_weights, ignore_index)
+
+
+def _check(image: Tensor, label: Tensor, eps: float, loss: str, iterations: int, start: Tensor | None) -> None:
+    starts = None if start is None else start[None]
+    check_arguments(image[None], label[None], eps=eps, loss=loss, iterations=iterations, start=starts)
+
+
+def _apgd(
+    model: nn.Module, image: Tensor, label: Tensor, eps: float, loss: str, n: int, start: Tensor,
+    class_weights: Tensor | None, ignore_index: int,
+) -> AttackResult:  # fmt: skip
+    valid = (label != ignore_index).sum().clamp(min=1)
     forwards = backwards = zero_gradients = nonfinite_gradients = 0
+
+    def P(x: Tensor) -> Tensor:  # noqa: N802 - the paper's name of the projection
+        """On the l_inf ball around the image, then on [0,1]."""
+        return torch.minimum(torch.maximum(x, image - eps), image + eps).clamp(0, 1)
 
     def evaluate(x: Tensor, t: int) -> tuple[Tensor, Tensor, int, Tensor]:
         """Gradient of the attacked loss, tracked loss (plain cross-entropy), correct pixels, predictions."""
@@ -88,9 +96,10 @@ def apgd(
             backwards += 1
             zero_gradients += bool((g == 0).all()) and correct > 0
             nonfinite_gradients += not bool(torch.isfinite(g).all())
-        return finite(g), image_sum(terms.ce.detach())[0] / label.numel(), correct, terms.predictions[0]
+        tracked = terms.ce.detach()[0].sum(dim=-1).sum(dim=-1) / label.numel()
+        return torch.where(torch.isfinite(g), g, 0), tracked, correct, terms.predictions[0]
 
-    x = x_previous = project(image if start is None else start, image, eps)  # (1)
+    x = x_previous = P(start)  # (1)
     g, tracked, correct, predictions = evaluate(x, 1)
     adversarial, lowest, predicted = x, correct, predictions
     best_x, best_g, best_tracked, tracked_at_checkpoint = x, g, tracked, tracked
@@ -100,8 +109,8 @@ def apgd(
     for t in range(1, n + 1):
         # (2) A step along the sign of the gradient, then momentum.
         a = 1.0 if t == 1 else ALPHA
-        z = project(x + eta * g.sign(), image, eps)
-        x_previous, x = x, project(x + a * (z - x) + (1 - a) * (x - x_previous), image, eps)
+        z = P(x + eta * g.sign())
+        x_previous, x = x, P(x + a * (z - x) + (1 - a) * (x - x_previous))
         tracked_before = tracked
         g, tracked, correct, predictions = evaluate(x, t + 1)
 

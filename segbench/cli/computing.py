@@ -53,7 +53,7 @@ OPTIONS = (
 
 
 def unless_shards_missing(shard: str | None, work: Callable[[], T]) -> T | None:
-    """The result of ``work``; None, after a note, if torchrun or SLURM gave this process one of several shards.
+    """The result of ``work``; None, after a note, where other shards of torchrun or SLURM are missing.
 
     Raises:
         ShardDoneError: the same, where the user gave the shard.

@@ -31,7 +31,7 @@ ROUND = (0, 1, 2, 4, 8, 12, 16, 32, 64, 128, 255)  # radii of the table
     "--attacks", multiple=True, default=("mce_bal", "mce", "js"), help="Tried in this order; the first that does it."
 )
 @DATASET
-@click.option("--share", type=float, default=0.01, help="Of right pixels that an image which has fallen may have.")
+@click.option("--share", type=float, default=0.01, help="Of right pixels that an image which is broken may have.")
 @click.option("--largest", type=float, default=32.0, help="Radius, over 255.")
 @click.option("--resolution", type=float, default=0.25, help="Of the radii, over 255.")
 @DATA_ROOT
@@ -74,5 +74,5 @@ def _show(found: Minimum) -> None:
     click.echo(f"{found.unbroken} of {number} images are not broken at {largest:g}/255.")
     radii = [each for each in ROUND if each <= largest]
     print_table(
-        [">ε", ">images fallen"], [[f"{each:g}/255", f"{100 * found.share_broken(each):.1f} %"] for each in radii]
+        [">ε", ">images broken"], [[f"{each:g}/255", f"{100 * found.share_broken(each):.1f} %"] for each in radii]
     )

@@ -16,6 +16,7 @@ from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run
 from segbench.engine.rundir.merge import merge
 from segbench.errors import IncompleteError, PreemptedError, UsageError
+from segbench.models.sources.names import parse
 from segbench.protocol import Protocol, get_protocol, radii_of
 from segbench.signals import raised
 
@@ -105,7 +106,7 @@ def evaluate(
         The result, with ``table()`` and ``entry()``.
 
     Raises:
-        UsageError, ModelError, DataError, RunError: what is wrong, and how to mend it.
+        UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
         ShardDoneError: this shard is done, units of others are missing.
         PreemptedError: SIGTERM stopped it, units are missing.
     """
@@ -113,7 +114,7 @@ def evaluate(
     options = RunOptions(
         device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker
     )
-    request = Request(model_or_id, dataset, data_root, out, limit, "evaluate")
+    request = Request(parse(model_or_id), dataset, data_root, out, limit, "evaluate")
     with prepare_run(request, radii, _protocol(protocol, iterations), options) as run:
         run_missing_units(run)
     store = run.store

@@ -109,12 +109,12 @@ def load(
             library = importlib.import_module(f"segbench.models.sources.{source.library}")
             with hub.without_hub() if offline else nullcontext():
                 module = library.build(source, num_classes=num_classes, offline=offline)
+    if isinstance(source, FunctionSource) and source.owner:  # a plugin is what its package made it
+        return LoadedModel(module.eval(), source.id, None, _state_hash(module))
     own = getattr(module, "num_classes", None)
     if num_classes is not None and own == num_classes - 1 and getattr(module, "reduced_labels", False):
         module = with_background(module)
-    is_plugin = isinstance(source, FunctionSource) and source.owner
-    module = module.eval()
-    return LoadedModel(module, source.id, None, _state_hash(module, "" if is_plugin else source.public_name))
+    return LoadedModel(module.eval(), source.id, None, _state_hash(module, source.public_name))
 
 
 # A hash survives a move of our own classes: it is that of the module which first held them.
@@ -124,7 +124,8 @@ _MOVED = re.compile(r"^segbench\.models\.(?:architectures|sources)\.(\w+)$")
 def _state_hash(module: nn.Module, spec: str = "") -> str:
     """What is known of a module's function without its code: class, structure with its settings, weights, spec."""
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # an address is another one each time
-    origin = _MOVED.sub(r"segbench.models.\1", type(module).__module__).replace("image_model", "adapters.wrap")
+    origin = _MOVED.sub(r"segbench.models.\1", type(module).__module__)
+    origin = {"segbench.models.image_model": "segbench.models.adapters.wrap"}.get(origin, origin)
     digest = hashlib.sha256(f"{origin}.{type(module).__qualname__}\0{structure}\0{spec}".encode())
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"\0{key}\0".encode())

@@ -130,7 +130,7 @@ def targeted(document: Mapping[str, Any], name: str = "targeted") -> Figure:
 
 
 def minimum(document: Mapping[str, Any], name: str = "minimum") -> Figure:
-    """The share of images that have fallen, against ε."""
+    """The share of images that are broken, against ε."""
     alt = altair()
     found = sorted(eps for eps in document["eps_255"] if eps is not None)
     images, largest = len(document["eps_255"]), document["largest_eps_255"]
@@ -142,7 +142,7 @@ def minimum(document: Mapping[str, Any], name: str = "minimum") -> Figure:
         .mark_line(interpolate="step-after", strokeWidth=2.25, color=COLOURS[0])
         .encode(
             x=alt.X("eps:Q", title="ε (over 255)", scale=alt.Scale(domain=[0, largest], nice=False)),
-            y=alt.Y("share:Q", title="images that have fallen (%)", scale=alt.Scale(domain=[0, 100])),
+            y=alt.Y("share:Q", title="images broken (%)", scale=alt.Scale(domain=[0, 100])),
         )
         .properties(width=2 * WIDTH, height=HEIGHT)
     )
@@ -152,7 +152,7 @@ def minimum(document: Mapping[str, Any], name: str = "minimum") -> Figure:
     return chart(
         name,
         "The smallest ε that breaks an image",
-        f"An image has fallen when {wrong} of its pixels are wrong; found by bisection with "
+        f"An image is broken when {wrong} of its pixels are wrong; found by bisection with "
         f"{', '.join(document['attacks'])}.{left}",
         finished(line),
     )

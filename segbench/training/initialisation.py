@@ -18,7 +18,7 @@ from segbench.models.weights import read_weights
 from segbench.training.recipe import CLASSIFICATION, Recipe, list_recipes, load_recipe
 
 RUNS = Path("runs")  # where `segbench train` writes, below the current folder
-FOLDED: Mapping[str, Normalization | None] = {
+BACKBONE_NORMALIZATIONS: Mapping[str, Normalization | None] = {
     "none": None,
     "imagenet": NORMALIZATIONS["imagenet"],
     "inception": NORMALIZATIONS["half"],
@@ -65,7 +65,7 @@ def initialise(model: nn.Module, recipe: Recipe, *, runs: Path = RUNS, offline: 
     """
     if recipe.init == "random":
         return None
-    name, normalization = recipe.backbone, FOLDED[recipe.backbone_normalization]
+    name, normalization = recipe.backbone, BACKBONE_NORMALIZATIONS[recipe.backbone_normalization]
     if not name:
         raise UsageError(
             f"Recipe {recipe.id}: init is {recipe.init}, but no backbone is named. Give the weights of a "

@@ -25,10 +25,11 @@ class Stopped(Exception):  # noqa: N818 - not an error: another stream failed, o
 
 @dataclass
 class Session:
-    """Models at work on ``device``; ``was_training`` says which of them had a part in training mode."""
+    """Models at work on a device; ``was_training`` says which of them had to be put in eval mode."""
 
     device: torch.device
     was_training: list[bool]
+    cuda_index: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -46,13 +47,13 @@ class Session:
         ``images`` decodes those of ``units`` ahead. There are at most ``jobs`` streams; an error of one stops the
         others at their next `check_running`.
         """
-        threads = torch.get_num_threads()
+        threads, self._stop = torch.get_num_threads(), threading.Event()
         worker.streams = max(1, min(threads, jobs)) if worker.one_core else 1
 
         def on_start() -> None:
             torch.set_num_threads(1 if worker.one_core else threads)
             if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)  # each thread has a current device of its own
+                torch.cuda.set_device(self.cuda_index)  # each thread has a current device of its own
 
         with (
             cpu_threads(threads),
@@ -84,11 +85,12 @@ def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: 
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
+        index = torch.cuda.current_device() if device.type == "cuda" else 0  # of ``cuda`` without a number, too
         was_training = [stack.enter_context(_eval_mode(model, device)) for model in models]
         for model in models:
             stack.enter_context(frozen(model))
         stack.enter_context(exact_float32())
-        yield Session(device, was_training)
+        yield Session(device, was_training, index)
 
 
 @contextmanager

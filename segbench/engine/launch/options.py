@@ -1,4 +1,4 @@
-"""How a run is computed: the options that change no result."""
+"""How a run is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENGINES = ("local", "ray")
 
 
 class RunOptions(NamedTuple):
-    """How a run is computed, which changes no result: the options of `evaluate` of the same names."""
+    """How a run is computed: options of `segbench.evaluate`. Only ``precision`` is part of the run's identity."""
 
     device: str = "auto"
     batch_size: int | str = "auto"

@@ -31,14 +31,14 @@ from segbench.engine.telemetry.progress import announce
 from segbench.errors import ModelError, UsageError
 from segbench.models.load import LoadedModel, load
 from segbench.models.sliding import in_windows
-from segbench.models.sources.names import ModelSource, parse
+from segbench.models.sources.names import ModelSource
 from segbench.protocol import SEA_V1, Protocol
 
 
 class Request(NamedTuple):
-    """What is attacked: arguments of `segbench.evaluate`, and the command that repeats it, without these options."""
+    """What is attacked: the model's name, parsed, and the arguments of `segbench.evaluate`; ``command`` repeats it."""
 
-    model_or_id: str | nn.Module
+    source: ModelSource
     dataset: str | SegmentationDataset | None
     data_root: str | Path | None
     out: str | Path | None
@@ -78,9 +78,8 @@ def prepare_run(
         raise UsageError(f"limit must be at least 1, not {request.limit}.")
     device = process_device(options.device)
     check_precision(options.precision, device)
-    source = parse(request.model_or_id)
-    data = open_dataset(source, request.dataset, request.data_root)  # first: weights may have to be downloaded
-    model = load(source, num_classes=data.num_classes, offline=options.offline, progress=options.progress)
+    data = open_dataset(request.source, request.dataset, request.data_root)  # first: weights may have to be downloaded
+    model = load(request.source, num_classes=data.num_classes, offline=options.offline, progress=options.progress)
     used = data.first(request.limit)
     if not len(used):
         raise UsageError("The data set has no images.")
@@ -105,12 +104,12 @@ def prepare_run(
         manifest = build_manifest(
             model.describe(), data, used, fingerprint, protocol, radii_255, checks=probes[0].flags,
             probe=probes[0].sample, precision=options.precision, compiled=options.compile,
-            command=_command_line(request, source, used, protocol, options),
+            command=_command_line(request, used, protocol, options),
         )  # fmt: skip
         name = f"{model.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
         store = Store.create(Path("runs") / name if request.out is None else Path(request.out), manifest)
         for each, found in zip(sources, probes[1:], strict=True):
-            store.remember(source_name(each), found.sample)
+            store.check_source(source_name(each), found.sample)
         run = PreparedRun(session, worker, store, mine, options, shard, shards)
         if shards > 1:
             store.log_name = f"log-{shard_file_name(run.shard_label)}.jsonl"
@@ -152,11 +151,14 @@ def source_name(model: LoadedModel) -> str:
     return model.weights_sha256[:SOURCE_DIGITS]
 
 
-def _command_line(
-    request: Request, source: ModelSource, used: SegmentationDataset, protocol: Protocol, options: RunOptions
-) -> str:
+def _command_line(request: Request, used: SegmentationDataset, protocol: Protocol, options: RunOptions) -> str:
     """The command that repeats this run, but for its radii. It is published, so it names no folder of this machine."""
-    parts = [f"segbench {request.command} --model", shlex.quote(source.public_name), "--dataset", shlex.quote(used.id)]
+    parts = [
+        f"segbench {request.command} --model",
+        shlex.quote(request.source.public_name),
+        "--dataset",
+        shlex.quote(used.id),
+    ]
     parts += ["--limit", str(request.limit)] if request.limit is not None else []
     parts += ["--iterations", str(protocol.iterations)] if protocol.iterations != SEA_V1.iterations else []
     parts += ["--precision", options.precision] if options.precision != FP32 else []

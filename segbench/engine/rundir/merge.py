@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from segbench import entries, evidence, schemas
 from segbench.engine.rundir.plan import Unit
 from segbench.engine.rundir.store import FIX, Store
-from segbench.errors import RunError
+from segbench.errors import IncompleteError, RunError
 from segbench.evidence import CHECK_LOSS, Evidence, Group, Key
 from segbench.files import write_results
 from segbench.protocol import COMPARISON, MINIMUM
 
-PASSES, CHANGED = ("forwards", "backwards"), "changed_pixels"  # among a unit's statistics; all others are faults
+PASSES, CHANGED = ("forwards", "backwards"), "changed_pixels"  # among a unit's statistics
+FAULTS = ("zero_gradients", "nonfinite_gradients", "nonfinite_logits")
 DATASET_FIELDS = ("id", "split", "available", "class_weights_from", "other_size")  # kept in the evidence, where known
 NO_ENTRY = {
     COMPARISON: "compares attacks; it makes no entry. `segbench attack compare` with the same --out writes "
@@ -38,13 +39,16 @@ def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
     if reason := NO_ENTRY.get(store.manifest["protocol"]["name"]):
         raise RunError(f"{store.path} {reason} For an entry: segbench evaluate.")
     manifest, units = store.manifest, store.units(radii_255)
-    finished = store.read_all(units)
+    try:
+        finished = store.read_all(units)
+    except IncompleteError as error:
+        raise IncompleteError(f"{error} Continue: run the same `{store.verb}` again.") from error
     totals = _totals(finished)
     about = {
         "num_classes": manifest["dataset"]["num_classes"],
         **{key: manifest[key] for key in ("run_id", "identity", "protocol", "checks")},
         "dataset": {key: manifest["dataset"][key] for key in DATASET_FIELDS if manifest["dataset"].get(key)},
-        "gradients": {name: value for name, value in totals.items() if name not in (*PASSES, CHANGED)},
+        "gradients": {name: totals[name] for name in ("attacks", *FAULTS)},
         "passes": {name: totals[name] for name in PASSES},
         CHANGED: totals[CHANGED],
     }
@@ -80,14 +84,14 @@ def merge_units(finished: Sequence[tuple[Unit, Group, Any]]) -> dict[Key, Group]
 
 def _totals(finished: Sequence[tuple[Unit, Group, dict[str, list[int]]]]) -> dict[str, int]:
     """Passes and changed pixels of all units; attacks, and those with a fault of each kind."""
-    totals = {"attacks": 0}
+    totals = dict.fromkeys(("attacks", *PASSES, CHANGED, *FAULTS), 0)
     for unit, _, stats in finished:
         is_attack = bool(unit.eps_255) and unit.loss != CHECK_LOSS
         totals["attacks"] += is_attack * len(unit.image_ids)
-        for name, values in stats.items():
-            summed = name in (*PASSES, CHANGED)
-            number = sum(values) if summed else is_attack * sum(value > 0 for value in values)
-            totals[name] = totals.get(name, 0) + number
+        for name in (*PASSES, CHANGED):
+            totals[name] += sum(stats[name])
+        for name in FAULTS if is_attack else ():
+            totals[name] += sum(value > 0 for value in stats[name])
         totals["forwards"] += len(unit.image_ids)  # the pass that counts
     return totals
 

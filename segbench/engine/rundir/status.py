@@ -104,4 +104,3 @@ def estimate_seconds(units: Sequence[Unit], costs: Mapping[str, Mapping[str, Any
     for unit in units:
         seconds += len(unit.image_ids) * statistics.median(by_loss.get(unit.loss, attacks))
     return seconds / processes
-

@@ -135,7 +135,7 @@ class Store:
         protocol = self.manifest["protocol"]
         return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
 
-    def remember(self, source: str, sample: Sequence[float]) -> None:
+    def check_source(self, source: str, sample: Sequence[float]) -> None:
         """Checks a source model of transfer attacks against its first probe: weights alone do not identify it."""
         file = self.path / "sources" / f"{source}.json"
         try:
@@ -203,10 +203,7 @@ class Store:
         """Each unit with its counts and statistics; IncompleteError if any is missing."""
         found = [(unit, self.read(unit)) for unit in units]
         if missing := [unit for unit, content in found if content is None]:
-            raise IncompleteError(
-                f"{len(missing)} of {len(units)} units are missing, the first is {missing[0].name}. "
-                f"Continue: run the same `{self.verb}` again."
-            )
+            raise IncompleteError(f"{len(missing)} of {len(units)} units are missing, the first is {missing[0].name}.")
         return [(unit, *content) for unit, content in found if content is not None]
 
     def log(self, record: Mapping[str, Any]) -> None:

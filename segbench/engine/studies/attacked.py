@@ -10,7 +10,8 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from segbench.engine.telemetry.progress import counting_bar
 from segbench.errors import UnknownNameError, UsageError
 from segbench.evidence import CLEAN
 from segbench.files import write_results
+from segbench.models.sources.names import parse
 from segbench.protocol import Protocol, ThreatModel
 
 
@@ -58,20 +60,19 @@ def reopen_run(
     """
     about, data = store.manifest["model"], store.manifest["dataset"]
     limit = data["images"] if data["images"] < data["available"] else None
-    request = Request(model or about["id"], data["id"], data_root, store.path, limit, "report")
+    try:
+        source = parse(model or about["id"])
+    except UnknownNameError as error:
+        if model is not None:
+            raise
+        raise UsageError(
+            f"The run names its model {about['id']}, which nothing here is known by. Say what loads it with "
+            "--model, or leave the pictures out with --no-pictures."
+        ) from error
+    request = Request(source, data["id"], data_root, store.path, limit, "report")
     options = options._replace(precision=store.manifest["environment"]["precision"])
-    with ExitStack() as stack:
-        run = prepare_run(request, store.manifest["radii_255"], _protocol(store.manifest["protocol"]), options)
-        try:
-            prepared = stack.enter_context(run)
-        except UnknownNameError as error:
-            if model is not None:
-                raise
-            raise UsageError(
-                f"The run names its model {about['id']}, which nothing here is known by. Say what loads it with "
-                "--model, or leave the pictures out with --no-pictures."
-            ) from error
-        yield prepared
+    with prepare_run(request, store.manifest["radii_255"], _protocol(store.manifest["protocol"]), options) as run:
+        yield run
 
 
 def _protocol(fields: Mapping[str, Any]) -> Protocol:
@@ -91,9 +92,13 @@ def attack_again(run: PreparedRun, wanted: Sequence[PictureKey]) -> dict[Picture
     progress = run.options.progress and bool(missing)
     with counting_bar(total, "attacking again", progress) as advance, worker.stream_threads():
         for batch in _batches(missing, worker):
-            for key, picture in zip(batch, _attack(worker, batch, advance), strict=True):
-                found[key] = picture
-                _write(folder / _file_name(key, data), picture)
+            while batch:
+                shape = data[batch[0].row].image.shape
+                made = worker.within_memory(partial(_attack_first, worker, batch, advance), len(batch), shape)
+                for key, picture in zip(batch, made, strict=False):
+                    found[key] = picture
+                    _write(folder / _file_name(key, data), picture)
+                batch = batch[len(made) :]
     return found
 
 
@@ -110,7 +115,10 @@ def _batches(wanted: Sequence[PictureKey], worker: Worker) -> Iterator[list[Pict
             yield members[start : start + size]
 
 
-def _attack(worker: Worker, keys: Sequence[PictureKey], on_images: Callable[[int], None]) -> list[AttackedImage]:
+def _attack_first(
+    worker: Worker, keys: Sequence[PictureKey], on_images: Callable[[int], None], number: int
+) -> list[AttackedImage]:
+    keys = keys[:number]
     samples, units = [worker.dataset[key.row] for key in keys], [_unit(key, worker.dataset) for key in keys]
     if (keys[0].eps_255, keys[0].attack) == CLEAN:
         points = [sample.image for sample in samples]

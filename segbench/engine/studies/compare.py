@@ -120,15 +120,15 @@ def compare(
     options = options or RunOptions()
     radii = radii_of(eps)
     parts = {name: _listed(name, iterations).parts() for name in dict.fromkeys(as_list(attacks))}
-    models: list[LoadedModel] = []
+    source, models = parse(model_or_id), list[LoadedModel]()
     if sources:
-        dataset = open_dataset(parse(model_or_id), dataset, data_root)
+        dataset = open_dataset(source, dataset, data_root)
         models = _load_sources(as_list(sources), dataset.num_classes, options)
     for model in models:
         parts |= {f"{loss}{FROM}{model.id}": [f"{loss}_from_{source_name(model)}"] for loss in SEA_V1.losses}
     protocol = comparison([part for each in parts.values() for part in each], iterations, seed)
     ids = [each.id for each in models]
-    request = Request(model_or_id, dataset, data_root, out, limit, study_command("compare --attacks", parts, seed, ids))
+    request = Request(source, dataset, data_root, out, limit, study_command("compare --attacks", parts, seed, ids))
     with prepare_run(request, radii, protocol, options, models) as run:
         run_missing_units(run)
     try:

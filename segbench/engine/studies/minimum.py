@@ -39,6 +39,7 @@ from segbench.engine.telemetry.estimate import seconds_per_pass, time_text
 from segbench.engine.telemetry.progress import announce, counting_bar
 from segbench.errors import IncompleteError, PreemptedError, UsageError
 from segbench.evidence import Key
+from segbench.models.sources.names import parse
 from segbench.protocol import SEA_V1
 from segbench.protocol import minimum as protocol_of
 from segbench.signals import raised, stop_signals
@@ -121,7 +122,7 @@ def minimum(
     if options.engine != "local":
         raise UsageError("The smallest ε is searched in one process; on several machines: --shard 1/4, 2/4, ...")
     command = study_command("minimum --attacks", names, seed)
-    request = Request(model_or_id, dataset, data_root, out, limit, command)
+    request = Request(parse(model_or_id), dataset, data_root, out, limit, command)
     with prepare_run(request, radii[-1:], protocol_of(names, iterations, seed), options) as run:
         if any(run.store.read(unit) is None for unit in run.units):
             run_missing_units(run)
@@ -258,8 +259,11 @@ def _summarise(store: Store, radii: Sequence[float], attacks: Sequence[str], sha
     found = [end.eps_255 for end in ends if isinstance(end, SmallestRadius)]
     if len(found) < len(ids):
         raise IncompleteError(f"{len(ids) - len(found)} of {len(ids)} images are missing.")
-    about = describe_run(store) | {
+    described = describe_run(store)
+    about = {key: described[key] for key in ("model", "dataset", "environment", "run_id")} | {
         "attacks": list(attacks),
+        "iterations": described["iterations"],
+        "seed": described["seed"],
         "share_right": share,
         "largest_eps_255": radii[-1],
         "resolution_255": radii[0],

@@ -71,14 +71,15 @@ def targeted(
     - ``targets``: classes, by number or name.
     - ``iterations``: of each attack; ``seed`` of the random starts.
     """
-    options, data = options or RunOptions(), open_dataset(parse(model_or_id), dataset, data_root)
+    options, source = options or RunOptions(), parse(model_or_id)
+    data = open_dataset(source, dataset, data_root)
     classes = list(dict.fromkeys(class_number(each, data.class_names) for each in as_list(targets)))
     if not classes:
         raise UsageError(f"Which class? Give a name or number with --target. There are: {', '.join(data.class_names)}.")
     radii = radii_of(eps)
     names = [f"js_target_{each}" for each in classes]
     command = study_command("targeted --target", map(str, classes), seed)
-    request = Request(model_or_id, data, data_root, out, limit, command)
+    request = Request(source, data, data_root, out, limit, command)
     with prepare_run(request, radii, comparison(names, iterations, seed), options) as run:
         run_missing_units(run)
     store = run.store

@@ -1,0 +1,82 @@
+"""Models at work on a device, and left as they were."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext, suppress
+
+import pytest
+import torch
+from torch import nn
+
+import segbench
+from segbench.engine.compute import session as sessions
+from segbench.engine.compute.session import Stopped, open_session
+from segbench.engine.compute.worker import Worker
+from segbench.protocol import SEA_V1
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def worker():
+    model = nn.Conv2d(3, 8, 1).eval()
+    return Worker(model, segbench.load_dataset("shapes").first(2), SEA_V1, CPU, one_core=True)
+
+
+def test_models_are_put_to_work_and_left_as_they_were():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(3, 8, 1)).train()
+    model[1].weight.requires_grad_(False)
+    threads = torch.get_num_threads()
+    with suppress(KeyError), open_session([model, nn.ReLU().eval()], CPU, threads=2) as session:
+        assert session.was_training == [True, False]
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert torch.get_num_threads() == 2
+        raise KeyError
+    assert [part.training for part in model.modules()] == [True] * 3
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, True]
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_of_one_stream_stops_the_others_and_not_those_that_come_after(worker):
+    stopped, both = [], threading.Barrier(2)
+
+    def work(number, images):
+        both.wait()
+        if number == 0:
+            raise ValueError("the first")
+        try:
+            while True:
+                session.check_running()
+        except Stopped:
+            stopped.append(number)
+
+    with open_session(worker.models, CPU, threads=2) as session:
+        with pytest.raises(ValueError, match="the first"):
+            session.run_streams(worker, [], work, jobs=2)
+        assert (worker.streams, stopped) == (2, [1])
+        session.run_streams(worker, [], lambda number, images: session.check_running(), jobs=2)
+
+
+def test_each_stream_has_the_current_cuda_device_also_without_a_number(worker, monkeypatch):
+    """``cuda`` is the caller's current device; a thread of its own would begin with the first one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(sessions, "_eval_mode", lambda model, device: nullcontext(False))
+    with open_session([], torch.device("cuda"), threads=2) as session:
+        monkeypatch.setattr(session, "device", torch.device("cuda"))
+        monkeypatch.setattr(sessions, "Prefetcher", Nothing)
+        session.run_streams(worker, [], lambda number, images: None, jobs=2)
+    assert chosen
+    assert set(chosen) == {1}
+
+
+class Nothing:
+    def __init__(self, *arguments):
+        pass
+
+    def close(self):
+        pass
