@@ -12,13 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import segbench
+from segbench.engine.compute.worker import Worker
 from segbench.engine.launch import ray as ray_engine
 from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.plan import plan
 from segbench.engine.rundir.store import Store
 from segbench.engine.studies.compare import compare
 from segbench.errors import DataError, RunError, UsageError
+from segbench.evidence import CLEAN
+from segbench.protocol import SEA_V1
 from tests.runs import ENVIRONMENT, MODEL, SHORT, run, units
 
 RAY = {"engine": "ray", "workers": 2}
@@ -121,6 +126,28 @@ def test_what_goes_wrong_in_a_worker_is_told_as_it_is(cluster, tmp_path):
             **(RAY | {"limit": None, "workers": 1}),
         )
     assert list((tmp_path / "run" / "units").glob("eps0_clean_0000.parquet"))
+
+
+def test_an_actor_goes_on_after_a_unit_that_failed(cluster, longer):
+    """Ray may hand two units over in either order: the one behind a broken one must be done all the same."""
+    data = segbench.load_dataset("shapes").first(20)
+    read = data.read
+
+    def broken(image_id):
+        if image_id == "00018":
+            raise DataError("Cannot read the image 18.")
+        return read(image_id)
+
+    model = segbench.load_model(MODEL).eval()
+    worker = Worker(model, replace(data, read=broken), SEA_V1, torch.device("cpu"), one_core=True)
+    actor = ray_engine.Actor(ray_engine._pickled(cluster.cloudpickle, ray_engine._Setup(worker, "cpu", 1)))
+    good, bad = (unit for unit in plan("sea-v1", data.image_ids, [4], []) if (unit.eps_255, unit.loss) == CLEAN)
+    with pytest.raises(DataError, match="image 18"):
+        actor.run(bad)
+    done = actor.run(good)
+    expected, _ = Store.open(longer.path).read(good)
+    assert done.group.image_ids == expected.image_ids
+    assert (done.group.counts.intersection == expected.counts.intersection).all()
 
 
 @pytest.mark.parametrize(

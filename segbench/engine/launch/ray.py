@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segbench.data import Sample
 from segbench.engine.compute.batch_size import choose_batch_size
 from segbench.engine.compute.session import open_session
 from segbench.engine.compute.stream import Stream
@@ -60,8 +61,9 @@ class Actor:
         self._worker = replace(setup.worker, device=torch.device(setup.device))  # with the files of this machine
         self._units: queue.Queue[Unit] = queue.Queue()
         self._waiting: dict[str, Future[FinishedUnit]] = {}
+        self._begun: list[Unit] = []  # units in the stream
         self._passes = 0
-        self._error: BaseException | None = None
+        self._error: BaseException | None = None  # why this actor cannot work at all
         threading.Thread(target=self._work, name="segbench-stream", daemon=True).start()
 
     def run(self, unit: Unit) -> FinishedUnit:
@@ -86,10 +88,20 @@ class Actor:
                 session.one_stream(worker, []) as images,
             ):
                 choose_batch_size(worker)
-                stream = Stream(worker, images.take, self._finish, self._count, energy.watts)
+
+                def take(unit: Unit) -> list[Sample]:
+                    self._begun.append(unit)
+                    return images.take(unit)
+
                 while True:
                     first: list[Unit] = [self._units.get()]
-                    stream.run(lambda first=first: first.pop() if first else self._at_once())  # type: ignore[misc]
+                    stream = Stream(worker, take, self._finish, self._count, energy.watts)
+                    try:
+                        stream.run(lambda first=first: first.pop() if first else self._at_once())  # type: ignore[misc]
+                    except Exception as error:  # noqa: BLE001 - the driver is told, and decides
+                        for unit in self._begun:
+                            self._waiting.pop(unit.name).set_exception(error)
+                        self._begun.clear()
         except BaseException as error:  # noqa: BLE001 - the driver is told, and decides
             self._error = error
             for future in list(self._waiting.values()):
@@ -102,6 +114,7 @@ class Actor:
             return None
 
     def _finish(self, done: FinishedUnit) -> None:
+        self._begun.remove(done.unit)
         self._waiting.pop(done.unit.name).set_result(done)
 
     def _count(self, images: int) -> None:
