@@ -18,7 +18,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from segbench.attacks.problem import Evaluator, frozen
-from segbench.models.devices import exact_float32
+from segbench.models.float32 import exact_float32
 
 # model, side, batch on a CPU, batch on a GPU, steps of a round, targets on CPU and GPU
 CASES = {

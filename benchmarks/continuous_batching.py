@@ -30,7 +30,7 @@ from segbench.attacks.problem import frozen
 from segbench.data import SegmentationDataset
 from segbench.engine.compute.worker import Worker
 from segbench.engine.rundir.plan import Unit
-from segbench.models.devices import exact_float32
+from segbench.models.float32 import exact_float32
 from segbench.protocol import SEA_V1
 
 FRAGILE, ROBUST = "clean_convnext_mini_shapes", "pirat_convnext_mini_shapes"

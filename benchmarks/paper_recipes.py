@@ -50,7 +50,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from segbench.data import FAMILIES, SegmentationDataset
 from segbench.models.architectures.upernet import UPerNet
-from segbench.models.devices import exact_float32
+from segbench.models.float32 import exact_float32
 from segbench.training import loop
 from segbench.training.data import TrainingData
 from segbench.training.distributed import Processes

@@ -12,7 +12,7 @@ from torch import nn
 import segbench
 from segbench import attacks
 from segbench.attacks import reference
-from segbench.attacks.batch import AttackBatch, Job
+from segbench.attacks.batch import AttackBatch, Job, to_host
 from segbench.attacks.problem import Evaluator, frozen
 from segbench.attacks.stages import Stage, reduced
 
@@ -258,3 +258,64 @@ def test_stages_without_iterations_are_passed_over():
             done = batch.finished()
     assert steps == 3
     assert sorted(key for key, _ in done) == keys
+
+
+class TwoGpus:
+    """The order of work on two GPUs: each stream does what it was sent when somebody waits for it, and not before.
+
+    Stands in for ``torch.cuda`` and for the tensors of flags; ``cuda:0`` is the current device.
+    """
+
+    def __init__(self):
+        self.sent = {index: [] for index in range(2)}
+
+    def current_stream(self, device=None):
+        return 0 if device is None else torch.device(device).index
+
+    def event(self):
+        return TwoGpus.Event(self)
+
+    class Event:
+        def __init__(self, gpus):
+            self.gpus, self.stream, self.length = gpus, None, 0
+
+        def record(self, stream=None):
+            self.stream = self.gpus.current_stream() if stream is None else stream
+            self.length = len(self.gpus.sent[self.stream])
+
+        def synchronize(self):
+            for work in self.gpus.sent[self.stream][: self.length]:
+                work()
+
+    class Flags:
+        is_cuda = True
+
+        def __init__(self, values, index):
+            self.values, self.device, self.shape = torch.tensor(values), torch.device("cuda", index), (len(values),)
+
+    class Host(torch.Tensor):
+        gpus = None
+
+        def copy_(self, flags, non_blocking=False):
+            assert non_blocking
+            TwoGpus.Host.gpus.sent[flags.device.index].append(lambda: torch.Tensor.copy_(self, flags.values))
+            return self
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_flags_are_read_when_they_have_arrived_from_any_device(monkeypatch, index):
+    """On the second GPU the event must be recorded on the stream that copies, not on that of the first GPU."""
+    gpus, empty = TwoGpus(), torch.empty
+    monkeypatch.setattr(TwoGpus.Host, "gpus", gpus)
+    monkeypatch.setattr(torch.cuda, "Event", gpus.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", gpus.current_stream)
+
+    def pinned(shape, dtype, pin_memory):
+        assert pin_memory
+        return empty(shape, dtype=dtype).fill_(False).as_subclass(TwoGpus.Host)
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    host, event = to_host(TwoGpus.Flags([True, False, True], index))
+    assert host.tolist() == [False, False, False]  # not there yet
+    event.synchronize()
+    assert host.tolist() == [True, False, True]

@@ -33,7 +33,7 @@ from segbench.engine.rundir.plan import plan
 from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models import devices
-from segbench.models.devices import cpu_threads, exact_float32
+from segbench.models.devices import cpu_threads
 from segbench.protocol import SEA_V1, comparison
 from tests import short
 from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
@@ -571,20 +571,6 @@ def test_damaged_logs_and_manifests_are_no_tracebacks(reference, tmp_path):
     (path / "run.json").write_text('{"schema_version": 2}')
     with pytest.raises(RunError, match=r"run\.json is damaged"):
         Store.open(path)
-
-
-def test_exact_float32_whatever_the_caller_set():
-    matmul = torch.backends.cuda.matmul
-    if not hasattr(matmul, "fp32_precision"):
-        pytest.skip("torch before 2.9 has only the TF32 switches")
-    before = matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    try:
-        matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = "tf32", "bf16"
-        with exact_float32():
-            assert matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        assert (matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == ("tf32", "bf16")
-    finally:
-        matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 def test_threads_are_as_many_as_the_process_has_cores_to_itself(monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 import segbench
 from segbench import entries, evidence
 from segbench.attacks.problem import Evaluator
-from segbench.engine.compute.precision import check_precision, get_precision
+from segbench.engine.compute.precision import check_precision
 from segbench.engine.compute.worker import Worker
 from segbench.errors import RunError, UsageError
 from tests.runs import run, units
@@ -125,24 +125,20 @@ def test_what_does_not_exist_is_refused_before_anything_is_computed(tmp_path, pr
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_an_override_that_no_switch_of_torch_undoes_is_refused_on_cuda(monkeypatch, precision):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    with pytest.raises(UsageError, match="unset NVIDIA_TF32_OVERRIDE"):
+        check_precision(precision, torch.device("cuda"))
+    check_precision("fp32", torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("supported", "warned"), [(True, False), (False, True)])
 def test_a_processor_without_bfloat16_is_told_to_be_slow(monkeypatch, caplog, supported, warned):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
     with caplog.at_level(logging.WARNING, "segbench"):
         check_precision("bf16", torch.device("cpu"))
     assert ("no bfloat16 instructions: bf16 works, but slower than fp32" in caplog.text) == warned
-
-
-def test_tf32_is_on_in_its_passes_only():
-    matmul = torch.backends.cuda.matmul
-    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"  # the second before torch 2.9
-    before, on = getattr(matmul, name), "tf32" if name == "fp32_precision" else True
-    with get_precision("tf32").setting():
-        assert getattr(matmul, name) == on
-        with get_precision("bf16").setting():
-            assert getattr(matmul, name) != on
-        assert getattr(matmul, name) == on
-    assert getattr(matmul, name) == before
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import segbench
 from segbench.engine.compute import session as sessions
 from segbench.engine.compute.session import Stopped, open_session
 from segbench.engine.compute.worker import Worker
+from segbench.engine.rundir.plan import Unit
 from segbench.protocol import SEA_V1
 
 CPU = torch.device("cpu")
@@ -67,16 +68,11 @@ def test_each_stream_has_the_current_cuda_device_also_without_a_number(worker, m
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
     monkeypatch.setattr(sessions, "_eval_mode", lambda model, device: nullcontext(False))
     with open_session([], torch.device("cuda"), threads=2) as session:
-        monkeypatch.setattr(session, "device", torch.device("cuda"))
-        monkeypatch.setattr(sessions, "Prefetcher", Nothing)
-        session.run_streams(worker, [], lambda number, images: None, jobs=2)
-    assert chosen
-    assert set(chosen) == {1}
-
-
-class Nothing:
-    def __init__(self, *arguments):
-        pass
-
-    def close(self):
-        pass
+        session.run_streams(worker, [], lambda number, images: chosen.append("work"), jobs=1)
+        assert chosen == [1, "work"]
+        chosen.clear()
+        unit = Unit(0.0, "clean", 0, worker.dataset.image_ids)
+        with session.one_stream(worker, [unit]) as images, suppress(RuntimeError):  # pinned memory needs a driver
+            images.take(unit)
+        assert chosen  # by the threads that decode: pinned memory belongs to the current device, too
+        assert set(chosen) == {1}

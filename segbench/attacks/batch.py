@@ -168,12 +168,7 @@ class AttackBatch:
 
     def _flag(self) -> None:
         """Sends word of the images that are finished to the host, which reads it `lag` steps later."""
-        over = self._table[-1][self._rows["at"]] == 0
-        event = None
-        if over.is_cuda:
-            over = torch.empty(over.shape, dtype=torch.bool, pin_memory=True).copy_(over, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+        over, event = to_host(self._table[-1][self._rows["at"]] == 0)
         self._flags.append((list(self._keys), over, event))
 
     def run(self, before: Callable[[int], None] = lambda _: None) -> dict[int, AttackResult]:
@@ -215,6 +210,20 @@ class AttackBatch:
             values["adversarial"], accuracy, values["predictions"], values["highest"],
             *(values[name] for name in COUNTERS),
         )  # fmt: skip
+
+
+def to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Flags on the host, and from CUDA an event: they have arrived when it has been reached.
+
+    The copy is sent by the current stream of the flags' device, which need not be the current device, so the event is
+    recorded there.
+    """
+    if not flags.is_cuda:
+        return flags, None
+    host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(flags.device))
+    return host, event
 
 
 _KEPT = {"adversarial", "correct", "predictions", "highest", *COUNTERS}

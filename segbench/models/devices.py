@@ -1,4 +1,4 @@
-"""What devices do differently: rounding, and running out of memory."""
+"""What devices do differently: which there are, running out of memory, threads."""
 
 from __future__ import annotations
 
@@ -6,46 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from segbench.errors import UsageError
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32 operations, whatever the caller had set; restored afterwards."""
-    with _float32("ieee", allow_tf32=False):
-        yield
-
-
-@contextmanager
-def tf32() -> Iterator[None]:
-    """TF32 inside float32 operations of CUDA; restored afterwards."""
-    with _float32("tf32", allow_tf32=True):
-        yield
-
-
-@contextmanager
-def _float32(precision: str, *, allow_tf32: bool) -> Iterator[None]:
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        name: str = "fp32_precision"
-        value: str | bool = precision
-        holders: list[Any] = [torch.backends.cuda.matmul]
-        for backend in (torch.backends.cudnn, torch.backends.mkldnn):
-            holders += [getattr(backend, kind) for kind in ("conv", "rnn", "matmul") if hasattr(backend, kind)]
-    else:  # torch before 2.9
-        name, value = "allow_tf32", allow_tf32
-        holders = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [getattr(holder, name) for holder in holders]
-    for holder in holders:
-        setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        for holder, old in zip(holders, before, strict=True):
-            setattr(holder, name, old)
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -64,7 +64,8 @@ def joined(device: torch.device) -> Iterator[Processes]:
     """
     world, rank, local = _given()
     if world == 1:
-        yield Processes(device)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield Processes(device)
         return
     if device.type == "cuda":
         if local >= torch.cuda.device_count():

@@ -14,7 +14,8 @@ from segbench import attacks, counts, ensemble
 from segbench.counts import Counts
 from segbench.data import Sample, SegmentationDataset
 from segbench.errors import RunError
-from segbench.models.devices import exact_float32, is_out_of_memory
+from segbench.models.devices import is_out_of_memory
+from segbench.models.float32 import exact_float32
 from segbench.protocol import SEA_V1
 from segbench.training.recipe import Recipe
 

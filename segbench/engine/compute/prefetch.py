@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,11 +22,17 @@ PIXELS_AHEAD = 1 << 24  # images of the next units wait up to this many pixels: 
 class Prefetcher:
     """Gives the samples of a unit; those of the next units, roughly in this order, are decoded meanwhile.
 
-    For CUDA they come in pinned memory. Each image's files must still have their ``stamps`` when it has been read.
+    For CUDA they come in pinned memory, which belongs to the current device: ``begin_thread`` chooses it in each thread
+    that decodes. Each image's files must still have their ``stamps`` when it has been read.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, units: Sequence[Unit], device: torch.device, stamps: Stamps
+        self,
+        dataset: SegmentationDataset,
+        units: Sequence[Unit],
+        device: torch.device,
+        stamps: Stamps,
+        begin_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self._dataset = dataset
         self._stamps = stamps
@@ -36,7 +42,7 @@ class Prefetcher:
         self._ready: dict[str, list[Future[Sample]]] = {}
         self._pixels = 1  # of the largest image so far
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="segbench-data")
+        self._pool = ThreadPoolExecutor(default_workers(), thread_name_prefix="segbench-data", initializer=begin_thread)
 
     def take(self, unit: Unit) -> list[Sample]:
         """The samples of a unit, in its order; each unit is taken once."""

@@ -16,7 +16,8 @@ from segbench.attacks.problem import frozen
 from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.worker import Worker
 from segbench.engine.rundir.plan import Unit
-from segbench.models.devices import cpu_threads, exact_float32
+from segbench.models.devices import cpu_threads
+from segbench.models.float32 import exact_float32
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: another stream failed, or the user pressed Ctrl-C
@@ -32,11 +33,19 @@ class Session:
     cuda_index: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
+    def choose_device(self) -> None:
+        """Makes the device the current one of this thread: each thread has its own, at first ``cuda:0``."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.cuda_index)
+
+    def _images(self, worker: Worker, units: Sequence[Unit]) -> Prefetcher:
+        return Prefetcher(worker.dataset, units, self.device, worker.stamps, self.choose_device)
+
     @contextmanager
     def one_stream(self, worker: Worker, units: Sequence[Unit]) -> Iterator[Prefetcher]:
         """The images of units, decoded ahead, for a stream in this thread; it has the CPU threads of one stream."""
         worker.streams = 1
-        with closing(Prefetcher(worker.dataset, units, self.device, worker.stamps)) as images, worker.stream_threads():
+        with closing(self._images(worker, units)) as images, worker.stream_threads():
             yield images
 
     def run_streams(
@@ -52,12 +61,11 @@ class Session:
 
         def on_start() -> None:
             torch.set_num_threads(1 if worker.one_core else threads)
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.cuda_index)  # each thread has a current device of its own
+            self.choose_device()
 
         with (
             cpu_threads(threads),
-            closing(Prefetcher(worker.dataset, units, self.device, worker.stamps)) as images,
+            closing(self._images(worker, units)) as images,
             ThreadPoolExecutor(worker.streams, initializer=on_start) as pool,
         ):
             futures = [pool.submit(work, number, images) for number in range(worker.streams)]
