@@ -278,10 +278,85 @@ def test_out_of_memory_on_another_model_halves_the_batch_too(monkeypatch):
         stream.run_unit(worker, unit, list(data))
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+class HungryAlways(Pixelwise):
+    """Holds so many images at once, with gradient or without."""
+
+    largest, error = 3, OUT_OF_MEMORY[0]
+
+    def forward(self, images):
+        if len(images) > self.largest:
+            raise self.error
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
+def test_a_whole_run_goes_on_with_smaller_batches(tmp_path, monkeypatch, error):
+    """First pass, estimate, attack and score: whatever library says that its memory is used up."""
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+    monkeypatch.setattr(HungryAlways, "error", error)
+    options = {**SHORT, "limit": 9, "batch_size": 8, "progress": True}
+    narrow = segbench.evaluate(HungryAlways(), "shapes", out=tmp_path / "narrow", **options)
+    sizes = {json.loads(line)["batch_size"] for line in (tmp_path / "narrow" / "log.jsonl").read_text().splitlines()}
+    assert sizes == {2}
+    monkeypatch.setattr(HungryAlways, "largest", 100)
+    wide = segbench.evaluate(HungryAlways(), "shapes", out=tmp_path / "wide", **options)
+    assert narrow.evidence_path.read_bytes() == wide.evidence_path.read_bytes()
+
+
+def test_images_for_which_there_is_no_memory_wait_for_a_place_in_the_batch(monkeypatch):
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+    data, short = segbench.load_dataset("shapes").first(11), dataclasses.replace(SEA_V1, iterations=9)
+    (unit,) = (unit for unit in plan("sea-v1", data.image_ids, [8.0], ["mce"]) if unit.loss == "mce")
+    add, inside = AttackBatch.add, []
+
+    def narrow(batch, jobs):
+        if len(batch) + len(jobs) > 3:
+            raise OUT_OF_MEMORY[0]
+        inside.append(len(batch) + len(jobs))
+        return add(batch, jobs)
+
+    def found():
+        worker = Worker(Pixelwise(), data, short, torch.device("cpu"), 8)
+        with open_session(worker.models, worker.device):
+            return stream.run_unit(worker, unit, list(data))
+
+    expected = found()
+    monkeypatch.setattr(AttackBatch, "add", narrow)
+    done = found()
+    assert max(inside) == 2  # 8, 4, 2
+    assert done.stats == expected.stats
+    assert all((a == b).all() for a, b in zip(done.group.counts, expected.group.counts, strict=True))
+    monkeypatch.setattr(AttackBatch, "add", lambda *_: (_ for _ in ()).throw(OUT_OF_MEMORY[0]))
+    with pytest.raises(RunError, match=r"one image \(3, 64, 64\) on cpu \(CUDA out of memory"):
+        found()
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_a_model_for_which_there_is_no_memory_is_no_traceback(tmp_path, monkeypatch, largest):
+    monkeypatch.setattr(HungryAlways, "largest", largest)
+    for entrance in (
+        lambda: segbench.evaluate(HungryAlways(), "shapes", out=tmp_path / "run", **SHORT),
+        lambda: segbench.check_model(HungryAlways(), "shapes", images=2, progress=False),
+    ):
+        with pytest.raises(RunError, match="Not enough memory for this model on cpu"):
+            entrance()
+    assert not (tmp_path / "run").exists()
+
+
 def test_memory_that_ends_on_a_cpu_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(AttackBatch, "step", lambda _: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(
-        RunError, match=r"Not enough memory for 16 images \(3, 64, 64\) on cpu. Finished units are kept"
+        RunError, match=r"Not enough memory for 16 images \(3, 64, 64\) on cpu \(MemoryError\). Finished units are kept"
     ):
         run(tmp_path / "run")
     assert (tmp_path / "run" / "units" / "eps0_clean_0000.parquet").exists()

@@ -73,23 +73,27 @@ class AttackBatch:
         return len(self._keys) - len(self._free)
 
     def add(self, jobs: Sequence[Job]) -> list[int]:
-        """Takes in images of one size and gives each a key."""
+        """Takes in images of one size and gives each a key. If it raises, nothing has changed."""
+        if not jobs:
+            return []
         rows = _stack([self._row(job) for job in jobs])
         keys = list(range(self._next_key, self._next_key + len(jobs)))
-        self._next_key += len(jobs)
         reused = self._free[: len(jobs)]
-        self._free = self._free[len(jobs) :]
+        index = torch.tensor(reused, device=rows["x"].device)
+        grown = self._rows
+        if len(jobs) > len(reused):  # all that takes memory comes first
+            more = {name: values[len(reused) :] for name, values in rows.items()}
+            grown = {name: torch.cat([grown[name], values]) for name, values in more.items()} if grown else more
         if reused:
-            index = torch.tensor(reused, device=rows["x"].device)
             for name, values in rows.items():
-                self._rows[name][index] = values[: len(reused)]
+                grown[name][index] = values[: len(reused)]
         for row, key, job in zip(reused, keys, jobs, strict=False):
             self._keys[row], self._losses[row] = key, job.loss
-        if len(jobs) > len(reused):
-            more = {name: values[len(reused) :] for name, values in rows.items()}
-            self._rows = {n: torch.cat([self._rows[n], v]) for n, v in more.items()} if self._rows else more
-            self._keys += keys[len(reused) :]
-            self._losses += [job.loss for job in jobs[len(reused) :]]
+        self._rows = grown
+        self._free = self._free[len(jobs) :]
+        self._next_key += len(jobs)
+        self._keys += keys[len(reused) :]
+        self._losses += [job.loss for job in jobs[len(reused) :]]
         self._parts = []
         return keys
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from segbench.errors import UsageError
+from segbench.errors import RunError, UsageError
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -22,16 +22,50 @@ def choose_device(name: str | torch.device) -> torch.device:
             raise RuntimeError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise UsageError(
-            f"The device {name!r} cannot be used: {str(error).splitlines()[0]}. See: segbench env"
-        ) from error
+        raise UsageError(f"The device {name!r} cannot be used: {_first_line(error)}. See: segbench env") from error
     return device
+
+
+# What libraries say when they could not get memory of their own: cuBLAS and cuDNN do not raise torch.OutOfMemoryError.
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",
+    "cublas_status_alloc_failed",
+    "cublas_status_not_initialized",  # no room for its handle
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error_device_allocation_failed",
+    "cudnn_status_internal_error_host_allocation_failed",
+    "cusolver_status_alloc_failed",
+    "cufft_alloc_failed",
+    "unable to find an engine to execute this computation",  # cuDNN, where no engine's workspace fits
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the machine, has no memory left."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    )
+
+
+@contextmanager
+def memory_explained(what: str, device: torch.device) -> Iterator[None]:
+    """Memory that runs out within is a RunError that says for ``what``, and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"Not enough memory for {what} on {device} ({_first_line(error)}). Finished units are kept. Close other "
+            "programs, or use another --device."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 @contextmanager

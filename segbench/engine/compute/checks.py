@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
 from segbench.models.contract import check_logits
+from segbench.models.devices import is_out_of_memory
 
 BUDGET_TOLERANCE = 1e-6
 
@@ -76,6 +77,8 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
     except ModelError:
         raise
     except Exception as error:  # a user's code may raise anything
+        if is_out_of_memory(error):
+            raise
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         mend = "It must map images (N,3,H,W) to logits (N,K,H,W)."
         if dtypes - {torch.float32}:
@@ -123,6 +126,8 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
         try:
             (gradient,) = torch.autograd.grad(model(x).sum(), x)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"The model's logits have no gradient with respect to the images: {error}. "
                 "SEA is a gradient attack and would say nothing about this model. "

@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -109,7 +111,7 @@ class Stream:
             queue = self._waiting.get(self._shape, deque())
             room = self.worker.images_at_once(*self._shape[-2:]) - len(self._attacked) if self._shape else 1
             if queue and room > 0:
-                self._admit([queue.popleft() for _ in range(min(room, len(queue)))])
+                self._admit(queue, room)
             elif room > 0 and not self._no_more and sum(map(len, self._waiting.values())) < CHUNK:
                 self._open(next_unit())
             else:
@@ -159,11 +161,21 @@ class Stream:
         self._charged += taken
         self._unscored += items
 
-    def _admit(self, items: Sequence[_Item]) -> None:
+    def _admit(self, queue: deque[_Item], room: int) -> None:
+        """Takes images of the queue into the batch: as many as there is room and memory for."""
         if self._batch is None or not len(self._batch):
             self._batch = AttackBatch(self.worker.evaluator(*self._shape[-2:]))
-        keys = self._batch.add([self.worker.job(item.unit.unit, item.sample) for item in items])
-        self._attacked |= dict(zip(keys, items, strict=True))
+        batch, inside = self._batch, len(self._attacked)
+
+        def add(size: int) -> dict[int, _Item]:
+            items = list(islice(queue, max(0, size - inside)))
+            keys = batch.add([self.worker.job(item.unit.unit, item.sample) for item in items])
+            return dict(zip(keys, items, strict=True))
+
+        added = self.worker.within_memory(add, inside + min(room, len(queue)), self._shape)
+        for _ in added:
+            queue.popleft()
+        self._attacked |= added
 
     def _step(self) -> None:
         batch = self._batch
@@ -196,19 +208,25 @@ class Stream:
         for item in scored:
             groups.setdefault(tuple(item.sample.image.shape), []).append(item)
         for shape, items in groups.items():
-            size = self.worker.images_at_once(*shape[-2:])
-            for start in range(0, len(items), size):
-                part = items[start : start + size]
-                self.on_images(len(part))
-                found, numbers = self.worker.score(
-                    [item.unit.unit.eps_255 for item in part],
-                    [item.sample for item in part],
-                    [item.result for item in part],
-                )
-                for row, (item, values) in enumerate(zip(part, numbers, strict=True)):
-                    item.unit.counts[item.sample.image_id] = found.take(np.array([row]))
-                    item.unit.numbers[item.sample.image_id] = values
+            while items:
+                size = min(len(items), self.worker.images_at_once(*shape[-2:]))
+                items = items[self.worker.within_memory(partial(self._score_first, items), size, shape) :]
         return scored
+
+    def _score_first(self, items: Sequence[_Item], size: int) -> int:
+        """Scores the first ``size`` of some images of one size; returns how many those are."""
+        part = items[:size]
+        self.on_images(0)
+        found, numbers = self.worker.score(
+            [item.unit.unit.eps_255 for item in part],
+            [item.sample for item in part],
+            [item.result for item in part],
+        )
+        for row, (item, values) in enumerate(zip(part, numbers, strict=True)):
+            item.unit.counts[item.sample.image_id] = found.take(np.array([row]))
+            item.unit.numbers[item.sample.image_id] = values
+        self.on_images(len(part))
+        return len(part)
 
     def _charge(self, started: float, units: Sequence[_OpenUnit]) -> None:
         """Divides the time since ``started`` among the images of a step."""

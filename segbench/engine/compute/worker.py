@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,9 +26,9 @@ from segbench.engine.compute.checks import verify_images
 from segbench.engine.compute.precision import get_precision
 from segbench.engine.rundir.manifest import FP32
 from segbench.engine.rundir.plan import CHECK_ITERATIONS, CHUNK, Unit
-from segbench.errors import ModelError, RunError
+from segbench.errors import ModelError
 from segbench.evidence import CHECK_LOSS, CLEAN
-from segbench.models.devices import cpu_threads, is_out_of_memory
+from segbench.models.devices import cpu_threads, is_out_of_memory, memory_explained
 from segbench.protocol import Protocol
 
 T = TypeVar("T")
@@ -159,21 +159,19 @@ class Worker:
     def within_memory(self, compute: Callable[[int], T], size: int, shape: Sequence[int]) -> T:
         """``compute(size)``; each time memory runs out again, with half as many images. `batch_size` remembers.
 
-        On a CPU, where the number is fixed, and for one image of this ``shape`` it is a RunError.
+        Every call of the model during an attack goes through here. On a CPU, where the number is fixed, and for one
+        image of this ``shape`` it is a RunError.
         """
         while True:
+            last = self.fixed_shape or size == 1
+            count = self.images_at_once(*shape[-2:]) if self.fixed_shape else 1
+            what = "one image" if count == 1 else f"{count} images"
             try:
-                return compute(size)
+                with memory_explained(f"{what} {tuple(shape)}", self.device) if last else nullcontext():
+                    return compute(size)
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if last or not is_out_of_memory(error):
                     raise
-                if self.fixed_shape or size == 1:
-                    size = self.images_at_once(*shape[-2:]) if self.fixed_shape else 1
-                    images = "one image" if size == 1 else f"{size} images"
-                    raise RunError(
-                        f"Not enough memory for {images} {tuple(shape)} on {self.device}. Finished units are kept. "
-                        "Close other programs, or use another --device."
-                    ) from error
             size = self.batch_size = size // 2
             if self.device.type == "cuda":  # outside the except clause, which would keep the tensors alive
                 torch.cuda.empty_cache()

@@ -43,17 +43,21 @@ def time_text(seconds: float, worker: Worker, *, upper_bound: bool) -> str:
 def seconds_per_pass(worker: Worker) -> float:
     """Seconds of a forward and backward pass of one image, in full batches and with all streams at work."""
     sample = worker.dataset[0]
-    shape = sample.image.shape[-2:]
-    size, streams = worker.images_at_once(*shape), torch.get_num_threads() if worker.one_core else 1
-    batch = AttackBatch(worker.evaluator(*shape))
-    with worker.stream_threads():
+    shape = sample.image.shape
+    streams = torch.get_num_threads() if worker.one_core else 1
+
+    def measure(size: int) -> float:
+        batch = AttackBatch(worker.evaluator(*shape[-2:]))
         batch.add([worker.job(Unit(1.0, CHECK_LOSS, 0, (sample.image_id,)), sample)] * size)
         batch.step()
         _wait(worker.device)
         started = time.monotonic()
         batch.step()
         _wait(worker.device)
-    return (time.monotonic() - started) / size / streams
+        return (time.monotonic() - started) / size / streams
+
+    with worker.stream_threads():
+        return worker.within_memory(measure, worker.images_at_once(*shape[-2:]), shape)
 
 
 def _wait(device: torch.device) -> None:
