@@ -206,10 +206,26 @@ def test_losses_do_not_mix_in_a_batch(problem):
         assert torch.equal(mixed[place::3], alone)
 
 
-def test_a_model_that_cannot_be_compiled_goes_on_without(problem, caplog, monkeypatch):
+class _FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("backend says no\nand why")
+
+
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_model_that_cannot_be_compiled_goes_on_without(problem, caplog, monkeypatch, failing):
+    """The backward pass is compiled when it is first needed, after the forward pass has worked."""
+
     def broken(function, **_):
         def call(*arguments):
-            raise RuntimeError("backend says no\nand why")
+            if failing == "forward":
+                raise RuntimeError("backend says no\nand why")
+            loss, *rest = function(*arguments)
+            return _FailsBackward.apply(loss), *rest
 
         return call
 
@@ -221,6 +237,26 @@ def test_a_model_that_cannot_be_compiled_goes_on_without(problem, caplog, monkey
         ours, theirs = (f(images, labels, [("js", None)], 1, 1, backward=True) for f in (compiled, plain))
         assert torch.equal(ours.gradient, theirs.gradient)
     assert caplog.text.count("torch.compile fails with this model (RuntimeError: backend says no). Going on") == 1
+
+
+def test_an_error_of_the_model_itself_does_not_end_compilation(problem, caplog, monkeypatch):
+    """Memory that runs out runs out without compilation, too: the ladder tries fewer images, compiled."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+    class Short(PerImage):
+        def forward(self, images):
+            if len(images) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(images)
+
+    model, images, labels, _, weights = problem
+    compiled = Evaluator(Short(model.network), class_weights=weights, compiled=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(images, labels, [("js", None)], 1, 1, backward=True)
+    assert compiled.compiled is not None
+    compiled.size = 4
+    assert compiled(images, labels, [("js", None)], 1, 1, backward=True).gradient.shape == images.shape
+    assert not caplog.text
 
 
 def test_stages_of_plain_pgd_have_a_fixed_step():

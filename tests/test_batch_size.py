@@ -14,6 +14,7 @@ from torch import nn
 
 import segbench
 from segbench.data import SegmentationDataset
+from segbench.engine.compute import batch_size
 from segbench.engine.compute.batch_size import LARGEST, find_batch_size, fits, largest_fitting
 from segbench.engine.compute.worker import Worker
 from segbench.protocol import SEA_V1
@@ -94,6 +95,26 @@ def test_it_is_remembered_for_the_model_the_size_and_the_precision(data):
     wider.model.conv = nn.Sequential(nn.Conv2d(3, 9, 1), nn.Conv2d(9, 8, 1))
     find_batch_size(wider)
     assert wider.model.seen
+
+
+def test_it_is_found_again_when_more_or_less_memory_is_free(data, monkeypatch):
+    """A GPU that other programs were using when it was found: nobody wants their batch for ever."""
+    free = [10_000_000_000]
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: free[0])
+    assert find_batch_size(worker(data, 3)) == 3
+    free[0] = 9_800_000_000
+    assert find_batch_size(worker(data, 12)) == 3
+    free[0] = 40_000_000_000
+    assert find_batch_size(worker(data, 12)) == 12
+    free[0] = 10_000_000_000
+    assert find_batch_size(worker(data, 3)) == 3
+
+
+def test_free_is_what_others_have_left_and_what_this_process_holds(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20)
+    assert batch_size.free_memory(torch.device("cuda:1")) == 50
+    assert batch_size.free_memory(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"images": 0}', b'{"images": "7"}', b'{"images": 100000}', b"[]"])

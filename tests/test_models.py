@@ -14,10 +14,12 @@ from torch import nn
 
 import segbench
 from segbench import cards
+from segbench.engine.launch.shards import process_device
 from segbench.errors import ContentError, DownloadError, ModelError, UnknownNameError, UsageError
 from segbench.files import sha256_bytes
-from segbench.models import from_released
+from segbench.models import devices, from_released
 from segbench.models.architectures import ARCHITECTURES, WithoutDraws, build
+from segbench.models.devices import choose_compute_device
 from segbench.models.normalization import NONE
 from segbench.models.sources.image_model import ImageModel
 from segbench.models.weights import load_weights
@@ -255,6 +257,19 @@ def test_devices_that_cannot_be_used_are_named():
         "cpu",
         "cuda",
     )
+
+
+def test_mps_is_refused_by_name_where_attacks_run(monkeypatch):
+    """It has no float64, so an attack would die in its first step."""
+    monkeypatch.setattr(devices, "choose_device", torch.device)  # as on a Mac, where it can be used
+    for entrance in (process_device, segbench_check, choose_compute_device):
+        with pytest.raises(UsageError, match=r"\(mps\) has no float64.*--device cpu"):
+            entrance("mps")
+    assert choose_compute_device("cpu") == torch.device("cpu")
+
+
+def segbench_check(device):
+    return segbench.check_model("at_convnext_mini_shapes", device=device)
 
 
 def test_only_models_are_models():

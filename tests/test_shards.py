@@ -158,7 +158,7 @@ def test_what_is_no_shard_is_refused(shard):
 
 def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
     """As far as it can be told without one: which of four is chosen."""
-    monkeypatch.setattr(shards, "choose_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(shards, "choose_compute_device", lambda name: torch.device("cuda" if name == "auto" else name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     local = {"LOCAL_RANK": "2"}
     assert process_device("auto", local) == process_device("cuda", local) == torch.device("cuda", 2)

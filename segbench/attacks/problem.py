@@ -162,25 +162,21 @@ class Evaluator:
         if x.device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(backward), self.setting():
-            x = x.detach().requires_grad_(backward)
-            objective, tracked, correct, predictions = self._called(x, labels, losses, step, iterations)
-            gradient = torch.autograd.grad(objective, x)[0][:n] if backward else None
-        return Evaluation(tracked[:n], correct[:n], predictions[:n], gradient)
+            found = self._called(x, labels, losses, step, iterations)
+        return Evaluation(*(None if values is None else values[:n] for values in found))  # type: ignore[arg-type]
 
-    def _called(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if self.compiled is not None:
-            try:
-                return self.compiled(*arguments)
-            except (MemoryError, torch.cuda.OutOfMemoryError):
-                raise
-            except Exception as error:  # noqa: BLE001 - a compiler may raise anything; eager computes the same
-                logging.getLogger("segbench").warning(
-                    "torch.compile fails with this model (%s: %s). Going on without.",
-                    type(error).__name__,
-                    (str(error) or "no message").splitlines()[0][:200],
-                )
-                self.compiled = None
-        return self._objective(*arguments)
+    def _called(self, *arguments: Any) -> Evaluation:
+        """A pass, compiled if that works: what was compiled may fail in the forward or in the backward pass."""
+        if self.compiled is None:
+            return _one_pass(self._objective, *arguments)
+        try:
+            return _one_pass(self.compiled, *arguments)
+        except Exception as error:  # noqa: BLE001 - a compiler may raise anything; eager computes the same
+            reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:200]}"
+        found = _one_pass(self._objective, *arguments)  # raises what is not the compiler's fault, e.g. out of memory
+        logging.getLogger("segbench").warning("torch.compile fails with this model (%s). Going on without.", reason)
+        self.compiled = None
+        return found
 
     def _objective(
         self, x: Tensor, labels: Tensor, losses: Sequence[MaskedLoss], step: int | Tensor, iterations: int | Tensor
@@ -197,6 +193,14 @@ class Evaluator:
         loss, surviving = surviving_pixels(terms, losses)
         tracked = image_sum(loss) / labels[0].numel()
         return objective, tracked, surviving.flatten(1).sum(dim=1), terms.predictions
+
+
+def _one_pass(objective: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], x: Tensor, *rest: Any) -> Evaluation:
+    """Values and, where gradients are enabled, the input gradient."""
+    backward = torch.is_grad_enabled()
+    x = x.detach().requires_grad_(backward)
+    loss, tracked, correct, predictions = objective(x, *rest)
+    return Evaluation(tracked, correct, predictions, torch.autograd.grad(loss, x)[0] if backward else None)
 
 
 def surviving_pixels(terms: PixelTerms, losses: Sequence[MaskedLoss]) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def train(
     if recipe is None:
         _list(json)
         return
-    from segbench.models.devices import choose_device
+    from segbench.models.devices import choose_compute_device
     from segbench.training.distributed import joined
     from segbench.training.initialisation import RUNS, classifier_file, classifier_recipe
 
@@ -75,7 +75,7 @@ def train(
     if wrong := [key for key, sign, _ in pairs if not sign]:
         raise UsageError(f"--set takes field=value, not {wrong[0]!r}.")
     chosen = load_recipe(recipe, {key: value for key, _, value in pairs})
-    with joined(choose_device(device)) as processes:
+    with joined(choose_compute_device(device)) as processes:
         quiet = quiet or not processes.leads
         run = _Run(processes, checkpoint_minutes, offline, quiet)
         data = run.read(chosen, data_root)

@@ -19,7 +19,7 @@ from segbench.engine.compute.checks import batch_dependence, batch_tolerance, pr
 from segbench.engine.compute.session import open_session
 from segbench.engine.telemetry.progress import format_duration, track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
-from segbench.models.devices import choose_device
+from segbench.models.devices import choose_compute_device
 from segbench.models.load import load
 from segbench.models.normalization import IMAGENET
 from segbench.models.sliding import in_windows
@@ -99,7 +99,7 @@ def check_model(
         raise UsageError(f"images must be at least 1, not {images}.")
     if size is not None and size < 16:
         raise UsageError(f"size must be at least 16, not {size}.")
-    torch_device = choose_device(device)
+    torch_device = choose_compute_device(device)
     data = load_dataset(dataset, data_root) if isinstance(dataset, str) else dataset
     num_classes = None if data is None else data.num_classes
     loaded = load(parse(model), num_classes=num_classes, offline=offline, progress=progress)

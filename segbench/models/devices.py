@@ -26,6 +26,17 @@ def choose_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def choose_compute_device(name: str | torch.device) -> torch.device:
+    """`choose_device` for attacks and training; UsageError for MPS, which has no float64: attacks keep counts in it."""
+    device = choose_device(name)
+    if device.type == "mps":
+        raise UsageError(
+            "Apple's GPU (mps) has no float64, in which attacks keep count: use --device cpu. "
+            'Inference works there: segbench.load_model(..., device="mps").'
+        )
+    return device
+
+
 # What libraries say when they could not get memory of their own: cuBLAS and cuDNN do not raise torch.OutOfMemoryError.
 _NO_MEMORY = (
     "out of memory",

@@ -14,7 +14,8 @@ from segbench.engine.rundir.plan import Unit
 from segbench.models.devices import is_out_of_memory
 
 LARGEST = 256  # images; more of them make no GPU busier
-SHARE = 0.9  # of the device's memory that may be used: other programs, fragments
+SHARE = 0.9  # of the free memory that may be used: other programs, fragments
+SAME = 0.05  # difference of free memory that is not another state of the device
 KIND = "batch-size"
 
 
@@ -40,24 +41,34 @@ def choose_batch_size(worker: Worker) -> None:
 def find_batch_size(worker: Worker) -> int:
     """Images of the size of the first one that can be attacked at once on the worker's device.
 
-    Remembered for each (model, size, device, memory, precision, compiled, torch).
+    Remembered for each (model, size, device, precision, compiled, torch), with the memory that was free: where it is
+    more or less now, because other programs use the device or no longer do, it is found again.
     """
     key = cache.key_of(
-        str(worker.model), list(worker.dataset[0].image.shape), device_name(worker.device), _memory(worker.device),
-        worker.precision, worker.compiled, torch.__version__,
+        str(worker.model), list(worker.dataset[0].image.shape), device_name(worker.device), worker.precision,
+        worker.compiled, torch.__version__,
     )  # fmt: skip
-    known = (cache.recall(KIND, key) or {}).get("images")
-    if isinstance(known, int) and 1 <= known <= LARGEST:
+    free = free_memory(worker.device)
+    if known := _recall(key, free):
         return known
     size = largest_fitting(lambda size: fits(worker, size))
-    cache.remember(KIND, key, {"images": size, "device": device_name(worker.device)})
+    cache.remember(KIND, key, {"images": size, "device": device_name(worker.device), "free_bytes": free})
     logging.getLogger("segbench").info("Batches of %d images fit on %s.", size, device_name(worker.device))
     return size
 
 
+def _recall(key: str, free: int) -> int | None:
+    known = cache.recall(KIND, key) or {}
+    images, free_then = known.get("images"), known.get("free_bytes")
+    if not isinstance(images, int) or not isinstance(free_then, int) or not 1 <= images <= LARGEST:
+        return None
+    return images if abs(free - free_then) <= SAME * free_then else None
+
+
 def fits(worker: Worker, size: int) -> bool:
-    """Whether two steps of an attack on ``size`` images stay within the memory."""
+    """Whether two steps of an attack on ``size`` images stay within the memory that is free."""
     on_cuda = worker.device.type == "cuda"
+    room = SHARE * free_memory(worker.device)
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(worker.device)
     try:
@@ -65,12 +76,12 @@ def fits(worker: Worker, size: int) -> bool:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        room = False
+        enough = False
     else:
-        room = not on_cuda or torch.cuda.max_memory_allocated(worker.device) <= SHARE * _memory(worker.device)
+        enough = not on_cuda or torch.cuda.max_memory_allocated(worker.device) <= room
     if on_cuda:
         torch.cuda.empty_cache()
-    return room
+    return enough
 
 
 def _attack(worker: Worker, size: int) -> None:
@@ -84,6 +95,9 @@ def _attack(worker: Worker, size: int) -> None:
         batch.step()
 
 
-def _memory(device: torch.device) -> int:
-    """Bytes that the device has in all; 0 where that is not known."""
-    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process has or could have; 0 for other devices."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device))

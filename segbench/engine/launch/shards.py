@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from segbench.errors import UsageError
-from segbench.models.devices import choose_device
+from segbench.models.devices import choose_compute_device
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
@@ -57,7 +57,7 @@ def _position(environment: Mapping[str, str], name: str, size: str) -> tuple[int
 
 def process_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
     """The device of that name; under torchrun ``auto`` and ``cuda`` are the GPU of this process."""
-    device = choose_device(name)
+    device = choose_compute_device(name)
     if device.type == "cuda" and device.index is None and environment.get("LOCAL_RANK", "").isdecimal():
         return torch.device("cuda", int(environment["LOCAL_RANK"]) % torch.cuda.device_count())
     return device
