@@ -34,6 +34,7 @@ COMMANDS = {
     "leaderboard": "board",
     "train": "train",
     "data": "data",
+    "selftest": "selftest",
     "env": "env",
 }
 
