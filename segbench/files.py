@@ -87,11 +87,6 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether ``path`` is what a killed `write_atomic` left behind."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
 def _sync_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

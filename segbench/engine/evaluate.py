@@ -15,6 +15,7 @@ from segbench.engine.launch.dispatch import PREEMPTED, run_missing_units, shard_
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run
 from segbench.engine.rundir.merge import merge
+from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, PreemptedError, UsageError
 from segbench.models.sources.names import parse
 from segbench.protocol import Protocol, get_protocol, radii_of
@@ -117,7 +118,7 @@ def evaluate(
     request = Request(parse(model_or_id), dataset, data_root, out, limit, "evaluate")
     with prepare_run(request, radii, _protocol(protocol, iterations), options) as run:
         run_missing_units(run)
-    store = run.store
+    store = Store.open(run.store.path)  # again: other shards may have added radii meanwhile
     try:
         merged = merge(store, sorted({*radii, *store.complete_radii()}))
     except IncompleteError as error:

@@ -1,4 +1,4 @@
-"""Runs the missing units of a prepared run: takes the lock, chooses the engine, stops cleanly on SIGTERM."""
+"""Runs the missing units of a prepared run: chooses the engine, stops cleanly on SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import logging
 from signal import SIGTERM
 
 from segbench.engine.compute.batch_size import choose_batch_size
-from segbench.engine.compute.worker import device_name
 from segbench.engine.launch.local import run_units
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import PreparedRun
-from segbench.engine.rundir.lock import claim_shard
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.telemetry.estimate import expected_time
 from segbench.engine.telemetry.progress import announce
@@ -29,20 +27,17 @@ def run_missing_units(run: PreparedRun) -> None:
         logging.getLogger("segbench").warning(
             "%s: everything was there already, nothing is computed again. For a new run: another --out.", store.path
         )
-    with (
-        claim_shard(store.path, run.shard_label, device_name(worker.device)) as heartbeat,
-        stop_signals((SIGTERM,), DRAINING) as drain,
-    ):
+    with stop_signals((SIGTERM,), DRAINING) as drain:
 
         def begin(unit: Unit) -> bool:
             if store.file(unit).exists():  # another process has finished it meanwhile
                 return False
-            heartbeat.begin(unit.name)
+            run.heartbeat.begin(unit.name)
             return True
 
         def finish(done: FinishedUnit) -> None:
             store.add(done)
-            heartbeat.end(done.unit.name)
+            run.heartbeat.end(done.unit.name)
 
         if options.engine == "ray":
             from segbench.engine.launch.ray import run_on_ray

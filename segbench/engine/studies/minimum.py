@@ -24,11 +24,9 @@ from segbench.data import SegmentationDataset
 from segbench.engine.compute.batch_size import choose_batch_size
 from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.stream import Stream
-from segbench.engine.compute.worker import device_name
 from segbench.engine.launch.dispatch import DRAINING, PREEMPTED, run_missing_units, shard_done_error
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import PreparedRun, Request, prepare_run
-from segbench.engine.rundir.lock import claim_shard
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.rundir.store import Store
 from segbench.engine.rundir.trials import Trial, Trials
@@ -171,13 +169,12 @@ class _Bisection:
         waiting = self._undecided()
         if not waiting:
             return
-        worker, store, session = self._run.worker, self._run.store, self._run.session
+        worker, session, heartbeat = self._run.worker, self._run.session, self._run.heartbeat
         progress = self._run.options.progress
         choose_batch_size(worker)  # the clean images may have been there, or done on the way
         if progress:
             announce(self._expected_time(len(waiting)))
         with (
-            claim_shard(store.path, self._run.shard_label, device_name(worker.device)) as heartbeat,
             stop_signals((SIGTERM,), DRAINING) as drain,
             counting_bar(len(self._mine) * self._rounds, "radii", progress) as advance,
         ):
