@@ -16,6 +16,7 @@ from PIL import Image
 
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir import lock
+from segbench.engine.rundir.differences import differences
 from segbench.engine.rundir.lock import lock_manifest
 from segbench.engine.rundir.merge import merge
 from segbench.engine.rundir.store import Store
@@ -191,3 +192,58 @@ def test_without_locks_a_radius_is_added_with_a_warning(copy, monkeypatch, caplo
     assert "run.lock cannot be locked" in caplog.text
     assert "Start no other process with other radii or attacks meanwhile." in caplog.text
     assert [row["eps_255"] for row in run(copy, eps=1).entry()["results"]] == [1, 4, 8]
+
+
+@pytest.mark.parametrize(
+    "left", [(), (".DS_Store",), (".run.json.0123456789abcdef.tmp", ".gitkeep"), ("workers/1-of-1.lock",)]
+)
+def test_an_empty_folder_becomes_a_run_directory(tmp_path, left):
+    """Also one with hidden files, or the lock of a process that was killed at once."""
+    for name in left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    result = run(tmp_path, limit=1, iterations=1, eps=8)
+    assert result.path == tmp_path
+    assert set(left) <= set(files(tmp_path))
+    assert len(files(tmp_path / "units")) == 5
+
+
+def changed(manifest, field, value):
+    """A manifest as it would be with another setting."""
+    first, _, rest = field.partition(".")
+    return {**manifest, first: changed(manifest[first], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("identity", "field", "value", "said"),
+    [
+        ("protocol", "protocol.iterations", 9, "iterations: 4 there, 9 here"),
+        ("protocol", "protocol.seed", 1, "seed: 225 there, 1 here"),
+        ("protocol", "protocol.losses", ["mce", "js"], "losses: mce_bal mce js there, mce js here"),
+        ("protocol", "protocol.threat_model.high", 255.0, "high: 1.0 there, 255.0 here"),
+        ("protocol", "protocol.name", "minimum", "protocol: sea-v1 there, minimum here"),
+        ("fingerprint", "dataset.id", "camvid", "data set: shapes there, camvid here"),
+        ("fingerprint", "dataset.split", "train", "split: val there, train here"),
+        ("fingerprint", "dataset.other_size", "256x256", "size: none there, 256x256 here"),
+        ("class_weights", "dataset.class_weights_from", "x", "class weights of mce_bal from: {} there, x here"),
+        ("precision", "environment.precision", "tf32", "precision: fp32 there, tf32 here"),
+    ],
+)
+def test_each_setting_that_differs_is_named_with_both_values(reference, identity, field, value, said):
+    there = Store.open(reference.path).manifest
+    here = changed(changed(there, field, value), f"identity.{identity}", "f" * 64)
+    assert differences(there, there) == []
+    assert differences(there, here)[0] == said.format(there["dataset"]["class_weights_from"])
+
+
+def test_what_no_setting_shows_is_named_by_its_hash(reference):
+    there = Store.open(reference.path).manifest
+    names = {
+        "protocol": "protocol", "weights": "model weights or code", "fingerprint": "pixels or labels of the images",
+        "class_weights": "class weights of mce_bal",
+    }  # fmt: skip
+    for key, name in names.items():
+        here = changed(there, f"identity.{key}", "f" * 64)
+        assert differences(there, here) == [f"{name}: {there['identity'][key][:12]}... there, ffffffffffff... here"]
+    here = changed(changed(there, "image_ids", ["x", *there["image_ids"][1:]]), "identity.fingerprint", "f" * 64)
+    assert differences(there, here) == [f"image 1: {there['image_ids'][0]} there, x here"]

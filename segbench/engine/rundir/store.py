@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench import evidence, schemas
+from segbench.engine.rundir.differences import differences
 from segbench.engine.rundir.lock import lock_manifest
 from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
 from segbench.engine.rundir.workers import FOLDER
@@ -33,13 +34,6 @@ COST: Mapping[str, Callable[[Any], Any]] = {
     "seconds": float, "peak_memory_bytes": int, "device": str, "images": int, "joules": float, "batch_size": int,
 }  # fmt: skip
 UNKNOWABLE = ("joules", "batch_size")  # null where the machine does not tell
-IDENTITY = {
-    "protocol": "protocol",
-    "weights": "model weights",
-    "fingerprint": "data set (images, labels or their number)",
-    "class_weights": "class weights of mce_bal",
-    "precision": "precision",
-}
 
 
 def run_id(identity: Mapping[str, str]) -> str:
@@ -93,12 +87,8 @@ class Store:
 
     def _check_same_run(self, new: Mapping[str, Any]) -> None:
         old = self.manifest
-        differing = [name for key, name in IDENTITY.items() if old["identity"].get(key) != new["identity"].get(key)]
-        if differing:
-            raise RunError(
-                f"{self.path} is the run of another {' and another '.join(differing)} ({old['model']['id']} on "
-                f"{old['dataset']['id']}). {OTHER_OUT}"
-            )
+        if found := differences(old, new):
+            raise RunError(f"{self.path} is a run with other settings: {'; '.join(found)}. {OTHER_OUT}")
         if old["dataset"]["id"] != new["dataset"]["id"]:
             raise RunError(
                 f"{self.path} is the run of the data set {old['dataset']['id']}, not {new['dataset']['id']}, though "
