@@ -54,7 +54,15 @@ class ShardDoneError(IncompleteError):
 
 
 class PreemptedError(IncompleteError):
-    """The system asked this process to stop (SIGTERM); what had begun is finished."""
+    """The system asked this process to stop (SIGTERM); what had begun is finished.
+
+    Attributes:
+        result: what the call would have returned, if nothing was left to do; else None.
+    """
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def difference(name: str, there: Any, here: Any) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +36,9 @@ from segbench.models.load import LoadedModel, load
 from segbench.models.sliding import in_windows
 from segbench.models.sources.names import ModelSource
 from segbench.protocol import SEA_V1, Protocol
+from segbench.signals import stop_signals
+
+DRAINING = "SIGTERM: the units that have begun are finished, then this stops. The same command goes on."
 
 
 class Request(NamedTuple):
@@ -66,7 +71,10 @@ class Draft(NamedTuple):
 
 
 class PreparedRun(NamedTuple):
-    """A run that can begin, and belongs to this process, which runs ``shard`` (from 1) of ``shards``: its ``units``."""
+    """A run that can begin, and belongs to this process, which runs ``shard`` (from 1) of ``shards``: its ``units``.
+
+    SIGTERM sets ``drain``: what has begun is finished, and nothing else begins.
+    """
 
     session: Session
     worker: Worker
@@ -76,6 +84,7 @@ class PreparedRun(NamedTuple):
     shard: int
     shards: int
     heartbeat: Heartbeat
+    drain: threading.Event
 
     @property
     def shard_label(self) -> str:
@@ -112,7 +121,10 @@ def prepare_run(
             for done in draft.clean:
                 if store.read(done.unit) is None:
                     store.add(done)
-            yield PreparedRun(draft.session, draft.worker, store, draft.units, options, shard, shards, heartbeat)
+            with stop_signals((SIGTERM,), DRAINING) as drain:
+                yield PreparedRun(
+                    draft.session, draft.worker, store, draft.units, options, shard, shards, heartbeat, drain
+                )
 
 
 @contextmanager
