@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from segbench.errors import RunError, difference
-from segbench.files import write_atomic
+from segbench.files import make_folder, write_atomic
 from segbench.models.devices import is_out_of_memory
 from segbench.training.distributed import Processes
 from segbench.training.recipe import Recipe
@@ -58,7 +58,7 @@ def own_folder(out: Path, processes: Processes) -> Iterator[None]:
     """
     lock = FileLock(out / ".lock")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         if processes.leads:
             lock.acquire(timeout=0)
     except Timeout as error:

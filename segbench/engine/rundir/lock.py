@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from segbench.engine.rundir.workers import Heartbeat, lock_file, manifest_lock_file, read_worker, worker_file
 from segbench.errors import IncompleteError, RunError
+from segbench.files import make_folder
 
 MANIFEST_SECONDS = 60.0  # to wait for the lock of run.json, which is held for milliseconds
 
@@ -79,7 +80,7 @@ def _acquire(path: Path, seconds: float, otherwise: str) -> FileLock | None:
     """The lock, acquired; None, after a warning, where there are no locks. Timeout if another process has it."""
     lock = FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         lock.acquire(timeout=seconds)
     except Timeout:
         raise
