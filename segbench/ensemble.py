@@ -5,6 +5,7 @@ SEA.md, section 5. Sums are exact integers; only the final ratios are floats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ from segbench.errors import UsageError
 
 Choice = npt.NDArray[np.intp]
 CERTAINTY = 0.975  # share of paired bootstrap samples in which the better one wins
-MAX_PIXELS = 2**31 - 1  # of a class in the data set, so that the products of two sums stay in int64
+MAX_PIXELS = 2**53  # of a class in the data set: the search holds sums as floats, which are exact up to here
+MAX_FACTOR = math.isqrt(2**63 - 1)  # the product of two such sums is an int64
 
 
 class WorstCase(NamedTuple):
@@ -106,7 +108,7 @@ def _check(candidates: Sequence[Counts], orders: int) -> None:
                 "they are not counts of the same images in the same order."
             )
     if max(float(array.sum(axis=0, dtype=np.float64).max()) for each in candidates for array in each) > MAX_PIXELS:
-        raise UsageError(f"worst_case compares exact integers of up to {MAX_PIXELS} pixels per class; there are more.")
+        raise UsageError(f"worst_case computes exactly with up to {MAX_PIXELS} pixels per class; there are more.")
 
 
 def _descend(
@@ -189,7 +191,17 @@ def _lower_bound(intersection: IntArray, union: IntArray, target: IntArray) -> f
 
 
 def _smallest_ratio(intersection: IntArray, union: IntArray) -> npt.NDArray[np.float64]:
-    """(K,) minimum over choices of sum I / sum U per class, by Dinkelbach's iteration in exact integers.
+    """(K,) minimum over choices of sum I / sum U per class, in exact integers: Python's, where int64 may overflow."""
+    large = union.max(axis=1).sum(axis=0) > MAX_FACTOR
+    smallest = np.empty(len(large))
+    for classes, dtype in ((~large, np.int64), (large, object)):
+        if classes.any():
+            smallest[classes] = _dinkelbach(*(array[..., classes].astype(dtype) for array in (intersection, union)))
+    return smallest
+
+
+def _dinkelbach(intersection: npt.NDArray[Any], union: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(K,) minimum over choices of sum I / sum U per class.
 
     (p, q) is the ratio so far; the choice that minimises sum(q I - p U) lowers it, until the minimum is 0.
     """
@@ -200,8 +212,7 @@ def _smallest_ratio(intersection: IntArray, union: IntArray) -> npt.NDArray[np.f
         new_q = np.take_along_axis(union, choice, axis=1)[:, 0].sum(axis=0)
         lower = q * new_p - p * new_q < 0
         if not lower.any():
-            result: npt.NDArray[np.float64] = p / q
-            return result
+            return np.asarray(p / q)
         p, q = np.where(lower, new_p, p), np.where(lower, new_q, q)
 
 

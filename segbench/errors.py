@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SegbenchError(Exception):
@@ -53,7 +54,26 @@ class ShardDoneError(IncompleteError):
 
 
 class PreemptedError(IncompleteError):
-    """The system asked this process to stop (SIGTERM); what had begun is finished."""
+    """The system asked this process to stop (SIGTERM); what had begun is finished.
+
+    Attributes:
+        result: what the call would have returned, if nothing was left to do; else None.
+    """
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+def difference(name: str, there: Any, here: Any) -> str:
+    """A field that differs, with both values.
+
+    >>> difference("iterations", 5, 9), difference("losses", ["mce"], ["mce", "js"]), difference("size", None, 512)
+    ('iterations: 5 there, 9 here', 'losses: mce there, mce js here', 'size: none there, 512 here')
+    """
+    values = (each if isinstance(each, list | tuple) else [] if each is None else [each] for each in (there, here))
+    old, new = (" ".join(map(str, each)) or "none" for each in values)
+    return f"{name}: {old} there, {new} here"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

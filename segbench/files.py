@@ -1,15 +1,42 @@
-"""Files: atomic writes and hashes."""
+"""Files: atomic writes and hashes.
+
+What is promised, and where it ends. A reader, and a killed process, see the old content of a file or all of the new:
+everywhere. The new content survives a power loss once the call has returned: on a local file system whose disk does
+what fsync asks. A file's data, its name in the folder, and the folders that were made for it are synced, in that order.
+No such promise is made
+
+- for a folder that the system does not sync (Windows, some network and FUSE file systems): a power loss may take the
+  name, and so leave the old content or no file, though never half of one;
+- on macOS, where fsync does not empty the disk's own cache, and on disks that confirm what they have not written;
+- for other machines that read the same network file system at that moment: they see what its caches show them;
+- for several files together (`write_results`): each is whole, those after a power loss may be missing;
+- for what is appended, as logs are: the last lines may be lost or cut, and whoever reads them must expect that.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from segbench.errors import RunError
+
+# How systems say that this folder cannot be opened or synced; anything else is an error of the disk.
+UNSYNCED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -33,11 +60,11 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes ``data`` so that ``path`` holds either its old content or all of the new, also after a power loss.
 
-    A temporary file in the same folder, fsync, rename, fsync of the folder.
+    A temporary file in the same folder, fsync, rename, fsync of the folder. Missing folders are made.
     """
     with _temporary(path, data) as temporary:
         os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_results(files: Mapping[Path, bytes], fix: str) -> None:
@@ -68,14 +95,14 @@ def create_atomic(path: Path, data: bytes) -> bool:
             if path.exists():
                 return False
             os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
 @contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[Path]:
     """A synced file beside ``path``, gone afterwards; its mode is what the umask allows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as stream:
@@ -87,15 +114,28 @@ def _temporary(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def is_temporary(path: Path) -> bool:
-    """Whether ``path`` is what a killed `write_atomic` left behind."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, each synced in the one that holds it."""
+    missing = list(takewhile(lambda each: not each.is_dir(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):  # also one that another process has made meanwhile: who syncs first is not known
+        sync_folder(each.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
+def sync_folder(folder: Path) -> None:
+    """Syncs the names in a folder; nothing happens where the system does not sync folders.
+
+    Raises:
+        OSError: what the disk says, e.g. that it is full or broken.
+    """
+    if os.name != "posix":
+        return
+    try:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise

@@ -26,6 +26,11 @@ def units(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((path / "units").iterdir())}
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether ``path`` is what a killed `segbench.files.write_atomic` left behind."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def command(out: Path, iterations: int = 4) -> list[str]:
     """The same from a command line."""
     options = ["--eps", "4", "8", "--limit", "5", "--iterations", str(iterations), "--quiet"]

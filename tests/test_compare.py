@@ -239,7 +239,9 @@ def test_its_identity_is_its_own_and_leaves_the_attacks_open(small, tmp_path):
     assert one.digest() == other.digest() != SEA_V1.digest()
     assert comparison(["mce"], 50).digest() != one.digest()
     assert one.digest() != dataclasses.replace(one, name="sea-v1").digest()
-    with pytest.raises(RunError, match="is the run of another protocol"):
+    with pytest.raises(
+        RunError, match=r"with other settings: protocol: comparison there, sea-v1 here(; images: .*)?\. N"
+    ):
         run(small.path)
 
 

@@ -163,16 +163,22 @@ def test_another_radius_extends_a_run(reference, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"iterations": 5}, "run of another protocol"),
-        ({"limit": 4}, "run of another data set"),
-        ({"model": "at_convnext_mini_shapes"}, "run of another model weights"),
+        ({"iterations": 5}, r": iterations: 4 there, 5 here\. "),
+        ({"limit": 4}, r": images: 5 there, 4 here\. "),
+        ({"limit": 4, "iterations": 5}, r": iterations: 4 there, 5 here; images: 5 there, 4 here\. "),
+        (
+            {"model": "at_convnext_mini_shapes"},
+            r": model: clean_convnext_mini_shapes there, at_convnext_mini_shapes here; "
+            r"model weights or code: \w{12}\.\.\. there, \w{12}\.\.\. here\. ",
+        ),
+        ({"precision": "bf16"}, r": precision: fp32 there, bf16 here\. "),
     ],
 )
 def test_directories_of_other_runs_are_refused(reference, tmp_path, changes, text):
     path = tmp_path / "run"
     shutil.copytree(reference.path, path)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(RunError, match=rf"{text}.*Nothing was changed.*--out"):
+    with pytest.raises(RunError, match=rf"a run with other settings{text}Nothing was changed.*--out"):
         run(path, **changes)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 

@@ -117,7 +117,9 @@ def test_a_changed_picture_is_another_run(tree, own_cache, tmp_path):
     pixels = np.asarray(Image.open(path)).copy()
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(path)
-    with pytest.raises(RunError, match=r"another data set"):
+    with pytest.raises(
+        RunError, match=r": pixels or labels of the images: \w{12}\.{3} there, \w{12}\.{3} here\. Nothing"
+    ):
         evaluate(root, tmp_path / "run")
 
 

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segbench.counts import Counts, count
-from segbench.ensemble import _lower_bound, _smallest_ratio, bootstrap_intervals, chosen, worst_case
+from segbench.ensemble import (
+    MAX_FACTOR,
+    _dinkelbach,
+    _lower_bound,
+    _smallest_ratio,
+    bootstrap_intervals,
+    chosen,
+    worst_case,
+)
 from segbench.errors import UsageError
 
 IGNORE = 255
@@ -274,7 +282,7 @@ def tiny() -> Counts:
         ([tiny(), tiny()._replace(target=np.array([[1, 2]]))], "same images in the same order"),
         ([tiny(), Counts(*(np.ones((2, 2), np.int64) for _ in range(3)))], "same images in the same order"),
         ([tiny(), Counts(*(np.ones((1, 3), np.int64) for _ in range(3)))], "same images in the same order"),
-        ([Counts(*(np.full((2, 2), 2**30) for _ in range(3)))], "pixels per class"),
+        ([Counts(*(np.full((2, 2), 2**53) for _ in range(3)))], "pixels per class"),
     ],
 )
 def test_candidates_that_do_not_fit_are_refused(candidates: list[Counts], said: str) -> None:
@@ -288,15 +296,51 @@ def test_a_search_needs_an_order(orders: int) -> None:
         worst_case([tiny()], orders=orders)
 
 
-def test_the_largest_allowed_counts_do_not_overflow() -> None:
-    """Just under the limit the products of sums stay exact: the ratios are known."""
-    big = 2**31 - 1
+@pytest.mark.parametrize("big", [2**31 - 1, 2**31, MAX_FACTOR // 2, MAX_FACTOR, 2**35])
+def test_large_counts_do_not_overflow(big: int) -> None:
+    """On both sides of where the products of sums leave int64: the ratios are known."""
     label = np.array([[big, big]])
     good, bad = (Counts(np.array([[big - wrong, big - wrong]]), label, label) for wrong in (1, big // 2))
     worst = worst_case([good, bad])
     expected = (big - big // 2) / (big + big // 2)
     assert worst.miou == pytest.approx(expected, abs=ROUNDING)
     assert worst.miou_lower_bound == pytest.approx(expected, abs=ROUNDING)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ensembles)
+def test_a_data_set_of_a_larger_scale_has_the_same_worst_case(candidates: list[Counts]) -> None:
+    """2^33 pixels for each one: every ratio, sum and comparison is the same, by powers of 2."""
+    large = [Counts(*(array << 33 for array in each)) for each in candidates]
+    one, other = worst_case(candidates), worst_case(large)
+    assert one[:3] == other[:3]
+    assert one.aacc_choice.tolist() == other.aacc_choice.tolist()
+    assert one.miou_choice.tolist() == other.miou_choice.tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1))
+def test_the_smallest_ratio_of_huge_counts_is_exact(seed: int) -> None:
+    """Up to 2^51 pixels of a class, against fractions; some classes are small, and stay in int64."""
+    rng = np.random.default_rng(seed)
+    union = rng.integers(1, rng.choice([100, 2**31, 2**49], size=(1, 1, 5)), (4, 3, 5), endpoint=True)
+    intersection = (union * rng.random(union.shape)).astype(np.int64)
+    rows = np.arange(4)
+    choices = [np.array(choice) for choice in itertools.product(range(3), repeat=4)]
+    sums = [[(array[rows, choice].sum(axis=0)).tolist() for choice in choices] for array in (intersection, union)]
+    exact = [min(map(Fraction, *([each[c] for each in part] for part in sums))) for c in range(5)]
+    assert _smallest_ratio(intersection, union).tolist() == [float(ratio) for ratio in exact]
+
+
+@settings(deadline=None, max_examples=60)
+@given(ensembles)
+def test_both_kinds_of_integers_choose_the_same(candidates: list[Counts]) -> None:
+    labelled = candidates[0].target.sum(axis=0) > 0
+    arrays = [
+        np.stack([getattr(each, name)[:, labelled] for each in candidates], axis=1)
+        for name in ("intersection", "union")
+    ]
+    assert _dinkelbach(*arrays).tolist() == _dinkelbach(*(each.astype(object) for each in arrays)).tolist()
 
 
 def sampled(seed: int = 0, images: int = 30) -> Counts:

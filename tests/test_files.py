@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from segbench.engine.rundir.lock import claim_shard
 from segbench.files import create_atomic, sha256_bytes, sha256_file, write_atomic
+from segbench.training.checkpoint import own_folder
+from segbench.training.distributed import Processes
 
 
 @pytest.fixture
@@ -86,6 +93,97 @@ def test_the_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "replace", rename)
     write_atomic(tmp_path / "f.json", b"new")
     assert calls == ["file", "rename", "folder"]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The files and folders that are synced, by device and inode, in order."""
+    done, sync = list[tuple[int, int]](), os.fsync
+
+    def fsync(handle: int) -> None:
+        done.append(identity(os.fstat(handle)))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return done
+
+
+def identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX")
+@pytest.mark.parametrize("write", [write_atomic, create_atomic])
+def test_the_names_of_a_file_and_of_each_new_folder_are_synced(
+    tmp_path: Path, synced: list[tuple[int, int]], write: Callable[[Path, bytes], object]
+) -> None:
+    """Else a power loss may take the folder, and the file in it, after the call has returned."""
+    path = tmp_path / "runs" / "run" / "units" / "f"
+    write(path, b"new")
+    chain = [tmp_path, tmp_path / "runs", tmp_path / "runs" / "run", path, path.parent]
+    assert synced == [identity(each.stat()) for each in chain]
+    synced.clear()
+    write(path.with_name("g"), b"another")  # no folder is new
+    assert synced == [identity(each.stat()) for each in (path.with_name("g"), path.parent)]
+
+
+def test_new_folders_are_synced_where_a_lock_makes_them(tmp_path: Path, synced: list[tuple[int, int]]) -> None:
+    """The lock of a run, and that of a training, come before their files."""
+    with (
+        claim_shard(tmp_path / "runs" / "run", "1/1", "cpu"),
+        own_folder(tmp_path / "train", Processes(torch.device("cpu"))),
+    ):
+        pass
+    above = [tmp_path, tmp_path / "runs", tmp_path / "runs" / "run"]
+    assert {identity(each.stat()) for each in above} <= set(synced)
+    assert synced.count(identity(tmp_path.stat())) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF])
+@pytest.mark.parametrize("failing", ["open", "fsync"])
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, number: int
+) -> None:
+    fail_on_folders(monkeypatch, failing, number)
+    write_atomic(tmp_path / "new" / "f", b"one")
+    assert create_atomic(tmp_path / "new" / "g", b"two")
+    assert [(tmp_path / "new" / name).read_bytes() for name in "fg"] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOENT])
+@pytest.mark.parametrize("failing", ["open", "fsync"])
+def test_an_error_of_the_disk_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, number: int
+) -> None:
+    fail_on_folders(monkeypatch, failing, number)
+    for write in (write_atomic, create_atomic):
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+            write(tmp_path / write.__name__, b"new")
+        assert caught.value.errno == number
+
+
+def test_the_data_of_a_file_must_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a folder may refuse, a file may not."""
+
+    def fsync(handle: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_atomic(tmp_path / "f", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_on_folders(monkeypatch: pytest.MonkeyPatch, failing: str, number: int) -> None:
+    """As file systems do that do not open, or do not sync, a folder."""
+    original = getattr(os, failing)
+
+    def fail(what: Any, *arguments: Any, **options: Any) -> Any:
+        if stat.S_ISDIR(os.stat(what).st_mode) if os.path.exists(what) else False:
+            raise OSError(number, os.strerror(number))
+        return original(what, *arguments, **options)
+
+    monkeypatch.setattr(os, failing, fail)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

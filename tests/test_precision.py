@@ -55,7 +55,7 @@ def test_the_attack_is_another_one_and_the_clean_score_is_the_same(lower, exact)
 def test_it_is_part_of_the_identity(lower, exact):
     ids = [json.loads((result.path / "run.json").read_text())["run_id"] for result in (lower, exact)]
     assert ids[0] != ids[1]
-    with pytest.raises(RunError, match="is the run of another precision"):
+    with pytest.raises(RunError, match="with other settings: precision: bf16 there, fp32 here"):
         run(lower.path, **SMALL)
     found = evidence.from_bytes(lower.evidence_path.read_bytes(), source="")
     assert found.metadata["identity"]["precision"] == "bf16"

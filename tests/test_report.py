@@ -285,7 +285,7 @@ def test_a_model_that_has_no_name_here_is_asked_for(tmp_path):
     result = segbench.evaluate(module, "shapes", eps=8, limit=2, iterations=2, out=tmp_path / "run", progress=False)
     with pytest.raises(UsageError, match=r"names its model mine.*--model.*--no-pictures"):
         make(read_runs([result.path]), pictures())
-    with pytest.raises(RunError, match="is the run of another model"):
+    with pytest.raises(RunError, match=rf"other settings: model: mine there, {OTHER} here"):
         make(read_runs([result.path]), pictures(model=OTHER))
     assert make(read_runs([result.path]), None).all_figures()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 import segbench
 from segbench import entries, evidence, schemas
 from segbench.engine.launch.options import RunOptions
+from segbench.engine.rundir.store import Store
 from segbench.engine.studies.reproduce import reproduce
 from segbench.entries import additions
-from segbench.errors import DataError, ModelError, UsageError
+from segbench.errors import DataError, ModelError, PreemptedError, UsageError
 from segbench.evidence import Evidence, Group
 from segbench.files import sha256_bytes
 from tests.runs import ENVIRONMENT
@@ -68,6 +70,23 @@ def test_the_same_machine_finds_the_same_counts(entry):
         assert group.image_ids == ids
         for mine, theirs in zip(group.counts, stored.groups[key].counts.take(np.array(rows)), strict=True):
             assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.slow
+def test_sigterm_during_the_last_units_leaves_a_record_that_is_complete(entry, monkeypatch):
+    """Else the same command would draw other images, and attack them all."""
+    add, signalled = Store.add, []
+
+    def terminated(store, done):
+        add(store, done)
+        if done.unit.eps_255 == 8 and not signalled:
+            signalled.append(os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(Store, "add", terminated)
+    with pytest.raises(PreemptedError, match=r"reproduction is complete, its record is .*_seed_7\.json\.") as caught:
+        run(entry, radii=[8], sample=1)
+    assert entries.validate_addition(caught.value.result.path) == []
+    assert caught.value.result.record["agrees"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, PreemptedError, RunError
 from segbench.signals import raised
 from tests import forks as forked
-from tests.runs import ENVIRONMENT, command, run, units
+from tests.runs import ENVIRONMENT, command, is_temporary, run, units
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_fifty_kills_at_random_moments_change_no_byte(tmp_path):
     assert killed.stdout == "50\n", killed.stderr
     assert evidence_of(tmp_path / "killed") == evidence_of(tmp_path / "once")
     assert units(tmp_path / "killed") == units(tmp_path / "once") | {
-        file.name: file.read_bytes() for file in (tmp_path / "killed" / "units").iterdir() if files.is_temporary(file)
+        file.name: file.read_bytes() for file in (tmp_path / "killed" / "units").iterdir() if is_temporary(file)
     }
 
 
@@ -169,7 +169,7 @@ def test_what_a_power_loss_leaves_behind_is_no_unit(tiny, tmp_path):
     (out / "log.jsonl").write_text((out / "log.jsonl").read_text()[:-20])
     with pytest.raises(IncompleteError, match="1 of 5 units are missing"):
         segbench.engine.rundir.merge.merge(Store.open(out))
-    leftover = next(file for file in (out / "units").iterdir() if files.is_temporary(file))
+    leftover = next(file for file in (out / "units").iterdir() if is_temporary(file))
     (evidence,) = out.glob("*.parquet")
     before = evidence.read_bytes()
     forked.run(out, forked.tiny())

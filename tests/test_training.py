@@ -517,7 +517,8 @@ def test_a_continued_command_needs_the_same_recipe(cli, tmp_path):
     code, _, errors = cli(*command, "--set", "epochs=2")
     assert code == 1
     assert (
-        "belongs to another recipe, with another epochs. Give another --out folder, or delete the checkpoint." in errors
+        "belongs to another recipe: epochs: 1 there, 2 here. Give another --out folder, or delete the checkpoint."
+        in errors
     )
     assert (tmp_path / "runs" / f"train-{NAME}" / "checkpoint.pt").read_bytes() == before
     assert cli(*command)[0] == 0

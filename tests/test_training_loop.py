@@ -703,10 +703,11 @@ def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):
 
 def test_another_recipe_does_not_continue_a_checkpoint(undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "out")
+    recipe = tiny(**EVERYTHING)
     for change in ({"seed": 1}, {"epochs": 3}, {"learning_rate": 0.1}, {"precision": "bf16", "monitor_every": 2}):
-        said = (
-            rf"checkpoint\.pt belongs to another recipe, with another {next(iter(change))}\. Give another --out folder"
-        )
+        name, value = next(iter(change.items()))
+        both = f"{name}: {getattr(recipe, name)} there, {value} here"
+        said = rf"checkpoint\.pt belongs to another recipe: {both}\. Give another --out folder"
         with pytest.raises(RunError, match=said):
             train(replace(tiny(**EVERYTHING), **change), data(14, 2), tmp_path / "out")
     assert (tmp_path / "out" / CHECKPOINT).read_bytes() == (undisturbed / CHECKPOINT).read_bytes()
@@ -739,7 +740,7 @@ def test_a_checkpoint_from_before_a_field_was_added_continues(tmp_path):
     torch.save(state | {"recipe": json.dumps(older)}, tmp_path / CHECKPOINT)
     train(recipe, data(), tmp_path)
     torch.save(state | {"recipe": json.dumps(older)}, tmp_path / CHECKPOINT)
-    with pytest.raises(RunError, match=r"another recipe, with another power\."):
+    with pytest.raises(RunError, match=r"another recipe: power: 1\.0 there, 2\.0 here\."):
         train(replace(recipe, power=2.0), data(), tmp_path)
 
 

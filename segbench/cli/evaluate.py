@@ -46,7 +46,7 @@ def evaluate(
     """Attack models with the whole protocol; write entry and evidence of each.
 
     Ctrl-C is safe: the same command continues where it stopped. SIGTERM finishes the units that have begun, and exits
-    with 3.
+    with 3; if none is left, the entry is written.
     """
     models = _models(model, every, dataset)
     if len(models) == 1:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segbench.data import SegmentationDataset
-from segbench.engine.launch.dispatch import PREEMPTED, run_missing_units, shard_done_error
+from segbench.engine.launch.dispatch import PREEMPTED, finish_run, run_missing_units
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run
 from segbench.engine.rundir.merge import merge
-from segbench.errors import IncompleteError, PreemptedError, UsageError
+from segbench.engine.rundir.store import Store
+from segbench.errors import PreemptedError, UsageError
 from segbench.models.sources.names import parse
 from segbench.protocol import Protocol, get_protocol, radii_of
 from segbench.signals import raised
@@ -108,7 +109,8 @@ def evaluate(
     Raises:
         UsageError, ModelError, DataError, RunError: what is wrong, and how to fix it.
         ShardDoneError: this shard is done, units of others are missing.
-        PreemptedError: SIGTERM stopped it, units are missing.
+        PreemptedError: SIGTERM stopped it. If that came during the last units, the entry is written, and ``result`` of
+            the error is this result; else units are missing.
     """
     radii = radii_of(eps)
     options = RunOptions(
@@ -117,12 +119,14 @@ def evaluate(
     request = Request(parse(model_or_id), dataset, data_root, out, limit, "evaluate")
     with prepare_run(request, radii, _protocol(protocol, iterations), options) as run:
         run_missing_units(run)
-    store = run.store
-    try:
-        merged = merge(store, sorted({*radii, *store.complete_radii()}))
-    except IncompleteError as error:
-        raise shard_done_error(options, error, f"segbench merge {store.path}") from error
-    return Result(store.path, merged.entry_path, merged.evidence_path, merged.entry)
+
+    def merged() -> Result:
+        store = Store.open(run.store.path)  # again: other shards may have added radii meanwhile
+        found = merge(store, sorted({*radii, *store.complete_radii()}))
+        return Result(store.path, found.entry_path, found.evidence_path, found.entry)
+
+    path = run.store.path
+    return finish_run(run, merged, f"{run.store.manifest['model']['id']}.json", f"segbench merge {path}")
 
 
 def _protocol(name: str, iterations: int | None) -> Protocol:

@@ -19,7 +19,7 @@ from segbench.entries.document import read_entry
 from segbench.entries.placement import card_problems, expected_path
 from segbench.entries.validation import validate_addition, validate_entry
 from segbench.errors import ContentError, UsageError
-from segbench.files import sha256_file, write_atomic
+from segbench.files import sha256_file, sync_folder, write_atomic
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,7 @@ def _replaced(files: Mapping[Path, bytes]) -> Iterator[None]:
             if path.exists():
                 os.replace(path, old[path])
             os.replace(new[path], path)
+            sync_folder(path.parent)
         yield
     except BaseException:
         for path in begun:

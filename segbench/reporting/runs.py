@@ -9,7 +9,7 @@ from typing import Any
 
 from segbench import evidence, schemas
 from segbench.engine.rundir.store import Store
-from segbench.errors import ContentError, RunError, UsageError
+from segbench.errors import ContentError, RunError, UsageError, difference
 from segbench.evidence import CHECK_LOSS, CLEAN, Group, Key
 from segbench.protocol import COMPARISON, MINIMUM
 
@@ -74,10 +74,9 @@ def read_runs(paths: Sequence[Path]) -> Material:
     runs = [each for path in paths for each in _read(path)]
     one = runs[0].manifest
     for each in runs[1:]:
-        other_model = each.manifest["identity"]["weights"] != one["identity"]["weights"]
-        if other_model or _pictures(each.manifest) != _pictures(one):
+        if differing := _differences(each.manifest, one):
             raise RunError(
-                f"{each.path} is the run of another {'model' if other_model else 'data set'} than {runs[0].path}. A "
+                f"{each.path} is not a run of the same model and data set as {runs[0].path}: {'; '.join(differing)}. A "
                 "report is of one model on one data set: make one for each."
             )
     scored = [each for each in runs if each.attacks]
@@ -89,9 +88,17 @@ def read_runs(paths: Sequence[Path]) -> Material:
     return Material(main, runs, documents)
 
 
-def _pictures(manifest: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Data set, split and size; how many of the images may differ."""
-    return tuple(manifest["dataset"].get(key) for key in ("id", "split", "preprocessing", "other_size"))
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Model, data set, split and size, with both values; how many of the images may differ."""
+    if there["identity"]["weights"] != here["identity"]["weights"]:
+        about = [f"{each['model']['id']} ({each['identity']['weights'][:12]}...)" for each in (there, here)]
+        return [difference("model", *about)]
+    fields = {"data set": "id", "split": "split", "preprocessing": "preprocessing", "size": "other_size"}
+    return [
+        difference(name, there["dataset"].get(key), here["dataset"].get(key))
+        for name, key in fields.items()
+        if there["dataset"].get(key) != here["dataset"].get(key)
+    ]
 
 
 def _read(path: Path) -> list[Run]:

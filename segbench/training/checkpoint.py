@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from segbench.errors import RunError
-from segbench.files import write_atomic
+from segbench.errors import RunError, difference
+from segbench.files import make_folder, write_atomic
 from segbench.models.devices import is_out_of_memory
 from segbench.training.distributed import Processes
 from segbench.training.recipe import Recipe
@@ -58,7 +58,7 @@ def own_folder(out: Path, processes: Processes) -> Iterator[None]:
     """
     lock = FileLock(out / ".lock")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         if processes.leads:
             lock.acquire(timeout=0)
     except Timeout as error:
@@ -101,8 +101,8 @@ def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Posi
         state = torch.load(path, map_location="cpu", weights_only=True)
         if changed := _differences(state["recipe"], recipe):
             raise RunError(
-                f"{path} belongs to another recipe, with another {' and '.join(changed)}. Give another --out folder, "
-                "or delete the checkpoint."
+                f"{path} belongs to another recipe: {'; '.join(changed)}. Give another --out folder, or delete the "
+                "checkpoint."
             )
         if state["images"] != images:
             raise RunError(
@@ -126,9 +126,13 @@ def load(path: Path, recipe: Recipe, images: str, parts: dict[str, Any]) -> Posi
 
 
 def _differences(known: str, recipe: Recipe) -> list[str]:
-    """Fields in which a checkpoint's recipe is another one. A field that it does not know had its default."""
+    """Fields in which a checkpoint's recipe is another one, with both values.
+
+    A field that it does not know had its default.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     old = json.loads(json.dumps({key: value for key, value in defaults.items() if value is not dataclasses.MISSING}))
     old |= json.loads(known)
     new = json.loads(recipe.to_json())
-    return sorted(key for key in old.keys() | new.keys() if key not in MAY_CHANGE and old.get(key) != new.get(key))
+    changed = sorted(key for key in old.keys() | new.keys() if key not in MAY_CHANGE and old.get(key) != new.get(key))
+    return [difference(key, old.get(key), new.get(key)) for key in changed]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from signal import SIGTERM
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,21 +20,25 @@ from segbench.engine.compute.batching import small_on_cpu
 from segbench.engine.compute.checks import Probe, probe
 from segbench.engine.compute.precision import check_precision
 from segbench.engine.compute.session import Session, open_session
-from segbench.engine.compute.worker import Worker
+from segbench.engine.compute.worker import Worker, device_name
 from segbench.engine.launch.dataset import check_labels, open_dataset
 from segbench.engine.launch.local import first_pass
 from segbench.engine.launch.options import ENGINES, RunOptions
 from segbench.engine.launch.shards import process_device
+from segbench.engine.rundir.lock import claim_shard
 from segbench.engine.rundir.manifest import FP32, build_manifest
 from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
 from segbench.engine.rundir.store import Store, check_writable, same_probe
-from segbench.engine.rundir.workers import shard_file_name
+from segbench.engine.rundir.workers import Heartbeat, shard_file_name
 from segbench.engine.telemetry.progress import announce
 from segbench.errors import ModelError, UsageError
 from segbench.models.load import LoadedModel, load
 from segbench.models.sliding import in_windows
 from segbench.models.sources.names import ModelSource
 from segbench.protocol import SEA_V1, Protocol
+from segbench.signals import stop_signals
+
+DRAINING = "SIGTERM: the units that have begun are finished, then this stops. The same command goes on."
 
 
 class Request(NamedTuple):
@@ -46,8 +52,29 @@ class Request(NamedTuple):
     command: str
 
 
+class Draft(NamedTuple):
+    """A run of which nothing is written yet: its model at work, and what goes into its directory ``path``.
+
+    Attributes:
+        units: those of this process.
+        clean: the clean ones among them that were run on the way.
+        sources: name to probe of the models that attacks are made on.
+    """
+
+    session: Session
+    worker: Worker
+    path: Path
+    manifest: dict[str, Any]
+    units: list[Unit]
+    clean: list[FinishedUnit]
+    sources: dict[str, list[float]]
+
+
 class PreparedRun(NamedTuple):
-    """A run that can begin: ``units`` are those of this process, which runs ``shard`` (from 1) of ``shards``."""
+    """A run that can begin, and belongs to this process, which runs ``shard`` (from 1) of ``shards``: its ``units``.
+
+    SIGTERM sets ``drain``: what has begun is finished, and nothing else begins.
+    """
 
     session: Session
     worker: Worker
@@ -56,6 +83,8 @@ class PreparedRun(NamedTuple):
     options: RunOptions
     shard: int
     shards: int
+    heartbeat: Heartbeat
+    drain: threading.Event
 
     @property
     def shard_label(self) -> str:
@@ -70,7 +99,43 @@ def prepare_run(
     options: RunOptions,
     sources: Sequence[LoadedModel] = (),
 ) -> Iterator[PreparedRun]:
-    """Prepares a run; the models are left as they were. ``sources`` are models that attacks are made on."""
+    """Prepares a run, and claims its shard until the end; the models are left as they were.
+
+    ``sources`` are models that attacks are made on. A run that another process has, or another run in its directory,
+    is a RunError, and nothing is changed.
+    """
+    shard, shards = options.shard_number()
+    label = f"{shard}/{shards}"
+    with draft_run(request, radii_255, protocol, options, sources) as draft:
+        if (found := Store.find(draft.path, draft.manifest)) is not None:
+            for name, sample in draft.sources.items():
+                found.knows_source(name, sample)
+        with claim_shard(draft.path, label, device_name(draft.worker.device)) as heartbeat:
+            store = Store.create(draft.path, draft.manifest)
+            for name, sample in draft.sources.items():
+                store.check_source(name, sample)
+            if shards > 1:
+                store.log_name = f"log-{shard_file_name(label)}.jsonl"
+                if options.shard is None and options.progress:
+                    announce(f"Shard {label}, as torchrun or SLURM say. For everything in this process: --shard 1/1")
+            for done in draft.clean:
+                if store.read(done.unit) is None:
+                    store.add(done)
+            with stop_signals((SIGTERM,), DRAINING) as drain:
+                yield PreparedRun(
+                    draft.session, draft.worker, store, draft.units, options, shard, shards, heartbeat, drain
+                )
+
+
+@contextmanager
+def draft_run(
+    request: Request,
+    radii_255: Sequence[float],
+    protocol: Protocol,
+    options: RunOptions,
+    sources: Sequence[LoadedModel] = (),
+) -> Iterator[Draft]:
+    """Everything that is known of a run before anything is written; the models are left as they were."""
     if options.engine not in ENGINES:
         raise UsageError(f"engine must be one of {', '.join(ENGINES)}, not {options.engine!r}.")
     batch_size, (shard, shards) = options.fixed_batch_size(), options.shard_number()
@@ -107,20 +172,9 @@ def prepare_run(
             command=_command_line(request, used, protocol, options),
         )  # fmt: skip
         name = f"{model.id}-{content.dataset_folder(used.id)}-{manifest['run_id'][:8]}"
-        store = Store.create(Path("runs") / name if request.out is None else Path(request.out), manifest)
-        for each, found in zip(sources, probes[1:], strict=True):
-            store.check_source(source_name(each), found.sample)
-        run = PreparedRun(session, worker, store, mine, options, shard, shards)
-        if shards > 1:
-            store.log_name = f"log-{shard_file_name(run.shard_label)}.jsonl"
-            if options.shard is None and options.progress:
-                announce(
-                    f"Shard {run.shard_label}, as torchrun or SLURM say. For everything in this process: --shard 1/1"
-                )
-        for done in clean:
-            if store.read(done.unit) is None:
-                store.add(done)
-        yield run
+        path = Path("runs") / name if request.out is None else Path(request.out)
+        samples = {source_name(each): found.sample for each, found in zip(sources, probes[1:], strict=True)}
+        yield Draft(session, worker, path, manifest, mine, clean, samples)
 
 
 def probe_models(

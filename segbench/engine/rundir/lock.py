@@ -1,7 +1,8 @@
-"""The lock of a run directory: one process per shard, held on ``workers/<shard>.lock``.
+"""The locks of a run directory: one process per shard, and one at a time that changes ``run.json``.
 
-A file system without locks costs a warning and perhaps duplicate work, never a wrong result: the first writer of a
-unit wins (`segbench.engine.rundir.store`).
+They are files in ``workers/``. A shard is claimed before anything else is written, so that a process which is refused
+has changed nothing. A file system without locks costs a warning and perhaps duplicate work, never a wrong result: the
+first writer of a unit wins (`segbench.engine.rundir.store`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segbench.engine.rundir.workers import Heartbeat, lock_file, read_worker, worker_file
+from segbench.engine.rundir.workers import Heartbeat, lock_file, manifest_lock_file, read_worker, worker_file
 from segbench.errors import IncompleteError, RunError
+from segbench.files import make_folder
+
+MANIFEST_SECONDS = 60.0  # to wait for the lock of run.json, which is held for milliseconds
 
 
 @contextmanager
 def claim_shard(run: Path, shard: str, device: str) -> Iterator[Heartbeat]:
     """Locks a shard of a run directory for this process, and shows what it does; RunError if another one has it."""
     heartbeat = Heartbeat(run, shard, device)
-    lock = _lock(run, shard)
+    lock = _lock_shard(run, shard)
     heartbeat.start()
     state, error = "stopped", None
     try:
@@ -38,12 +42,30 @@ def claim_shard(run: Path, shard: str, device: str) -> Iterator[Heartbeat]:
             lock.release()
 
 
-def _lock(run: Path, shard: str) -> FileLock | None:
-    path = lock_file(run, shard)
-    lock = FileLock(path)
+@contextmanager
+def lock_manifest(run: Path) -> Iterator[None]:
+    """Only one process at a time: what it reads in ``run.json`` still holds when it writes the file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock = _acquire(
+            manifest_lock_file(run), MANIFEST_SECONDS, "Start no other process with other radii or attacks meanwhile"
+        )
+    except Timeout as error:
+        raise RunError(
+            f"{run / 'run.json'} has been locked by another process for {MANIFEST_SECONDS:.0f} seconds. Nothing was "
+            f"changed. See who works there with `segbench status {run}`, and run the same command again."
+        ) from error
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _lock_shard(run: Path, shard: str) -> FileLock | None:
+    try:
+        return _acquire(
+            lock_file(run, shard), 0, "Take care that no other process does this shard: it would do the same again"
+        )
     except Timeout as error:
         owner = read_worker(worker_file(run, shard))
         other = f"process {owner.pid} on {owner.host}" if owner else "another process"
@@ -52,11 +74,17 @@ def _lock(run: Path, shard: str) -> FileLock | None:
             f"{run} is in use: {other} is doing {what}. Nothing was changed. See `segbench status {run}`; wait for its "
             "end, or divide the work with --shard 1/2 and --shard 2/2."
         ) from error
+
+
+def _acquire(path: Path, seconds: float, otherwise: str) -> FileLock | None:
+    """The lock, acquired; None, after a warning, where there are no locks. Timeout if another process has it."""
+    lock = FileLock(path)
+    try:
+        make_folder(path.parent)
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        raise
     except (OSError, NotImplementedError) as error:
-        logging.getLogger("segbench").warning(
-            "%s cannot be locked (%s). Take care that no other process does this shard: it would do the same again.",
-            path,
-            error,
-        )
+        logging.getLogger("segbench").warning("%s cannot be locked (%s). %s.", path, error, otherwise)
         return None
     return lock

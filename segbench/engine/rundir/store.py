@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from segbench import evidence, schemas
+from segbench.engine.rundir.differences import differences
+from segbench.engine.rundir.lock import lock_manifest
 from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
+from segbench.engine.rundir.workers import FOLDER
 from segbench.errors import ContentError, IncompleteError, RunError
 from segbench.evidence import Evidence, Group
-from segbench.files import create_atomic, is_temporary, write_results
+from segbench.files import create_atomic, write_results
 
 MANIFEST_VERSION = 2
 FIX = "Fix this and run the same command again; finished units are kept."
@@ -31,13 +34,6 @@ COST: Mapping[str, Callable[[Any], Any]] = {
     "seconds": float, "peak_memory_bytes": int, "device": str, "images": int, "joules": float, "batch_size": int,
 }  # fmt: skip
 UNKNOWABLE = ("joules", "batch_size")  # null where the machine does not tell
-IDENTITY = {
-    "protocol": "protocol",
-    "weights": "model weights",
-    "fingerprint": "data set (images, labels or their number)",
-    "class_weights": "class weights of mce_bal",
-    "precision": "precision",
-}
 
 
 def run_id(identity: Mapping[str, str]) -> str:
@@ -59,28 +55,40 @@ class Store:
 
         RunError if the directory belongs to another run, or holds something else; nothing is changed then.
         """
-        if not (path / "run.json").exists():
-            foreign = path.exists() and (not path.is_dir() or any(not is_temporary(file) for file in path.iterdir()))
-            if foreign and not (path / "run.json").exists():
-                raise RunError(f"{path} exists and is not a run directory. {OTHER_OUT}")
+        store = cls.find(path, manifest)
+        if store is not None and store._extended(manifest) is None:
+            return store
+        with lock_manifest(path):
             try:
                 if create_atomic(path / "run.json", schemas.dump(manifest).encode()):
                     return cls(path, manifest)
             except OSError as error:
                 raise RunError(f"Cannot write into {path}: {error}") from error
+            store = cls.open(path)  # again: another process may have changed it
+            store._check_same_run(manifest)
+            if (extended := store._extended(manifest)) is not None:
+                write_results({path / "run.json": schemas.dump(extended).encode()}, FIX)
+                store.manifest = extended
+            return store
+
+    @classmethod
+    def find(cls, path: Path, manifest: Mapping[str, Any]) -> Store | None:
+        """The run that ``manifest`` describes, as it is in ``path``; None if nothing is there yet. Only reads.
+
+        RunError if the directory belongs to another run, or holds something else.
+        """
+        if not (path / "run.json").exists():
+            if _is_foreign(path) and not (path / "run.json").exists():
+                raise RunError(f"{path} exists and is not a run directory. {OTHER_OUT}")
+            return None
         store = cls.open(path)
         store._check_same_run(manifest)
-        store._extend(manifest)
         return store
 
     def _check_same_run(self, new: Mapping[str, Any]) -> None:
         old = self.manifest
-        differing = [name for key, name in IDENTITY.items() if old["identity"].get(key) != new["identity"].get(key)]
-        if differing:
-            raise RunError(
-                f"{self.path} is the run of another {' and another '.join(differing)} ({old['model']['id']} on "
-                f"{old['dataset']['id']}). {OTHER_OUT}"
-            )
+        if found := differences(old, new):
+            raise RunError(f"{self.path} is a run with other settings: {'; '.join(found)}. {OTHER_OUT}")
         if old["dataset"]["id"] != new["dataset"]["id"]:
             raise RunError(
                 f"{self.path} is the run of the data set {old['dataset']['id']}, not {new['dataset']['id']}, though "
@@ -93,14 +101,14 @@ class Store:
                 f"{OTHER_OUT}"
             )
 
-    def _extend(self, new: Mapping[str, Any]) -> None:
-        """Adds radii and attacks that the run does not have yet."""
+    def _extended(self, new: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The manifest with the radii and attacks that the run does not have yet; None if it has them all."""
         old, losses = self.manifest, self.manifest["protocol"]["losses"]
         all_radii = sorted({*old["radii_255"], *new["radii_255"]})
         all_losses = list(dict.fromkeys([*losses, *new["protocol"]["losses"]]))
-        if all_radii != old["radii_255"] or all_losses != losses:
-            old["radii_255"], old["protocol"]["losses"] = all_radii, all_losses
-            write_results({self.path / "run.json": schemas.dump(old).encode()}, FIX)
+        if all_radii == old["radii_255"] and all_losses == losses:
+            return None
+        return {**old, "radii_255": all_radii, "protocol": {**old["protocol"], "losses": all_losses}}
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -136,19 +144,35 @@ class Store:
         return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
 
     def check_source(self, source: str, sample: Sequence[float]) -> None:
-        """Checks a source model of transfer attacks against its first probe: weights alone do not identify it."""
-        file = self.path / "sources" / f"{source}.json"
+        """Remembers the probe of a source model of transfer attacks, or checks it against the first one."""
+        if not self.knows_source(source, sample):
+            file = self._source_file(source)
+            try:
+                create_atomic(file, json.dumps(list(sample)).encode())
+            except OSError as error:
+                raise RunError(f"Cannot write {file}: {error}. {FIX}") from error
+            self.knows_source(source, sample)  # the first one may be another process's
+
+    def knows_source(self, source: str, sample: Sequence[float]) -> bool:
+        """Whether there are attacks on this source model; RunError if its first probe was another one.
+
+        Weights alone do not identify a model.
+        """
+        file = self._source_file(source)
+        if not file.exists():
+            return False
         try:
-            if create_atomic(file, json.dumps(list(sample)).encode()) or same_probe(
-                json.loads(file.read_bytes()), sample
-            ):
-                return
+            if same_probe(json.loads(file.read_bytes()), sample):
+                return True
         except (OSError, ValueError) as error:
-            raise RunError(f"Cannot use {file}: {error}. {FIX}") from error
+            raise RunError(f"Cannot read {file}: {error}. {FIX}") from error
         raise RunError(
             f"{self.path} has attacks on another model of the weights {source}...: the same weights, but other logits "
             f"or gradients. {OTHER_OUT}"
         )
+
+    def _source_file(self, source: str) -> Path:
+        return self.path / "sources" / f"{source}.json"
 
     def complete_radii(self) -> list[float]:
         """The radii of which every unit is there."""
@@ -220,6 +244,16 @@ class Store:
                     for name, kind in COST.items()
                 }
         return records
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether ``path`` holds something else than a run.
+
+    Hidden files are nobody's work: a file browser's, or what a kill left behind. Locks come before ``run.json``.
+    """
+    if not path.is_dir():
+        return path.exists()
+    return any(not file.name.startswith(".") and file.name != FOLDER for file in path.iterdir())
 
 
 def append_line(file: Path, record: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from segbench.files import write_atomic
 
+FOLDER = "workers"
 HEARTBEAT_SECONDS = 15.0
 LOST_SECONDS = 90.0  # without a heartbeat, after which a process is taken for dead
 STATES = ("running", "done", "stopped", "failed")
@@ -49,12 +50,17 @@ def shard_file_name(shard: str) -> str:
 
 def worker_file(run: Path, shard: str) -> Path:
     """Where the process of a shard says what it does; `lock_file` lies beside it."""
-    return run / "workers" / f"{shard_file_name(shard)}.json"
+    return run / FOLDER / f"{shard_file_name(shard)}.json"
 
 
 def lock_file(run: Path, shard: str) -> Path:
     """What the process of a shard locks."""
-    return run / "workers" / f"{shard_file_name(shard)}.lock"
+    return run / FOLDER / f"{shard_file_name(shard)}.lock"
+
+
+def manifest_lock_file(run: Path) -> Path:
+    """What a process locks while it changes ``run.json``."""
+    return run / FOLDER / "run.lock"
 
 
 class Heartbeat:
@@ -124,7 +130,7 @@ def list_workers(run: Path) -> list[WorkerStatus]:
 
     "Now" is the time of the newest file if that is ahead of this machine's clock.
     """
-    files = sorted((run / "workers").glob("*-of-*.json"))
+    files = sorted((run / FOLDER).glob("*-of-*.json"))
     try:
         now = max([time.time(), *(file.stat().st_mtime for file in files)])
     except OSError:

@@ -24,11 +24,11 @@ from segbench.attacks.catalogue import get_attack
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.compute.worker import Worker, image_passes
 from segbench.engine.launch.options import RunOptions
-from segbench.engine.launch.prepare import PreparedRun, Request, prepare_run
+from segbench.engine.launch.prepare import Request, draft_run
 from segbench.engine.rundir.plan import Unit
 from segbench.engine.rundir.store import FIX, Store
 from segbench.engine.telemetry.progress import counting_bar
-from segbench.errors import UnknownNameError, UsageError
+from segbench.errors import RunError, UnknownNameError, UsageError
 from segbench.evidence import CLEAN
 from segbench.files import write_results
 from segbench.models.sources.names import parse
@@ -50,11 +50,21 @@ class AttackedImage(NamedTuple):
     predictions: npt.NDArray[np.uint16]
 
 
+class ReopenedRun(NamedTuple):
+    """A run to be read, and its model at work."""
+
+    worker: Worker
+    store: Store
+    options: RunOptions
+
+
 @contextmanager
 def reopen_run(
     store: Store, model: str | nn.Module | None, data_root: str | Path | None, options: RunOptions
-) -> Iterator[PreparedRun]:
+) -> Iterator[ReopenedRun]:
     """The model and the data of an evaluation or a comparison, checked to be those that it was made with.
+
+    It may be running meanwhile: nothing of it is changed.
 
     ``model`` loads the model, if it is not the id that the run names.
     """
@@ -71,8 +81,10 @@ def reopen_run(
         ) from error
     request = Request(source, data["id"], data_root, store.path, limit, "report")
     options = options._replace(precision=store.manifest["environment"]["precision"])
-    with prepare_run(request, store.manifest["radii_255"], _protocol(store.manifest["protocol"]), options) as run:
-        yield run
+    with draft_run(request, store.manifest["radii_255"], _protocol(store.manifest["protocol"]), options) as draft:
+        if (found := Store.find(store.path, draft.manifest)) is None:
+            raise RunError(f"{store.path} is gone.")
+        yield ReopenedRun(draft.worker, found, options)
 
 
 def _protocol(fields: Mapping[str, Any]) -> Protocol:
@@ -81,7 +93,7 @@ def _protocol(fields: Mapping[str, Any]) -> Protocol:
     )
 
 
-def attack_again(run: PreparedRun, wanted: Sequence[PictureKey]) -> dict[PictureKey, AttackedImage]:
+def attack_again(run: ReopenedRun, wanted: Sequence[PictureKey]) -> dict[PictureKey, AttackedImage]:
     """The pictures: those that were kept, and the others made now."""
     folder, worker = run.store.path / "pictures", run.worker
     data = worker.dataset

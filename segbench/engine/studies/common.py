@@ -14,6 +14,7 @@ from segbench.evidence import CLEAN, Evidence, Group, Key
 from segbench.files import write_results
 from segbench.protocol import SEA_V1
 
+WITHOUT_SHARD = "the same command without --shard"
 FROM = " from "  # in the name of an attack that is made on another model
 
 

@@ -20,12 +20,13 @@ from segbench.attacks.catalogue import Attack, get_attack
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
 from segbench.engine.launch.dataset import open_dataset
-from segbench.engine.launch.dispatch import PREEMPTED, run_missing_units, shard_done_error
+from segbench.engine.launch.dispatch import PREEMPTED, finish_run, run_missing_units
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run, source_name
 from segbench.engine.rundir.store import Store
 from segbench.engine.studies.common import (
     FROM,
+    WITHOUT_SHARD,
     as_list,
     describe_run,
     read_groups,
@@ -33,7 +34,7 @@ from segbench.engine.studies.common import (
     write_study,
 )
 from segbench.ensemble import Replicates, bootstrap, chosen, interval, significantly_above, worst_case
-from segbench.errors import IncompleteError, PreemptedError, UsageError
+from segbench.errors import PreemptedError, UsageError
 from segbench.evidence import CLEAN, Group, Key
 from segbench.models.load import LoadedModel, load
 from segbench.models.sources.names import parse
@@ -131,10 +132,8 @@ def compare(
     request = Request(source, dataset, data_root, out, limit, study_command("compare --attacks", parts, seed, ids))
     with prepare_run(request, radii, protocol, options, models) as run:
         run_missing_units(run)
-    try:
-        return summarise(run.store, parts, radii, _ensembles(list(parts), ids, pairs=pairs))
-    except IncompleteError as error:
-        raise shard_done_error(options, error, "the same command without --shard") from error
+    ensembles = _ensembles(list(parts), ids, pairs=pairs)
+    return finish_run(run, lambda: summarise(run.store, parts, radii, ensembles), "comparison.json", WITHOUT_SHARD)
 
 
 def _listed(name: str, iterations: int) -> Attack:

@@ -24,17 +24,15 @@ from segbench.data import SegmentationDataset
 from segbench.engine.compute.batch_size import choose_batch_size
 from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.stream import Stream
-from segbench.engine.compute.worker import device_name
-from segbench.engine.launch.dispatch import DRAINING, PREEMPTED, run_missing_units, shard_done_error
+from segbench.engine.launch.dispatch import PREEMPTED, finish_run, run_missing_units
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import PreparedRun, Request, prepare_run
-from segbench.engine.rundir.lock import claim_shard
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.rundir.store import Store
 from segbench.engine.rundir.trials import Trial, Trials
 from segbench.engine.rundir.workers import shard_file_name
 from segbench.engine.studies.bisection import Search, SmallestRadius, next_step
-from segbench.engine.studies.common import as_list, describe_run, study_command, write_study
+from segbench.engine.studies.common import WITHOUT_SHARD, as_list, describe_run, study_command, write_study
 from segbench.engine.telemetry.estimate import seconds_per_pass, time_text
 from segbench.engine.telemetry.progress import announce, counting_bar
 from segbench.errors import IncompleteError, PreemptedError, UsageError
@@ -42,7 +40,7 @@ from segbench.evidence import Key
 from segbench.models.sources.names import parse
 from segbench.protocol import SEA_V1
 from segbench.protocol import minimum as protocol_of
-from segbench.signals import raised, stop_signals
+from segbench.signals import raised
 
 MAX_RADII = 100_000  # of the grid
 
@@ -127,10 +125,7 @@ def minimum(
         if any(run.store.read(unit) is None for unit in run.units):
             run_missing_units(run)
         _Bisection(run, radii, names, share).run()
-    try:
-        return _summarise(run.store, radii, names, share)
-    except IncompleteError as error:
-        raise shard_done_error(options, error, "the same command without --shard") from error
+    return finish_run(run, lambda: _summarise(run.store, radii, names, share), "minimum.json", WITHOUT_SHARD)
 
 
 def grid(largest: float, resolution: float) -> list[float]:
@@ -171,16 +166,13 @@ class _Bisection:
         waiting = self._undecided()
         if not waiting:
             return
-        worker, store, session = self._run.worker, self._run.store, self._run.session
+        worker, session = self._run.worker, self._run.session
+        heartbeat, drain = self._run.heartbeat, self._run.drain
         progress = self._run.options.progress
         choose_batch_size(worker)  # the clean images may have been there, or done on the way
         if progress:
             announce(self._expected_time(len(waiting)))
-        with (
-            claim_shard(store.path, self._run.shard_label, device_name(worker.device)) as heartbeat,
-            stop_signals((SIGTERM,), DRAINING) as drain,
-            counting_bar(len(self._mine) * self._rounds, "radii", progress) as advance,
-        ):
+        with counting_bar(len(self._mine) * self._rounds, "radii", progress) as advance:
             advance(sum(map(self._decided, self._mine)))
 
             def work(number: int, images: Prefetcher) -> None:

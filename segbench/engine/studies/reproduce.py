@@ -17,7 +17,7 @@ from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir.manifest import class_weights_hash
 from segbench.engine.rundir.store import Store
 from segbench.entries import additions
-from segbench.errors import ContentError, DataError, ModelError, UsageError
+from segbench.errors import ContentError, DataError, ModelError, PreemptedError, UsageError
 from segbench.evidence import CHECK_LOSS, Evidence
 from segbench.files import sha256_bytes, write_results
 from segbench.models.load import load
@@ -82,20 +82,31 @@ def reproduce(
     _check_weights(entry, loaded.weights_sha256)
     _check_class_weights(stored, data)
     iterations = entry["protocol"]["iterations"]
-    result = evaluate(
-        named,
-        dataclasses.replace(data, image_ids=ids, complete=data.complete or len(data)),
-        eps=chosen,
-        protocol=entry["protocol"]["name"],
-        out=run,
-        iterations=None if iterations == PROTOCOLS[entry["protocol"]["name"]].iterations else iterations,
-        **options._replace(precision=entry["run"]["precision"])._asdict(),
-    )
+    stopped: PreemptedError | None = None
+    try:
+        result: Result = evaluate(
+            named,
+            dataclasses.replace(data, image_ids=ids, complete=data.complete or len(data)),
+            eps=chosen,
+            protocol=entry["protocol"]["name"],
+            out=run,
+            iterations=None if iterations == PROTOCOLS[entry["protocol"]["name"]].iterations else iterations,
+            **options._replace(precision=entry["run"]["precision"])._asdict(),
+        )
+    except PreemptedError as error:
+        if error.result is None:
+            raise
+        result, stopped = error.result, error  # the record is a matter of a moment
     record, added = _record(entry, stored, result, seed=seed, images=images, radii=chosen, by=by)
     folder = out or additions.folder_of(entry_path, additions.REPRODUCED)
     path = folder / f"{record['evidence']['file'].removesuffix('.parquet')}.json"
     fix = f"Nothing is computed again: the same command with --seed {seed} --out FOLDER"
     write_results({path.with_suffix(".parquet"): added, path: schemas.dump(record).encode()}, fix)
+    if stopped is not None:
+        raise PreemptedError(
+            f"Stopped by SIGTERM, during the last units: the reproduction is complete, its record is {path}.",
+            Reproduced(record, path),
+        ) from stopped
     return Reproduced(record, path)
 
 

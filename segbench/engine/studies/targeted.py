@@ -7,7 +7,7 @@ classes and radii later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
@@ -19,12 +19,20 @@ from torch import nn
 from segbench.counts import Counts
 from segbench.data import SegmentationDataset
 from segbench.engine.launch.dataset import open_dataset
-from segbench.engine.launch.dispatch import PREEMPTED, run_missing_units, shard_done_error
+from segbench.engine.launch.dispatch import PREEMPTED, finish_run, run_missing_units
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run
-from segbench.engine.studies.common import as_list, describe_run, read_groups, study_command, write_study
+from segbench.engine.rundir.store import Store
+from segbench.engine.studies.common import (
+    WITHOUT_SHARD,
+    as_list,
+    describe_run,
+    read_groups,
+    study_command,
+    write_study,
+)
 from segbench.ensemble import bootstrap, interval
-from segbench.errors import IncompleteError, PreemptedError, UnknownNameError, UsageError, unknown_name
+from segbench.errors import PreemptedError, UnknownNameError, UsageError, unknown_name
 from segbench.evidence import CLEAN
 from segbench.models.sources.names import parse
 from segbench.protocol import SEA_V1, comparison, radii_of
@@ -82,15 +90,17 @@ def targeted(
     request = Request(source, data, data_root, out, limit, command)
     with prepare_run(request, radii, comparison(names, iterations, seed), options) as run:
         run_missing_units(run)
-    store = run.store
-    try:
-        groups, _ = read_groups(store, names, radii)
-    except IncompleteError as error:
-        raise shard_done_error(options, error, "the same command without --shard") from error
+    chosen = {name: (number, data.class_names[number]) for name, number in zip(names, classes, strict=True)}
+    return finish_run(run, lambda: _summarise(run.store, chosen, radii), "targeted.json", WITHOUT_SHARD)
+
+
+def _summarise(store: Store, targets: Mapping[str, tuple[int, str]], radii_255: Sequence[float]) -> Targeted:
+    """Reads the units of these targets (attack to number and name) and radii, and writes ``targeted.json``."""
+    groups, _ = read_groups(store, list(targets), radii_255)
     rows = [
-        {"target": each, "class": data.class_names[each], "eps_255": radius, **_success(groups[key].counts, each)}
-        for each, name in zip(classes, names, strict=True)
-        for radius, key in [(0.0, CLEAN), *((radius, (radius, name)) for radius in radii)]
+        {"target": number, "class": class_name, "eps_255": radius, **_success(groups[key].counts, number)}
+        for name, (number, class_name) in targets.items()
+        for radius, key in [(0.0, CLEAN), *((radius, (radius, name)) for radius in radii_255)]
     ]
     result = Targeted(store.path, rows, describe_run(store))
     write_study(store, "targeted", result.document(), groups)
