@@ -124,4 +124,4 @@ def test_issue_forms_have_what_github_needs(path):
 
 
 def test_every_form_that_the_documentation_names_is_there():
-    assert {path.stem for path in FORMS} == {"add_a_model", "stronger_attack", "wrong_row", "config"}
+    assert {path.stem for path in FORMS} == {"add_a_model", "bug", "stronger_attack", "wrong_row", "config"}

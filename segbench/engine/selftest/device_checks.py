@@ -250,7 +250,7 @@ def speed(device: torch.device) -> Outcome:
                 wait()
                 rates[name].append(size / (time.perf_counter() - started))
     medians = {name: statistics.median(values[1:]) for name, values in rates.items()}
-    ratio = medians["bare"] / medians["attack"]
+    ratio = statistics.median(bare / attack for bare, attack in list(zip(*rates.values(), strict=True))[1:])
     return Outcome(
         OK,
         f"{medians['attack']:.0f} images/s in batches of {size}; bare {medians['bare']:.0f}: {ratio:.2f} times",
