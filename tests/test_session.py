@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import torch
@@ -76,3 +76,48 @@ def test_each_stream_has_the_current_cuda_device_also_without_a_number(worker, m
             images.take(unit)
         assert chosen  # by the threads that decode: pinned memory belongs to the current device, too
         assert set(chosen) == {1}
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+STATES = {
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "another device": lambda: torch.device("meta"),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return evaluated(tmp_path_factory.mktemp("plain"), segbench.load_dataset("shapes").first(2))
+
+
+def evaluated(out, data):
+    model = segbench.load_model("clean_convnext_mini_shapes")
+    return segbench.evaluate(model, data, eps=8, iterations=2, out=out / "run", progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STATES)
+def test_what_the_caller_has_set_in_torch_changes_no_result(plain, tmp_path, name):
+    data = segbench.load_dataset("shapes").first(2)
+    with STATES[name]():
+        result = evaluated(tmp_path, data)
+        state = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
+        assert state == (
+            {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(name, torch.float32),
+            name == "autocast",
+            name == "inference mode",
+        )
+    assert result.evidence_path.read_bytes() == plain.evidence_path.read_bytes()

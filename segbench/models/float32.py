@@ -1,4 +1,4 @@
-"""Exact float32, whatever the caller or a model has set.
+"""Float32, and exact, whatever the caller or a model has set.
 
 torch has two generations of switches for TF32 and bfloat16 inside float32 operations. Both are global, and torch
 refuses to read an old one that contradicts the new ones, which `torch.backends.cudnn.flags`, for example, does each
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,25 @@ def exact_float32() -> Iterator[None]:
     The switches are global: another thread must not set them meanwhile.
     """
     with _float32("ieee", allow_tf32=False):
+        yield
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """The settings of torch as it begins, whatever the caller had set; restored afterwards.
+
+    Tensors are float32 and on the CPU where no one says otherwise, gradients can be recorded (no `inference_mode`), and
+    no autocast of the caller's applies.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         yield
 
 

@@ -16,6 +16,7 @@ from segbench.cards import ModelCard
 from segbench.downloads import offline_by_environment
 from segbench.models.architectures import ARCHITECTURES
 from segbench.models.devices import choose_device
+from segbench.models.float32 import plain_torch
 from segbench.models.sources import card as card_source
 from segbench.models.sources import function, hub
 from segbench.models.sources.image_model import class_name, with_background
@@ -89,6 +90,7 @@ def load_model(
     return load(parse(model), num_classes=num_classes, offline=offline, progress=progress).module.to(chosen)
 
 
+@plain_torch()
 def load(
     source: ModelSource, *, num_classes: int | None = None, offline: bool = False, progress: bool = True
 ) -> LoadedModel:

@@ -17,7 +17,7 @@ from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.worker import Worker
 from segbench.engine.rundir.plan import Unit
 from segbench.models.devices import cpu_threads, memory_explained
-from segbench.models.float32 import exact_float32
+from segbench.models.float32 import exact_float32, plain_torch
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: another stream failed, or the user pressed Ctrl-C
@@ -87,12 +87,13 @@ class Session:
 def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: int | None = None) -> Iterator[Session]:
     """Puts models to work on a device, and leaves them as they were.
 
-    Within, they are in eval mode on the device with frozen parameters, float32 is exact, and the device is the current
-    CUDA device. The CPU has so many ``threads``, by default one per core of this process. RunError where memory runs
-    out and no smaller batch helps (`Worker.within_memory`).
+    Within, they are in eval mode on the device with frozen parameters, torch's settings are as it begins, float32 is
+    exact, and the device is the current CUDA device. The CPU has so many ``threads``, by default one per core of this
+    process. RunError where memory runs out and no smaller batch helps (`Worker.within_memory`).
     """
     with ExitStack() as stack:
         stack.enter_context(memory_explained("this model", device))
+        stack.enter_context(plain_torch())
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         index = torch.cuda.current_device() if device.type == "cuda" else 0  # of ``cuda`` without a number, too
