@@ -48,7 +48,8 @@ class Tree:
         protocol: how it is used.
         base: the folder that holds it.
         splits: those that are there.
-        find: lists the files of a split; raises `DataError` for one that is not there.
+        find: lists the files of a split; raises `DataError` for one that is not there. A function of a module with
+            its arguments (`functools.partial`), so that data sets can be pickled.
     """
 
     protocol: DataProtocol

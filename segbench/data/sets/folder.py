@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,13 @@ def find(root: Path | None, variant: str) -> Tree:
     protocol = _protocol(document, file)
     folders = _folders(document, base, file, protocol.id)
     there = [split for split, paths in folders.items() if all(path.is_dir() for path in paths)]
+    return Tree(protocol, base, tuple(there), partial(_listing, protocol.id, folders))
 
-    def listing(split: str) -> Listing:
-        known_split(protocol.id, split, folders)
-        images, masks = folders[split]
-        return paired(images, masks, nested=NESTED)
 
-    return Tree(protocol, base, tuple(there), listing)
+def _listing(dataset_id: str, folders: Mapping[str, tuple[Path, Path]], split: str) -> Listing:
+    known_split(dataset_id, split, folders)
+    images, masks = folders[split]
+    return paired(images, masks, nested=NESTED)
 
 
 def _folders(document: Mapping[str, Any], base: Path, file: Path, dataset_id: str) -> dict[str, tuple[Path, Path]]:
