@@ -267,3 +267,15 @@ def test_damaged_images_are_named():
     wrong = replace(base, read=lambda name: (base.read(name)[0], np.full((64, 64), 8, np.uint8)))
     with pytest.raises(DataError, match=r"shapes: '000\d\d': the mask has the label 8; allowed are 0\.\.7 and 255"):
         all_of(tiny(), source=wrong)
+
+
+def test_the_blur_has_the_sigma_that_is_drawn():
+    """Measured on an edge, whose derivative is the kernel: 0.1 to 1.1 pixels."""
+    pixels = np.zeros((9, 41, 3), np.uint8)
+    pixels[:, 20:] = 255
+    place = np.arange(40) - 19  # of the edge
+    for seed in range(30):
+        drawn = 0.1 + rng(seed).uniform(size=6)[5]
+        blurred, _ = augment(pixels, np.zeros((9, 41), np.uint8), replace(PLAIN, blur=1.0), rng(seed))
+        kernel = np.diff(blurred[4, :, 0].astype(float)) / 255
+        assert np.sqrt((kernel * place**2).sum()) == pytest.approx(drawn, abs=0.12)  # pixels have 8 bits

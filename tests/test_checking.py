@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import segbench
 from segbench.data import checking
 from segbench.data.catalogue import open_tree
+from segbench.errors import DataError
+from tests.test_reading import COLOURS, with_exif
 
 SIZE = (12, 16)
 
@@ -306,13 +309,85 @@ def test_what_becomes_of_turned_pictures_is_told(tmp_path):
 
 
 def test_readers_that_raise_anything_become_problems(camvid, monkeypatch):
-    def broken(path):
+    def broken(path, bits):
         raise MemoryError("no room")
 
     monkeypatch.setattr("segbench.data.reading.read_image", broken)
     found = checking.check(open_tree("camvid", camvid))
-    assert len(found.problems) == 11
-    assert f"Cannot read {camvid / 'val' / 'a.png'}: MemoryError: no room. Restore the file." in texts(found.problems)
+    assert [len(each.files) for each in found.problems] == [8, 3]  # one line for all of a split
+    said = f"Cannot read {camvid / 'val' / 'a.png'}: MemoryError: no room. Restore the file."
+    assert texts(found.problems)[0] == f"8 files (a.png, b.png, c.png and 5 more): {said}"
+
+
+def test_labels_outside_of_the_class_list_are_one_line_with_the_edit_that_fixes_it(cli, tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / "own"
+    for index in range(12):
+        write_pair(root / "images" / f"{index}.png", root / "masks" / f"{index}.png", rng, 11)
+    (root / "classes.txt").write_text("".join(f"class {label}\n" for label in range(11)))
+    for index in range(12):
+        labels = np.full(SIZE, 11, np.uint8)
+        labels[0, 0], labels[0, 1] = 255, 254 if index == 5 else 0
+        Image.fromarray(labels).save(root / "masks" / f"{index}.png")
+    code, out, err = cli("data", "check", "folder", "--root", str(root))
+    problems = [line for line in out.splitlines() if line.startswith("problem")]
+    assert (code, err.startswith("Error: 1 problem in folder"), len(problems)) == (1, True, 1)
+    assert "val: 12 files (0.png, 1.png, 10.png and 9 more): the mask has the labels 11, 254; " in problems[0]
+    edit = problems[0].rpartition("ignore: ")[2]
+    assert edit == "[11, 254, 255]"
+    names = json.dumps([f"class {label}" for label in range(11)])
+    (root / "dataset.yaml").write_text(f"classes: {names}\nignore: {edit}\n")  # as it says
+    code, out, _ = cli("data", "check", "folder", "--root", str(root))
+    assert (code, "problem" in out) == (0, False)
+
+
+def test_other_problems_are_one_line_of_a_kind_as_well(camvid):
+    for name, side in (("a", 8), ("b", 9)):
+        Image.fromarray(np.zeros((side, 8), np.uint8)).save(camvid / "valannot" / f"{name}.png")
+    for name in "cd":
+        (camvid / "valannot" / f"{name}.png").write_bytes(b"GIF89a")
+    sides, damaged = checking.check(open_tree("camvid", camvid)).problems
+    assert sides.text.startswith("2 files (a.png, b.png): camvid: the image is 16x12, its mask 8x8 pixels")
+    assert damaged.text.startswith("2 files (c.png, d.png): Cannot read the mask")
+    assert [path.name for path in damaged.files] == ["c.png", "d.png"]
+
+
+def test_pictures_of_16_bits_that_hold_fewer_are_a_problem_until_it_is_said(cli, tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / "own"
+    (root / "images").mkdir(parents=True)
+    for index, largest in enumerate((200, 4095, 3000)):
+        write_pair(root / "images" / "x.png", root / "masks" / f"{index}.png", rng, 2)
+        numbers = np.linspace(0, largest, SIZE[0] * SIZE[1]).astype(np.uint16).reshape(SIZE)
+        Image.fromarray(numbers).save(root / "images" / f"{index}.png")
+    (root / "images" / "x.png").unlink()
+    (root / "dataset.yaml").write_text("classes: [a, b]\n")
+    code, out, _ = cli("data", "check", "folder", "--root", str(root))
+    assert code == 1
+    assert "problem, val: 3 files (0.png, 1.png, 2.png): 16 bits a channel, but the largest number is 4095: " in out
+    assert "e.g. bits: 12." in out
+    with pytest.raises(DataError, match=r"The image .*0\.png: 16 bits a channel, but the largest number is 200"):
+        segbench.load_dataset("folder", root)[0]
+    (root / "dataset.yaml").write_text("classes: [a, b]\nbits: 12\n")
+    assert cli("data", "check", "folder", "--root", str(root))[0] == 0
+    data = segbench.load_dataset("folder", root)
+    assert data.preprocessing == "as stored; 12 bits in 16"
+    assert [round(float(sample.image.max()) * 255) for sample in data] == [200 >> 4, 255, 3000 >> 4]
+    (root / "dataset.yaml").write_text("classes: [a, b]\nbits: 8\n")
+    code, out, _ = cli("data", "check", "folder", "--root", str(root))
+    assert code == 1
+    assert "2 files (1.png, 2.png): the number 4095 has more than the 8 bits that the data set has" in out
+    (root / "dataset.yaml").write_text("classes: [a, b]\nbits: 16\n")
+    assert cli("data", "check", "folder", "--root", str(root))[0] == 0
+
+
+def test_damaged_exif_is_noted(tmp_path):
+    root = tmp_path / "own"
+    write_pair(root / "images" / "a.png", root / "masks" / "a.png", np.random.default_rng(0), 2)
+    (root / "images" / "a.png").write_bytes(with_exif(b"garbage garbage"))
+    Image.fromarray(np.zeros(COLOURS.shape[:2], np.uint8)).save(root / "masks" / "a.png")
+    (root / "classes.txt").write_text("sky\nroad\n")
+    found = checking.check(open_tree("folder", root))
+    assert found.problems == []
+    assert "a.png: the EXIF cannot be read, nor whether it turns; used as stored." in texts(found.notes)
 
 
 def test_every_pair_and_file_is_reported(camvid):

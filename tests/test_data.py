@@ -234,6 +234,17 @@ def test_damaged_images_never_raise_anything_but_a_data_error(tmp_path):
         (None, "Cannot read the class list"),
         (b"", "lists 0 classes"),
         (b"sky\n\n \n", "lists 1 classes"),
+        (b"class\nsky\nroad\n", r"line 1 looks like a head line \('class'\), but .*dataset\.yaml"),
+        (b"Labels\nsky\nroad\n", "line 1 looks like a head line"),
+        (b"names:\nsky\nroad\n", "line 1 looks like a head line"),
+        (b"# of CVAT\nsky\nroad\n", r"line 1 is a comment \('# of CVAT'\)"),
+        (b"sky\n// grey\nroad\n", "line 2 is a comment"),
+        (b"__ignore__\n_background_\ncar\n", "line 1 is __ignore__, the label -1 of labelme, which masks hold as 255"),
+        (b"name,r,g,b\nsky,1,2,3\n", "its lines are rows of a table"),
+        (b"Idx\tName\n1\twall\n", "its lines are rows of a table"),
+        (b"sky:128,0,0::\nroad:0,0,0::\n", "its lines are rows of a table"),
+        (b"1 wall\n2 floor\n", r"line 1 is numbered otherwise \('1 wall'\)"),
+        (b"0: wall\n2: floor\n", "line 2 is numbered otherwise"),
     ],
 )
 def test_class_lists_with_faults_are_refused(tmp_path, text, said):
@@ -246,6 +257,15 @@ def test_class_lists_with_faults_are_refused(tmp_path, text, said):
         path.write_bytes(text)
     with pytest.raises(DataError, match=said):
         segbench.load_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["_background_\ncar", "0 wall\n1 floor", "door, double door\nfloor", "3 D\nclass"])
+def test_class_lists_that_shift_nothing_are_read(tmp_path, text):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / name / "a.png")
+    (tmp_path / "classes.txt").write_text(text)
+    assert segbench.load_dataset("folder", tmp_path).class_names == tuple(text.splitlines())
 
 
 def test_class_weights_are_counted_once(camvid, monkeypatch):

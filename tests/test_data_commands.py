@@ -107,7 +107,7 @@ def test_info_says_plainly_what_is_partial_and_what_is_left_out(cli, voc):  # no
 
 def test_info_reads_files_once_until_one_changes(cli, folder, monkeypatch):
     read, seen = reading.read_turned_image, []
-    monkeypatch.setattr(reading, "read_turned_image", lambda path: seen.append(path) or read(path))
+    monkeypatch.setattr(reading, "read_turned_image", lambda path, *args: seen.append(path) or read(path, *args))
     first = cli("data", "info", "folder", "--root", str(folder), "--json")
     assert len(seen) == 2
     assert cli("data", "info", "folder", "--root", str(folder), "--json") == first

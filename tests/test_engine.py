@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 import segbench
-from segbench import entries, evidence
+from segbench import counts, entries, evidence
+from segbench.attacks import random_start
 from segbench.attacks.batch import AttackBatch, Job
+from segbench.attacks.catalogue import get_attack
 from segbench.attacks.problem import Evaluator, frozen
 from segbench.attacks.stages import reduced
 from segbench.engine.compute import stream
@@ -29,7 +31,7 @@ from segbench.engine.compute.session import open_session
 from segbench.engine.compute.worker import Worker
 from segbench.engine.launch.shards import parse_shard
 from segbench.engine.rundir.merge import merge
-from segbench.engine.rundir.plan import plan
+from segbench.engine.rundir.plan import Unit, plan
 from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models import devices
@@ -241,6 +243,52 @@ class Hungry(Pixelwise):
         if len(images) > self.largest and torch.is_grad_enabled():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().forward(images)
+
+
+def small_worker(model):
+    data = segbench.load_dataset("shapes").first(2)
+    return Worker(model, data, SEA_V1, torch.device("cpu"), one_core=True)
+
+
+@pytest.mark.parametrize(("loss", "factor"), [("mce", 2.0), ("pgd", 1.0)])
+def test_a_start_is_drawn_in_the_ball_of_the_first_stage(loss, factor):
+    """2ε for SEA, whose first radius it is."""
+    worker = small_worker(Pixelwise())
+    sample, eps = worker.dataset[0], 8 / 255
+    job = worker.job(Unit(8.0, loss, 0, (sample.image_id,)), sample)
+    seed = SEA_V1.start_seed(sample.image_id, get_attack(loss, SEA_V1.iterations).seed_name, 8.0)
+    (expected,) = random_start(sample.image[None], eps=factor * eps, seeds=[seed])
+    assert torch.equal(job.start, expected)
+    assert 0.95 * factor * eps < float((job.start - sample.image).abs().max()) <= factor * eps + 1e-6
+    assert job.eps == eps
+
+
+def test_the_check_is_mce_at_a_huge_radius_from_the_image_itself():
+    """As SEA-v1 has it: the gradient of another loss may vanish where this one does not."""
+    worker = small_worker(Pixelwise())
+    sample, unit = worker.dataset[0], plan("sea-v1", worker.dataset.image_ids, [8.0], ["mce"])[1]
+    assert unit.loss == "check"
+    job = worker.job(unit, sample)
+    stages = [(stage.radius, stage.iterations) for stage in job.stages]
+    assert (job.loss, job.eps, stages, job.start) == (
+        "mce",
+        evidence.CHECK_EPS_255 / 255,
+        [(1.0, short.ITERATIONS)],
+        None,
+    )
+
+
+def test_what_is_counted_is_predicted_anew_whatever_the_attack_says_it_saw():
+    worker = small_worker(Pixelwise())
+    worker.protocol = dataclasses.replace(SEA_V1, iterations=5)
+    sample = worker.dataset[0]
+    (found,) = worker.attack([Unit(8.0, "mce", 0, (sample.image_id,))], [sample], lambda _: None)
+    lying = found._replace(predictions=torch.full_like(found.predictions, 3))
+    counted, stats = worker.score([8.0], [sample], [lying])
+    predictions, _ = worker.predict(found.adversarial[None].float())
+    expected = counts.count(predictions.numpy(), sample.label[None].numpy(), 8, 255)
+    assert all(np.array_equal(a, b) for a, b in zip(counted, expected, strict=True))
+    assert stats[0]["changed_pixels"] == int((predictions != 3).sum())
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(tmp_path, monkeypatch):

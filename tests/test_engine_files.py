@@ -71,10 +71,10 @@ def test_the_first_pass_reads_each_image_once_and_gives_fingerprint_and_clean_co
     data, read, lock = segbench.load_dataset("folder", tree), Counter(), threading.Lock()
     original = reading.read_turned_image
 
-    def counted(path):
+    def counted(path, *args):
         with lock:
             read[path.name] += 1
-        return original(path)
+        return original(path, *args)
 
     monkeypatch.setattr(reading, "read_turned_image", counted)
     worker = Worker(model(), data, SEA_V1, torch.device("cpu"), one_core=True)

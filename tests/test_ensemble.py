@@ -402,3 +402,13 @@ def test_intervals_equal_a_loop_over_the_same_draws() -> None:
     for metric in ("aacc", "miou"):
         expected = np.quantile([getattr(sample, metric)() for sample in samples], [0.025, 0.975])
         assert getattr(found, metric) == pytest.approx(tuple(expected), abs=ROUNDING)
+
+
+def test_the_search_begins_at_the_best_candidate():
+    """From the first one it ends higher than the second candidate alone is."""
+    target = np.array([[3, 6], [2, 9]])
+    first = Counts(np.array([[1, 4], [1, 6]]), np.array([[3, 6], [4, 7]]), target)
+    second = Counts(np.array([[0, 6], [0, 8]]), np.array([[0, 9], [1, 10]]), target)
+    for candidates in ([first, second], [second, first]):
+        assert worst_case(candidates).miou == pytest.approx(second.miou(), abs=ROUNDING)
+        assert second.miou() == pytest.approx(0.35, abs=ROUNDING)

@@ -13,6 +13,7 @@ from PIL import Image
 import segbench
 from segbench.data.catalogue import FAMILIES, open_tree
 from segbench.errors import DataError
+from tests.pictures import tiff
 
 CLASSES = ["sky", "road", "car"]
 RNG = np.random.default_rng(0)
@@ -136,9 +137,38 @@ def test_labels_not_named_are_refused_and_ignore_may_be_emptied(root):
     with pytest.raises(DataError, match=r"folder: .*masks/a\.png: the mask has the label 255; allowed are 0\.\.2\. "):
         load(root, {"classes": CLASSES, "ignore": []})[0]
     with pytest.raises(
-        DataError, match=r"the mask has the label 2; allowed are 0\.\.1 and 3 \(ignored\)\. .*label_map in "
+        DataError, match=r"the mask has the labels 2, 255; allowed are 0\.\.1 and 3 \(ignored\)\. .*label_map in "
     ):
         load(root, {"classes": CLASSES, "label_map": {0: 0, 1: 1, 3: "ignore"}, "ignore": []})[0]
+
+
+def test_the_edit_that_a_label_or_a_colour_without_meaning_needs(root):
+    with pytest.raises(DataError, match=r"label 2; .*ignore them in dataset\.yaml: ignore: \[2, 255\]$"):
+        load(root, {"classes": CLASSES[:2]})[0]
+    assert set(load(root, {"classes": CLASSES[:2], "ignore": [2, 255]})[0].label.unique().tolist()) == {0, 1, 255}
+    (root / "dataset.yaml").unlink()
+    (root / "classes.txt").write_text("sky\nroad\n")
+    with pytest.raises(
+        DataError, match=r"in a dataset\.yaml that takes the place of classes\.txt .*: ignore: \[2, 255\]$"
+    ):
+        load(root)[0]
+    pixels = np.zeros((24, 32, 3), np.uint8)
+    pixels[0, 0] = 1, 2, 3
+    pair(root, pixels)
+    with pytest.raises(DataError, match=r'holds colours\)\. Convert .*, as colours: \{"#804080": sky\}\.$'):
+        load(root, {"classes": CLASSES})[0]
+    colours = {"#000000": "sky"}
+    with pytest.raises(DataError, match=r'colour #010203, .*colours in dataset\.yaml: "#010203": ignore$'):
+        load(root, {"classes": CLASSES, "colours": colours})[0]
+    ignored = load(root, {"classes": CLASSES, "colours": {**colours, "#010203": "ignore"}})
+    assert ignored[0].label.unique().tolist() == [0, 255]
+
+
+def test_a_number_below_0_in_a_mask_says_what_to_write(root):
+    (root / "masks" / "a.png").unlink()
+    (root / "masks" / "a.tif").write_bytes(tiff(np.full((24, 32), -1, np.int16)))
+    with pytest.raises(DataError, match=r"the label -1; .* write 255 for pixels that do not count\.$"):
+        load(root, {"classes": CLASSES})[0]
 
 
 def test_pictures_may_be_used_as_stored(root):
@@ -217,8 +247,8 @@ WINDOW = {"size": [16, 16], "stride": [16, 16]}
         ({"label_map": {1: True}}, "label_map.1: 'True' is not a class"),
         ({"label_map": {7: "sky"}, "ignore": [7]}, "ignore has the number 7, which is the class 'sky'"),
         ({"ignore": [1]}, "ignore has the number 1, which is the class 'road'. .*label_map with 1: ignore"),
-        ({"ignore": [-1]}, "ignore.0: -1 is less than the minimum"),
-        ({"ignore": 255}, "ignore: 255 is not of type 'array'"),
+        ({"ignore": [-1]}, "ignore.0: '-1' is not a number of 0 to 65535.*-1 is 255 in a mask of 8 bits.*write that"),
+        ({"ignore": 255}, "ignore: '255' is not a list .*such as .255."),
         ({"colours": {"#FF0000": "sky", "#ff0000": "road"}}, "colours has a colour twice, in upper and in lower case"),
         ({"colours": {"red": "sky"}}, "'red' is not a colour"),
         ({"colours": {"#ff0000": "sky"}, "label_map": {1: "sky"}}, "both label_map and colours.*Remove one"),
@@ -274,8 +304,8 @@ def test_mistakes_name_the_file_and_the_field(root, changes, said, name):
         ("classes: [sky, road]\nlabel_map: {1: sky, '1': road}", "the key '1' occurs twice"),
         ("classes: [sky, road]\nlabel_map: {010: sky}", "010 has a leading zero.* Write 10, or quote it"),
         ("classes: [sky, road]\nignore: [00]", "00 has a leading zero.* Write 0, or quote it"),
-        ("classes: [sky, road]\nignore: [.nan]", "ignore.0: nan is not of type 'integer'"),
-        ("classes: [sky, road]\nignore: [.inf]", "ignore.0: inf is not of type 'integer'"),
+        ("classes: [sky, road]\nignore: [.nan]", "ignore.0: 'nan' is not a number of 0 to 65535"),
+        ("classes: [sky, road]\nignore: [.inf]", "ignore.0: 'inf' is not a number of 0 to 65535"),
         ("classes: [sky, road]\ncolours: {#ff0000: sky}", "Cannot read the description"),
         ("classes: [sky, road]\nname: !!python/name:os.system x", "could not determine a constructor"),
         ("classes: [sky, road]\nname: 2024-01-01", "name: '2024-01-01' is not a name"),

@@ -21,7 +21,7 @@ from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir.trials import Trial, Trials
 from segbench.engine.studies.bisection import SmallestRadius, next_step
 from segbench.engine.studies.compare import compare
-from segbench.engine.studies.minimum import grid, minimum
+from segbench.engine.studies.minimum import Minimum, grid, minimum
 from segbench.errors import ShardDoneError, UsageError
 from segbench.evidence import CLEAN
 from tests.runs import ENVIRONMENT, MODEL
@@ -84,10 +84,37 @@ def test_the_first_attack_that_does_it_is_enough():
     assert next_step({CLEAN: False, (2.0, "a"): True}, radii, ["a", "b"]).then == (1.0, "a")
 
 
+@pytest.mark.parametrize("images", [1, 7, 50, 100, 300, 1449])
+def test_quantiles_are_counted_in_whole_images(tmp_path, images):
+    """The smallest value with at least that share of the images at or below it, in integers."""
+    found = Minimum(tmp_path, [str(number) for number in range(images)], list(range(1, images + 1)), {})
+    for percent in range(101):
+        assert found.quantile(percent / 100) == max(1, -(-percent * images // 100)), percent
+    assert found.quantile(np.float64(0.5)) == (images + 1) // 2
+    for share in (-0.01, 1.01, float("nan")):
+        with pytest.raises(UsageError, match=r"in \[0, 1\], e\.g\. 0\.5"):
+            found.quantile(share)
+
+
+def test_shares_are_counted_at_the_radius_that_is_meant(tmp_path):
+    found = Minimum(tmp_path, ["a", "b"], [0.1, 0.3], {})
+    assert [found.share_broken(eps) for eps in (1 - 0.9, 0.1 * 3, 0.6 / 2, 0.29)] == [0.5, 1.0, 1.0, 0.5]
+
+
 def test_the_grid():
     assert grid(32, 0.25)[:2] == [0.25, 0.5]
     assert len(grid(32, 0.25)) == 128
     assert grid(0.3, 0.1) == [0.1, 0.2, 0.3]
+    assert grid(1, 1 / 3) == [0.333333333, 0.666666667, 1.0]
+    assert grid(32, 5) == [5, 10, 15, 20, 25, 30, 32]  # the largest is tried, whatever the resolution
+    assert grid(7, 7) == [7]
+    assert grid(1, 0.7) == [0.7, 1.0]
+    for hundredths in range(1, 300):  # as fractions, whatever floats make of the quotient
+        assert grid(hundredths * 0.3 / 3, 0.01)[-1] == round(hundredths * 0.1, 9)
+    for tenths in range(1, 100):
+        assert grid(25.5, tenths / 10) == [step * tenths / 10 for step in range(1, 255 // tenths + 1)] + (
+            [25.5] if 255 % tenths else []
+        )
     for largest, resolution in ((1, 2), (300, 1), (1, 0), (255, 0.001)):
         with pytest.raises(UsageError, match="radii"):
             grid(largest, resolution)

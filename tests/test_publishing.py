@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,12 @@ def test_dry_run_writes_weights_config_and_a_card_that_the_hub_understands(cli, 
     (entry,) = entries.entries_of(cards.get_card(MODEL))
     assert scores["clean mIoU"] == pytest.approx(100 * segbench.get_card(MODEL).expected["miou"], abs=0.05)
     assert scores["mIoU under sea-v1, ε = 8/255"] == pytest.approx(100 * entry["results"][1]["miou"], abs=0.05)
+    kinds = {result.metric_name: result.metric_type for result in data.eval_results}
+    assert all(
+        kind == {"aAcc": "accuracy", "mIoU": "mean_iou"}[name.removeprefix("clean ")[:4]]
+        for name, kind in kinds.items()
+    )
+    assert len(kinds) == 8
     aacc, miou = (100 * entry["results"][2][key] for key in ("aacc", "miou"))
     assert f"| worst case under sea-v1, ε = 12/255 | {aacc:.1f} | {miou:.1f} |" in (folder / "README.md").read_text()
 
@@ -64,6 +71,20 @@ def test_a_pickle_of_tensors_becomes_safetensors_in_our_layout(cli, tmp_path):
         assert torch.equal(state[key], value)
     data = huggingface_hub.ModelCard.load("here/README.md").data
     assert (data.license, data.license_name, data.eval_results) == ("other", "unknown", None)
+
+
+def test_without_entries_the_scores_of_the_card_are_published(cli):
+    card = segbench.get_card(MODEL)
+    shutil.copy(card.path.with_suffix(".safetensors"), "mine.safetensors")
+    document = card.document() | {"id": "mine", "expected": {"aacc": 0.75, "miou": 0.25}}
+    document |= {"sources": [{"type": "package", "file": "mine.safetensors"}]}
+    Path("mine.json").write_text(json.dumps(document))
+    assert cli("publish", "mine.json", "--repo", "somebody/mine", "--out", "here", "--dry-run")[0] == 0
+    results = huggingface_hub.ModelCard.load("here/README.md").data.eval_results
+    assert {result.metric_name: (result.metric_type, result.metric_value) for result in results} == {
+        "clean aAcc": ("accuracy", 75.0), "clean mIoU": ("mean_iou", 25.0)
+    }  # fmt: skip
+    assert "| clean | 75.0 | 25.0 |" in Path("here/README.md").read_text()
 
 
 def test_what_nobody_may_pass_on_is_not_uploaded(cli):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import struct
 import sys
 import tracemalloc
 import warnings
@@ -88,15 +89,20 @@ def test_cmyk_of_print_shops_becomes_rgb(tmp_path):
     assert np.abs(as_read(tmp_path / "a.jpg") - np.array(expected)).max() < 3
 
 
-@pytest.mark.parametrize("kind", ["png", "tif", "tif, big-endian"])
-def test_grey_of_16_bits_is_scaled_not_cut(tmp_path, kind):
-    values = np.array([[0, 255, 256, 300], [0x8000, 0xFEFF, 0xFF00, 0xFFFF]], np.uint16)
-    path = tmp_path / f"a.{kind[:3]}"
+def grey_of_16_bits(folder, values, kind="png"):
+    path = folder / f"a.{kind[:3]}"
     path.write_bytes(
-        png([row.astype(">u2").tobytes() for row in values], 4, 16, GREY)
+        png([row.astype(">u2").tobytes() for row in values], values.shape[1], 16, GREY)
         if kind == "png"
         else tiff(values.astype(">u2" if "big" in kind else "<u2"))
     )
+    return path
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "tif, big-endian"])
+def test_grey_of_16_bits_is_scaled_not_cut(tmp_path, kind):
+    values = np.array([[0, 255, 256, 300], [0x8000, 0xFEFF, 0xFF00, 0xFFFF]], np.uint16)
+    path = grey_of_16_bits(tmp_path, values, kind)
     assert as_read(path)[..., 1].tolist() == [[0, 0, 1, 1], [128, 254, 255, 255]]
     assert (reading.read_mask(path) == values).all()
 
@@ -105,6 +111,72 @@ def test_colours_of_16_bits_are_scaled_likewise(tmp_path):
     values = RNG.integers(0, 1 << 16, (5, 7, 3)).astype(">u2")
     (tmp_path / "a.png").write_bytes(png([row.tobytes() for row in values], 7, 16, COLOUR))
     assert (as_read(tmp_path / "a.png") == values // 256).all()
+
+
+@pytest.mark.parametrize("read", [reading.read_image, reading.read_turned_image])
+@pytest.mark.parametrize("kind", ["png", "tif", "tif, big-endian"])
+@pytest.mark.parametrize(("bits", "largest"), [(8, 255), (12, 4095), (14, 16383)])
+def test_grey_of_16_bits_with_smaller_numbers_is_refused_until_their_bits_are_said(tmp_path, read, kind, bits, largest):
+    path = grey_of_16_bits(tmp_path, np.array([[0, largest // 2, largest]]), kind)
+    with pytest.raises(DataError, match=rf"a\.{kind[:3]}: 16 bits .* number is {largest}: .*e\.g\. bits: {bits}\."):
+        read(path)
+    assert np.asarray(read(path, bits))[0, :, 0].tolist() == [0, 127, 255]
+    assert np.asarray(read(path, 16))[0, :, 0].tolist() == [0, largest // 2 >> 8, largest >> 8]  # as dark as it is
+    with pytest.raises(DataError, match=rf"the number {largest} has more than the {bits - 1} bits"):
+        read(path, bits - 1)
+
+
+def test_a_picture_of_16_bits_is_as_bright_as_it_is_from_a_quarter_on(tmp_path):
+    assert as_read(grey_of_16_bits(tmp_path, np.array([[0, 1 << 14]])))[0, :, 0].tolist() == [0, 64]
+
+
+def test_a_tiff_that_says_12_bits_is_read_so(tmp_path):
+    packed = bytes([0xFF, 0xF8, 0x00])  # 4095, 2048
+    values = np.frombuffer(packed + b"\0", np.uint8)[None]
+    data = tiff(values, width=2).replace(
+        struct.pack("<HHIHH", 258, 3, 1, 8, 0), struct.pack("<HHIHH", 258, 3, 1, 12, 0)
+    )
+    (tmp_path / "a.tif").write_bytes(data)
+    assert as_read(tmp_path / "a.tif")[0, :, 0].tolist() == [255, 128]
+
+
+@pytest.mark.parametrize("largest", [255, 4095])
+def test_colours_of_16_bits_with_smaller_numbers_are_refused(tmp_path, largest):
+    values = RNG.integers(0, largest + 1, (5, 7, 3)).astype(">u2")
+    values[0, 0] = largest
+    path = tmp_path / "a.png"
+    path.write_bytes(png([row.tobytes() for row in values], 7, 16, COLOUR))
+    with pytest.raises(DataError, match=rf"no number above {largest}: .*convert it to 8 bits"):
+        as_read(path)
+    assert (np.asarray(reading.read_image(path, 16)) == values // 256).all()
+    with pytest.raises(DataError, match=r"only the upper 8 can be read, .* 12 bits\. Convert it to 8 bits"):
+        reading.read_image(path, 12)
+
+
+TAGS = {"garbage": b"garbage garbage", "nothing": b""}
+# orientation 6, and a resolution of -1/0 as a rational with sign
+RATIONAL = b"II*\0" + struct.pack("<IHHHIHHHHIIIii", 8, 2, 0x0112, 3, 1, 6, 0, 0x011A, 10, 1, 38, 0, -1, 0)
+
+
+@pytest.mark.parametrize("read", [reading.read_image, reading.read_turned_image])
+@pytest.mark.parametrize("exif", TAGS)
+def test_pictures_with_damaged_exif_are_read_as_stored(tmp_path, read, exif):
+    (tmp_path / "a.png").write_bytes(with_exif(TAGS[exif]))
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + TAGS[exif])
+    assert (np.asarray(read(tmp_path / "a.png")) == COLOURS).all()
+    assert read(tmp_path / "a.jpg").size == COLOURS.shape[1::-1]
+
+
+def test_a_senseless_rational_hides_no_orientation(tmp_path):
+    (tmp_path / "a.png").write_bytes(with_exif(RATIONAL))
+    assert (np.asarray(reading.read_turned_image(tmp_path / "a.png")) == AS_SEEN[6](COLOURS)).all()
+
+
+def with_exif(content: bytes) -> bytes:
+    whole = png([row.tobytes() for row in COLOURS], COLOURS.shape[1], 8, COLOUR)
+    place = whole.index(b"IDAT") - 4
+    checksum = struct.pack(">I", zlib.crc32(b"eXIf" + content))
+    return whole[:place] + struct.pack(">I", len(content)) + b"eXIf" + content + checksum + whole[place:]
 
 
 @pytest.mark.parametrize("kind", ["f4", "i4", "u4", "i2"])
@@ -157,7 +229,7 @@ def test_pictures_are_turned_as_viewers_do_where_that_is_asked(tmp_path, orienta
         assert (stored == COLOURS).all()
     assert (np.asarray(reading.read_turned_image(path)) == AS_SEEN[orientation](stored)).all()
     with Image.open(path) as image:
-        assert reading.is_turned(image) == (orientation > 1)
+        assert reading.orientation(image) == orientation
 
 
 def test_a_senseless_orientation_turns_nothing(tmp_path):

@@ -412,6 +412,22 @@ def test_held_out_images_of_several_sizes_are_scored(tmp_path):
 # Averaged weights
 
 
+@pytest.mark.parametrize("changes", [{"eps_255": 0, "attack_steps": 0}, {}])
+def test_every_step_is_taken_in_training_mode_also_after_an_epoch_was_measured(tmp_path, built, changes):
+    """Measuring an epoch puts the model into eval mode, in which batch norms would neither see nor learn a batch."""
+    recipe, modes, batches_seen = tiny(**changes, monitor_every=1, held_out=2), [], []
+
+    def progress(at):
+        if at.row is None:  # between two steps of an epoch
+            modes.append(built[0].training)
+            state = built[0].state_dict()
+            batches_seen.append(max(int(state[key]) for key in state if key.endswith("num_batches_tracked")))
+
+    train(recipe, data(12, held_out=2), tmp_path / "run", progress=progress)
+    assert modes == [True, True]
+    assert batches_seen == [1, 3]
+
+
 def test_averaged_weights_take_the_place_of_the_last_ones(tmp_path, built):
     """An exponential moving average from the first step on, statistics of batch norm included, written out."""
     recipe, averages = tiny(eps_255=0, ema=0.9), []

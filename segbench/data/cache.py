@@ -14,7 +14,7 @@ from PIL import features
 from segbench.downloads import cache_folder
 from segbench.files import sha256_bytes, write_atomic
 
-VERSION = 1  # to be raised when reading changes
+VERSION = 2  # to be raised when reading changes
 
 
 def key_of(*parts: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +198,13 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
     if not used:
         raise DataError(f"{protocol.id}: the split {split!r} in {tree.base} has no images that are not in val.")
     files = PairedFiles(protocol, used)
-
-    @cache  # every training mask is read: once is enough
-    def count_weights() -> tuple[npt.NDArray[np.float64], str]:
-        found = class_weights(tree, split)
-        return found.values, found.source
-
     data = SegmentationDataset(
         id=protocol.id,
         split=split,
         class_names=protocol.class_names,
         image_ids=tuple(sorted(used)),
         read=files.read,
-        count_weights=count_weights,
+        count_weights=_CountedWeights(tree, split),
         where=files.where,
         complete=listing.images,
         preprocessing=protocol.preprocessing,
@@ -234,6 +228,21 @@ def of_tree(tree: Tree, split: str, *, keep_leaks: bool = False) -> Segmentation
             protocol.id, len(left_out), len(listing.pairs), split, left_out[0],
         )  # fmt: skip
     return data
+
+
+@dataclass(frozen=True)
+class _CountedWeights:
+    """`SegmentationDataset.count_weights` of a tree; a class, so that a data set can be pickled."""
+
+    tree: Tree
+    split: str
+
+    def __call__(self) -> tuple[npt.NDArray[np.float64], str]:
+        return self._found.values, self._found.source
+
+    @cached_property  # every training mask is read: once is enough
+    def _found(self) -> weights.ClassWeights:
+        return class_weights(self.tree, self.split)
 
 
 def class_weights(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from segbench.data import reading
 from segbench.data.dataset import Labels
 from segbench.data.folders import few
 from segbench.data.parallel import in_order
+from segbench.data.problems import NumbersError, Say
 from segbench.data.protocols import IGNORE_INDEX, as_stored
 from segbench.data.sets import shapes
 from segbench.data.trees import Listing, Pair, PairedFiles, Tree, other_size
@@ -25,6 +27,7 @@ from segbench.files import sha256_file
 VAL, TRAIN, TEST = "val", "train", "test"
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 TURNED, STORED, FITS_STORED, EITHER = "turned", "stored", "fits stored", "either"
+DAMAGED = "damaged"  # EXIF
 TURNS = {
     TURNED: "turned as it says",
     FITS_STORED: "used as stored, because only so the mask fits",
@@ -73,10 +76,20 @@ class Findings:
     splits: dict[str, SplitSize] = field(default_factory=dict)
 
 
+class _Cause(NamedTuple):
+    """What is wrong with one file: the text, and what a line for many such files is made of."""
+
+    path: Path
+    text: str
+    kind: str  # the text without names and numbers
+    numbers: tuple[int, ...] = ()
+    say: Say | None = None
+
+
 class _Look(NamedTuple):
     """What was seen of one pair; small, because many of them wait."""
 
-    problems: tuple[tuple[Path, str], ...]
+    problems: tuple[_Cause, ...]
     pixels: npt.NDArray[np.int64] | None = None  # (K+1,), the last of ignored ones; None if the pair cannot be read
     turn: str = ""
 
@@ -146,15 +159,19 @@ def _check_pairs(found: Findings, tree: Tree, listings: Mapping[str, Listing], r
         files = PairedFiles(tree.protocol, listing.pairs)
         ids = [image_id for image_id, pair in sorted(listing.pairs.items()) if pair not in seen]
         turns, ignored = defaultdict[str, list[Path]](list), list[Path]()
+        causes = defaultdict[str, list[_Cause]](list)
         report(f"reading {split}", 0, len(ids))
         for done, (image_id, look) in enumerate(zip(ids, in_order(_looker(files), ids), strict=True), 1):
             pair = listing.pairs[image_id]
-            found.problems += [Finding(split, text, (path,)) for path, text in look.problems if text not in told]
-            told |= {text for _, text in look.problems}
+            for cause in look.problems:
+                if cause.text not in told:
+                    causes[cause.kind].append(cause)
+                told.add(cause.text)
             seen[pair] = look.pixels
             ignored += [pair.mask] if look.pixels is not None and not look.pixels[:-1].any() else []
             turns[look.turn].append(pair.image)
             report(f"reading {split}", done, len(ids))
+        found.problems += [_joined(split, each) for each in causes.values()]
         found.notes += _about_pairs(split, tree, turns, ignored)
         used = [seen[listing.pairs[image_id]] for image_id in set(listing.pairs) - set(listing.leaks)]
         found.notes += _without_pixel(split, tree, [pixels for pixels in used if pixels is not None])
@@ -175,24 +192,36 @@ def _looker(files: PairedFiles) -> Callable[[str], _Look]:
     return look
 
 
-def _causes(files: PairedFiles, image_id: str, error: Exception) -> Iterator[tuple[Path, str]]:
+def _causes(files: PairedFiles, image_id: str, error: Exception) -> Iterator[_Cause]:
     """What is wrong with the mask, with the image, or else with the two together."""
-    pair, alone = files.pairs[image_id], list[tuple[Path, str]]()
-    for path, read in (
-        (pair.mask, lambda: files.labels(image_id)),
-        (pair.image, lambda: reading.read_image(pair.image)),
-    ):
+    pair, alone = files.pairs[image_id], list[_Cause]()
+    for path, read in ((pair.mask, files.labels), (pair.image, files.picture)):
         try:
-            read()
+            read(image_id)
         except Exception as reason:  # noqa: BLE001 - as above
-            alone.append((path, _text(reason, path)))
-    yield from alone or [(pair.mask, _text(error, pair.mask))]
+            alone.append(_cause(reason, path, pair))
+    yield from alone or [_cause(error, pair.mask, pair)]
 
 
-def _text(error: Exception, path: Path) -> str:
-    if isinstance(error, DataError):
-        return str(error)
-    return f"Cannot read {path}: {type(error).__name__}: {error}. Restore the file."
+def _cause(error: Exception, path: Path, pair: Pair) -> _Cause:
+    text = str(error)
+    if not isinstance(error, DataError):
+        text = f"Cannot read {path}: {type(error).__name__}: {error}. Restore the file."
+    if isinstance(error, NumbersError):
+        return _Cause(path, text, error.kind, error.numbers, error.say)
+    return _Cause(path, text, re.sub(r"\d+", "", text.replace(str(pair.image), "").replace(str(pair.mask), "")))
+
+
+def _joined(split: str, causes: Sequence[_Cause]) -> Finding:
+    """One problem of all files that need the same edit."""
+    first, files = causes[0], tuple(cause.path for cause in causes)
+    if len(files) == 1:
+        return Finding(split, first.text, files)
+    names = few(path.name for path in files)
+    if first.say:
+        numbers = sorted({number for cause in causes for number in cause.numbers})
+        return Finding(split, f"{len(files)} files ({names}): {first.say(numbers)}", files)
+    return Finding(split, f"{len(files)} files ({names}): {first.text}", files)
 
 
 def _pixels(labels: Labels, number: int) -> npt.NDArray[np.int64]:
@@ -204,15 +233,18 @@ def _turn(pair: Pair, turned: bool) -> str:
     """What becomes of a picture with an EXIF orientation: a key of `TURNS`; empty if it has none."""
     try:
         with Image.open(pair.image) as image:
-            if not reading.is_turned(image):
+            orientation = reading.orientation(image)
+            if orientation is None:
+                return DAMAGED
+            if orientation == 1:
                 return ""
             if not turned:
                 return STORED
-            if image.width == image.height or image.getexif()[reading.ORIENTATION] not in SIDEWAYS:
+            if image.width == image.height or orientation not in SIDEWAYS:
                 return EITHER
             with Image.open(pair.mask) as mask:
                 return FITS_STORED if image.size == mask.size else TURNED
-    except Exception:  # noqa: BLE001 - the picture itself was read; damaged EXIF says nothing
+    except Exception:  # noqa: BLE001 - both were read, by readers that are told less
         return ""
 
 
@@ -223,6 +255,9 @@ def _about_pairs(split: str, tree: Tree, turns: Mapping[str, list[Path]], ignore
             look = f" Look: segbench data show {tree.protocol.id} --root {tree.base}" if turn == EITHER else ""
             text = f"{few(path.name for path in paths)}: {number} with an EXIF orientation, {meaning}.{look}"
             yield Finding(split, text, tuple(paths))
+    if paths := turns.get(DAMAGED):
+        text = f"{few(path.name for path in paths)}: the EXIF cannot be read, nor whether it turns; used as stored."
+        yield Finding(split, text, tuple(paths))
     if ignored:
         yield Finding(
             split, f"{few(path.name for path in ignored)}: every pixel of the mask is ignored.", tuple(ignored)

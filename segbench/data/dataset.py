@@ -45,7 +45,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class SegmentationDataset:
-    """Images with labels, in the order of their sorted ids.
+    """Images with labels, in the order of their sorted ids. It can be pickled if its functions can.
 
     Attributes:
         id: name of the data set and its variant, e.g. ``camvid`` or ``pascal_voc/void-ignored``.

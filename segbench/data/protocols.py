@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segbench.data.problems import numbers_error
 from segbench.data.resizing import Resize, Whole
-from segbench.errors import DataError
 
 IGNORE_INDEX = 255
+MOST_VALUES = 8  # that a message names
 
 Colour = tuple[int, int, int]
 
@@ -44,11 +45,13 @@ class LabelMap:
         values: number in a one-channel mask to label; empty if masks are colours.
         colours: colour to label, for masks in RGB; empty if there are none.
         mend: what to do about a number without meaning; it changes no label.
+        description: the file in which numbers to ignore can be named; empty if the data set is a published one.
     """
 
     values: Mapping[int, int] = field(default_factory=dict)
     colours: Mapping[Colour, int] = field(default_factory=dict)
     mend: str = field(default="Correct the mask or the class list.", repr=False, compare=False)
+    description: str = field(default="", repr=False, compare=False)
 
     def apply(self, mask: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint8]:
         """(H,W) whole numbers, or (H,W,3) colours, to labels (H,W).
@@ -65,13 +68,13 @@ class LabelMap:
             if len(translated) == mask.size:
                 return np.frombuffer(translated, np.uint8).reshape(mask.shape)
         else:
-            wrong = mask[(mask < 0) | (mask >= len(known))]
-            if wrong.size:
-                raise DataError(f"{where}: the mask has the label {int(wrong[0])}; {self._allowed()}")
+            outside = (mask < 0) | (mask >= len(known))
+            if outside.any():
+                outside |= ~known[np.where(outside, 0, mask)]
+                raise numbers_error(where, "label", np.unique(mask[outside]).tolist(), self._about_values)
             mask = mask.astype(np.uint16)
         if not known[mask].all():
-            wrong = mask[~known[mask]]
-            raise DataError(f"{where}: the mask has the label {int(wrong[0])}; {self._allowed()}")
+            raise numbers_error(where, "label", np.unique(mask[~known[mask]]).tolist(), self._about_values)
         labels: npt.NDArray[np.uint8] = table[mask]
         return labels
 
@@ -81,10 +84,7 @@ class LabelMap:
         places = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
         wrong = packed[keys[places] != packed]
         if wrong.size:
-            raise DataError(
-                f"{where}: the mask has the colour #{int(wrong[0]):06x}, which belongs to no class. "
-                "Correct the mask or the list of colours."
-            )
+            raise numbers_error(where, "colour", np.unique(wrong).tolist(), self._about_colours)
         found: npt.NDArray[np.uint8] = labels[places]
         return found
 
@@ -106,11 +106,45 @@ class LabelMap:
         pairs = sorted((red << 16 | green << 8 | blue, label) for (red, green, blue), label in self.colours.items())
         return np.array([key for key, _ in pairs], np.int32), np.array([label for _, label in pairs], np.uint8)
 
-    def _allowed(self) -> str:
+    def _about_values(self, wrong: Sequence[int]) -> str:
+        """What is wrong with numbers that have no meaning, and the edit that fixes it."""
         kept = [value for value, label in self.values.items() if label != IGNORE_INDEX]
         ignored = [value for value, label in self.values.items() if label == IGNORE_INDEX]
         texts = [spans(kept)] + ([f"{spans(ignored)} (ignored)"] if ignored else [])
-        return f"allowed are {' and '.join(texts)}. {self.mend}"
+        text = f"the mask has the {_listed('label', wrong, str)}; allowed are {' and '.join(texts)}. {self.mend}"
+        if not self.description or len(wrong) > MOST_VALUES:
+            return text
+        if nameable := [value for value in wrong if 0 <= value < 1 << 16]:
+            everything = sorted({*ignored, *nameable})
+            text += f" Or, if these pixels do not count, ignore them in {self.description}: ignore: {everything}"
+        if min(wrong) < 0:
+            text += f" Masks that count hold no number below 0: write {IGNORE_INDEX} for pixels that do not count."
+        return text
+
+    def _about_colours(self, wrong: Sequence[int]) -> str:
+        """The same of colours, each packed in one number."""
+        text = f"the mask has the {_listed('colour', wrong, _hexadecimal)}, which belongs to no class."
+        if len(wrong) > 1:
+            text = text.replace("which belongs", "which belong")
+        text += " Correct the mask or the list of colours."
+        if not self.description or len(wrong) > MOST_VALUES:
+            return text
+        lines = ", ".join(f'"{_hexadecimal(colour)}": ignore' for colour in wrong)
+        return f"{text} Or, if these pixels do not count, add to colours in {self.description}: {lines}"
+
+
+def _hexadecimal(colour: int) -> str:
+    return f"#{colour:06x}"
+
+
+def _listed(noun: str, values: Sequence[int], text: Callable[[int], str]) -> str:
+    """The noun with its values; there may be thousands, as in masks of instances.
+
+    >>> _listed("label", [11], str), _listed("label", [11, 13], str)
+    ('label 11', 'labels 11, 13')
+    """
+    more = f" and {len(values) - MOST_VALUES} more" if len(values) > MOST_VALUES else ""
+    return f"{noun}{'s' if len(values) > 1 else ''} {', '.join(map(text, values[:MOST_VALUES]))}{more}"
 
 
 def as_stored(num_classes: int) -> LabelMap:
@@ -149,6 +183,7 @@ class DataProtocol:
         palette: class colours for pictures; index = label.
         stored: height and width of every stored picture in pixels, where all have one; another size is a reduced copy.
         turned: pictures are turned as their EXIF orientation says (as viewers and labelling tools do).
+        bits: of the numbers in pictures of 16 bits; None for 16, and pictures that would be almost black are refused.
     """
 
     id: str
@@ -162,11 +197,13 @@ class DataProtocol:
     palette: tuple[Colour, ...] = ()
     stored: tuple[int, int] | None = None
     turned: bool = False
+    bits: int | None = None
 
     @property
     def preprocessing(self) -> str:
         """In words, for people and entries."""
-        return "; ".join(str(part) for part in (self.resize, self.about_labels, self.window) if part)
+        bits = f"{self.bits} bits in 16" if self.bits else ""
+        return "; ".join(str(part) for part in (self.resize, bits, self.about_labels, self.window) if part)
 
 
 def voc_colours(number: int) -> tuple[Colour, ...]:

@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
 from segbench.data import matlab
+from segbench.data.problems import numbers_error
 from segbench.data.resizing import MAX_PIXELS
 from segbench.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_MAT_BYTES = 1_000_000  # those of SBD have a few thousand
 ORIENTATION = 0x0112  # EXIF tag
+TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SAMPLE_FORMAT, SIGNED = 339, 2  # TIFF tag, and its value for numbers with a sign
 LOSSY = ("jpeg", "tiff_jpeg", "webp")  # compressions within a TIFF
+DEEP_BITS = 16  # of a channel, the most that pictures have
+DARK_BITS = 14  # a picture of 16 bits whose numbers fit in these is at most a quarter as bright as white
 STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0..255
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, bits: int | None = None) -> Image.Image:
     """A picture in RGB, 8 bits a channel, as stored; the first one of a file with several pictures.
 
     Grey, CMYK and palette pictures become RGB, of 16 bits the upper 8 count, transparency is left out.
 
+    Args:
+        path: the file.
+        bits: of the numbers in pictures of 16 bits. None for 16; then pictures that would be almost black are refused,
+            because their numbers may have fewer. What they have is never guessed: pictures of a data set would differ.
+
     Raises:
-        DataError: not an image, damaged, or too large.
+        DataError: not an image, damaged, or too large; numbers of other than ``bits`` bits.
     """
     with _opened(path, "image") as image:
-        return _rgb(image, path)
+        return _rgb(image, path, bits)
 
 
-def read_turned_image(path: Path) -> Image.Image:
+def read_turned_image(path: Path, bits: int | None = None) -> Image.Image:
     """Like `read_image`, turned as the EXIF orientation says, as viewers and labelling tools show it."""
     with _opened(path, "image") as image:
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image) if is_turned(image) else image, path)
+        picture = _rgb(image, path, bits)
+        turn = TRANSPOSED.get(orientation(image) or 1)
+        return picture if turn is None else picture.transpose(turn)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -55,9 +74,13 @@ def read_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether a picture carries an EXIF orientation that turns or mirrors it."""
-    return image.getexif().get(ORIENTATION, 1) not in (0, 1)
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of a picture, 1 to 8; 1 (as stored) if it has none, None if its EXIF cannot be read."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - Pillow raises anything on damaged EXIF; the pixels may be sound
+        return None
+    return found if found in TRANSPOSED else 1
 
 
 def read_mask(path: Path) -> npt.NDArray[Any]:
@@ -126,15 +149,65 @@ def _signed(image: Image.Image, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return labels if labels.dtype.kind == kind else labels.view(f"{kind}{labels.itemsize}")
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def _rgb(image: Image.Image, path: Path, bits: int | None) -> Image.Image:
+    packing = _packing(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)  # as Pillow does for 16-bit colours; here it might cut at 255
-        return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
+        return _grey(image, path, 12 if packing == "I;12" else bits)  # such a TIFF says how many bits it has
     if image.mode in ("I", "F"):
         raise DataError(
             f"The image {path} holds numbers without a known range (mode {image.mode}). Convert it to 8 or 16 bits."
         )
-    return _converted(image)
+    picture = _converted(image)
+    if ";16" in packing and image.format in ("PNG", "TIFF"):
+        _check_colours(picture, path, bits)
+    return picture
+
+
+def _grey(image: Image.Image, path: Path, bits: int | None) -> Image.Image:
+    numbers = np.asarray(image)
+    largest = int(numbers.max())
+    if bits is None and largest < 1 << DARK_BITS:
+        raise numbers_error(f"The image {path}", "dark", [largest], _about_dark)
+    if bits is not None and largest >= 1 << bits:
+        raise numbers_error(f"The image {path}", "bright", [largest], partial(_about_bright, bits=bits))
+    # the upper 8 bits, as Pillow takes them of 16-bit colours
+    grey = (numbers >> ((bits or DEEP_BITS) - 8)).astype(np.uint8)
+    return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
+
+
+def _check_colours(picture: Image.Image, path: Path, bits: int | None) -> None:
+    """Refuses colours of 16 bits, of which Pillow has kept the upper 8, if their numbers have fewer bits."""
+    if bits not in (None, DEEP_BITS):
+        raise DataError(
+            f"The image {path} has colours of {DEEP_BITS} bits, of which only the upper 8 can be read, but the data "
+            f"set has numbers of {bits} bits. Convert it to 8 bits."
+        )
+    largest = (int(np.asarray(picture).max()) << 8) + 255
+    if bits is None and largest < 1 << DARK_BITS:
+        raise numbers_error(f"The image {path}", "dark colours", [largest], _about_dark_colours)
+
+
+def _about_dark(numbers: Sequence[int]) -> str:
+    fitting = next(bits for bits in (8, 10, 12, DARK_BITS) if max(numbers) < 1 << bits)
+    return (
+        f"{DEEP_BITS} bits a channel, but the largest number is {max(numbers)}: it would be almost black. If its "
+        f"numbers have fewer bits, convert it to 8 bits, or say how many in dataset.yaml, e.g. bits: {fitting}. "
+        f"If it is that dark: bits: {DEEP_BITS}"
+    )
+
+
+def _about_dark_colours(numbers: Sequence[int]) -> str:
+    return (
+        f"{DEEP_BITS} bits a channel, but no number above {max(numbers)}: it would be almost black. If its numbers "
+        f"have fewer bits, convert it to 8 bits. If it is that dark, say so in dataset.yaml: bits: {DEEP_BITS}"
+    )
+
+
+def _about_bright(numbers: Sequence[int], *, bits: int) -> str:
+    return (
+        f"the number {max(numbers)} has more than the {bits} bits that the data set has. Correct bits in dataset.yaml, "
+        "or convert the picture."
+    )
 
 
 def _converted(image: Image.Image) -> Image.Image:

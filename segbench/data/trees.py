@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from segbench.data import reading
 from segbench.data.dataset import Labels, Pixels, size_text
 from segbench.data.protocols import DataProtocol
@@ -48,7 +50,8 @@ class Tree:
         protocol: how it is used.
         base: the folder that holds it.
         splits: those that are there.
-        find: lists the files of a split; raises `DataError` for one that is not there.
+        find: lists the files of a split; raises `DataError` for one that is not there. A function of a module with
+            its arguments (`functools.partial`), so that data sets can be pickled.
     """
 
     protocol: DataProtocol
@@ -71,9 +74,9 @@ class PairedFiles:
             DataError: a damaged file, a label without meaning, or an image and a mask of different sizes.
         """
         image, labels = self.pairs[image_id].image, self._stored_labels(image_id)
-        picture = reading.read_turned_image(image) if self.protocol.turned else reading.read_image(image)
+        picture = self.picture(image_id)
         if picture.size != labels.shape[::-1] and self.protocol.turned:
-            picture = reading.read_image(image)  # a mask drawn on the picture as stored
+            picture = reading.read_image(image, self.protocol.bits)  # a mask drawn on the picture as stored
         if picture.size != labels.shape[::-1]:
             raise DataError(
                 f"{self.protocol.id}: the image is {picture.width}x{picture.height}, its mask {size_text(labels)} "
@@ -81,6 +84,11 @@ class PairedFiles:
             )
         with self._named(image_id):
             return self.protocol.resize.image(picture), self.protocol.resize.labels(labels)
+
+    def picture(self, image_id: str) -> Image.Image:
+        """The picture alone, before it is resized."""
+        read = reading.read_turned_image if self.protocol.turned else reading.read_image
+        return read(self.pairs[image_id].image, self.protocol.bits)
 
     def labels(self, image_id: str) -> Labels:
         """The labels alone."""
@@ -106,7 +114,7 @@ class PairedFiles:
             DataError: a file is gone.
         """
         used = self.protocol  # what is made of the files belongs to the key as well
-        stamps: list[list[str | int]] = [["as", repr(used.labels), repr(used.resize), used.turned]]
+        stamps: list[list[str | int]] = [["as", repr(used.labels), repr(used.resize), used.turned, used.bits or 0]]
         for image_id in image_ids:
             for path in self.pairs[image_id]:
                 try:
@@ -125,9 +133,15 @@ class PairedFiles:
         if raw.ndim == 3 and not labels.colours:
             raise DataError(
                 f"The mask {mask} is not a one-channel image of whole numbers (it holds colours). "
-                "Convert it to indexed PNG."
+                f"Convert it to indexed PNG{self._colours_edit()}."
             )
         return labels.apply(raw, f"{self.protocol.id}: {mask}")
+
+    def _colours_edit(self) -> str:
+        if not (file := self.protocol.labels.description):
+            return ""
+        example = f'colours: {{"#804080": {self.protocol.class_names[0]}}}'
+        return f", or name the colour of each class in {file}, as {example}"
 
     @contextmanager
     def _named(self, image_id: str) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from segbench.data.folders import find_base, known_split, paired
@@ -63,11 +63,10 @@ def find(root: Path | None, variant: str) -> Tree:
     """The tree at ``root``, which may be ``ADEChallengeData2016`` or the folder above it."""
     base = find_base("ade20k", root, KINDS, LAYOUT, ("ADEChallengeData2016",), OTHERS)
     there = [split for split in FOLDERS if all((base / kind / FOLDERS[split]).is_dir() for kind in KINDS)]
+    return Tree(protocol(variant), base, tuple(there), partial(_listing, base))
 
-    def listing(split: str) -> Listing:
-        known_split("ade20k", split, FOLDERS)
-        folder = FOLDERS[split]
-        complete = protocol(variant).images[split]
-        return paired(base / "images" / folder, base / "annotations" / folder, complete)
 
-    return Tree(protocol(variant), base, tuple(there), listing)
+def _listing(base: Path, split: str) -> Listing:
+    known_split("ade20k", split, FOLDERS)
+    folder = FOLDERS[split]
+    return paired(base / "images" / folder, base / "annotations" / folder, protocol("").images[split])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 from segbench.data.folders import by_stem, find_base, join, known_split, paired
@@ -76,17 +77,17 @@ def find(root: Path | None, variant: str) -> Tree:
         base = find_base("camvid", root, (STILLS, COLOURS), LAYOUT)
         if not variant:
             logging.getLogger("segbench").warning("%s has the layout of camvid/original, which is used.", base)
-        return Tree(protocol("original"), base, ("val", "train", "test"), lambda split: _original(base, split))
+        return Tree(protocol("original"), base, ("val", "train", "test"), partial(_original, base))
     base = find_base("camvid", root, ("val", "valannot"), LAYOUT, others=OTHERS)
-    there = [split for split in IMAGES if (base / split).is_dir() and (base / f"{split}annot").is_dir()]
+    splits = tuple(split for split in IMAGES if (base / split).is_dir() and (base / f"{split}annot").is_dir())
+    return Tree(protocol(""), base, splits, partial(_listing, base, splits))
 
-    def listing(split: str) -> Listing:
-        known_split("camvid", split, IMAGES)
-        if split not in there:
-            raise DataError(f"camvid: {base} has no {split} and {split}annot.\nExpected layout:\n{LAYOUT}")
-        return paired(base / split, base / f"{split}annot", IMAGES[split])
 
-    return Tree(protocol(""), base, tuple(there), listing)
+def _listing(base: Path, there: Sequence[str], split: str) -> Listing:
+    known_split("camvid", split, IMAGES)
+    if split not in there:
+        raise DataError(f"camvid: {base} has no {split} and {split}annot.\nExpected layout:\n{LAYOUT}")
+    return paired(base / split, base / f"{split}annot", IMAGES[split])
 
 
 def _original(base: Path, split: str) -> Listing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from segbench.data.folders import by_stem, find_base, join, known_split
@@ -51,7 +51,7 @@ def find(root: Path | None, variant: str) -> Tree:
     base = root if root and unpacked else find_base("cityscapes", root, KINDS, LAYOUT, ("cityscapes",))
     images, masks = (base / place for place in (UNPACKED if unpacked else KINDS))
     there = [split for split in SPLITS if (images / split).is_dir() and (masks / split).is_dir()]
-    return Tree(protocol(variant), base, tuple(there), lambda split: _listing(images, masks, split))
+    return Tree(protocol(variant), base, tuple(there), partial(_listing, images, masks))
 
 
 def _listing(images: Path, masks: Path, split: str) -> Listing:

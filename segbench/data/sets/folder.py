@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,21 @@ DESCRIPTIONS = ("dataset.yaml", "dataset.yml", "dataset.json")
 CLASS_LIST = "classes.txt"
 MAX_BYTES = 1_000_000
 IGNORE = "ignore"
+COMMENTS, SEPARATORS = ("#", "//", ";"), (",", ";", "\t", "|")
+NO_CLASS = "__ignore__"
+HEADS = (
+    "class",
+    "classes",
+    "class name",
+    "class names",
+    "class_name",
+    "class_names",
+    "name",
+    "names",
+    "label",
+    "labels",
+)
+FROM_LIST = f"a {DESCRIPTIONS[0]} that takes the place of {CLASS_LIST} (docs/data.md)"
 USUAL_FOLDERS = {
     "val": {"images": "images", "masks": "masks"},
     "train": {"images": "train/images", "masks": "train/masks"},
@@ -50,13 +67,13 @@ def find(root: Path | None, variant: str) -> Tree:
     protocol = _protocol(document, file)
     folders = _folders(document, base, file, protocol.id)
     there = [split for split, paths in folders.items() if all(path.is_dir() for path in paths)]
+    return Tree(protocol, base, tuple(there), partial(_listing, protocol.id, folders))
 
-    def listing(split: str) -> Listing:
-        known_split(protocol.id, split, folders)
-        images, masks = folders[split]
-        return paired(images, masks, nested=NESTED)
 
-    return Tree(protocol, base, tuple(there), listing)
+def _listing(dataset_id: str, folders: Mapping[str, tuple[Path, Path]], split: str) -> Listing:
+    known_split(dataset_id, split, folders)
+    images, masks = folders[split]
+    return paired(images, masks, nested=NESTED)
 
 
 def _folders(document: Mapping[str, Any], base: Path, file: Path, dataset_id: str) -> dict[str, tuple[Path, Path]]:
@@ -105,11 +122,36 @@ def _class_names(path: Path) -> tuple[str, ...]:
             f"{path}: line {names.index('') + 1} is blank, but the line's number is the label. Name the class or "
             "remove the line."
         )
+    if fault := _fault(names):
+        raise DataError(
+            f"{path}: {fault}, but the line's number from 0 is the label. Remove or correct it, or list the classes in "
+            f"{DESCRIPTIONS[0]}."
+        )
     if not 2 <= len(names) <= IGNORE_INDEX:
         raise DataError(f"{path} lists {len(names)} classes; 2 to {IGNORE_INDEX} are possible, one name a line.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{path} lists the class {twice[0]!r} twice. Rename or remove one.")
     return names
+
+
+def _fault(lines: Sequence[str]) -> str:
+    """The first line of a list that names no class, in words: it would shift the labels of those below."""
+    for number, line in enumerate(lines, 1):
+        if line.startswith(COMMENTS):
+            return f"line {number} is a comment ({line!r})"
+        if line == NO_CLASS:
+            return f"line {number} is {NO_CLASS}, the label -1 of labelme, which masks hold as {IGNORE_INDEX}"
+    if lines and (lines[0].casefold() in HEADS or (lines[0].endswith(":") and not lines[-1].endswith(":"))):
+        return f"line 1 looks like a head line ({lines[0]!r})"
+    for separator in SEPARATORS:
+        columns = {line.count(separator) for line in lines}
+        if len(columns) == 1 and columns != {0}:
+            return f"its lines are rows of a table ({lines[0]!r})"
+    numbered = [re.match(r"(\d+)[\s:=.)]", line) for line in lines]
+    wrong = (place for place, found in enumerate(numbered) if found and int(found[1]) != place)
+    if all(numbered) and (place := next(wrong, None)) is not None:
+        return f"line {place + 1} is numbered otherwise ({lines[place]!r})"
+    return ""
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -156,6 +198,7 @@ def _protocol(document: Mapping[str, Any], path: Path) -> DataProtocol:
         window=_window(document.get("window"), path),
         palette=palette,
         turned=document.get("turned", True),
+        bits=document.get("bits"),
     )
 
 
@@ -169,7 +212,7 @@ def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> 
         colours = {_colour(key): _target(value, names, path) for key, value in document["colours"].items()}
         if len(colours) < len(document["colours"]):
             raise DataError(f"{path}: colours has a colour twice, in upper and in lower case. Remove one.")
-        return LabelMap(colours=colours)
+        return LabelMap(colours=colours, description=path.name)
     if "label_map" in document:
         mapped = {int(key): _target(value, names, path) for key, value in document["label_map"].items()}
         if too_large := [value for value in mapped if value > 65535]:
@@ -182,8 +225,10 @@ def _labels(document: Mapping[str, Any], names: tuple[str, ...], path: Path) -> 
             f"Remove it from ignore, or write a label_map with {clash[0]}: {IGNORE}."
         )
     if "label_map" in document:
-        return LabelMap({**ignored, **mapped}, mend=f"Correct the mask or label_map in {path.name}.")
-    return LabelMap({**ignored, **mapped})
+        mend = f"Correct the mask or label_map in {path.name}."
+        return LabelMap({**ignored, **mapped}, mend=mend, description=path.name)
+    listed = path.name == CLASS_LIST
+    return LabelMap({**ignored, **mapped}, description=FROM_LIST if listed else path.name)
 
 
 def _target(value: int | str, names: tuple[str, ...], path: Path) -> int:

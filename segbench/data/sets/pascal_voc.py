@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from segbench.data.folders import by_stem, find_base, known_split, listed, read_ids
@@ -67,7 +67,7 @@ def find(root: Path | None, variant: str) -> Tree:
     there = [split for split in ("val", "train", "trainval") if (base / LISTS / f"{split}.txt").exists()]
     there += ["sbd"] if sbd else []
     there += ["train_aug"] if sbd or _augmented_list(base) else []
-    return Tree(protocol(variant), base, tuple(there), lambda split: _listing(base, sbd, split))
+    return Tree(protocol(variant), base, tuple(there), partial(_listing, base, sbd))
 
 
 def _other_year(folder: Path) -> str:

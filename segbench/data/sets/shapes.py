@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 
 import numpy as np
@@ -179,6 +180,21 @@ def _stored_validation() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         return archive["images"], archive["labels"]
 
 
+@dataclass(frozen=True)
+class _Scenes:
+    """Images and labels (N,64,64,...) of a split; a class, so that the data set can be pickled."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+
+    def read(self, image_id: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        return self.images[int(image_id)], self.labels[int(image_id)]
+
+
+def _scene_weights() -> tuple[npt.NDArray[np.float64], str]:
+    return np.array(CLASS_WEIGHTS), COUNTED
+
+
 def load_shapes(split: str = "val", *, seed: int = 0, count: int = TRAINING_IMAGES) -> SegmentationDataset:
     """The data set.
 
@@ -196,15 +212,13 @@ def load_shapes(split: str = "val", *, seed: int = 0, count: int = TRAINING_IMAG
         images, labels = draw_split(seed, count)
     else:
         raise DataError(f"'shapes' has the splits 'val' and 'train', not {split!r}.")
-    ids = [f"{index:05d}" for index in range(len(images))]
-    rows = {image_id: row for row, image_id in enumerate(ids)}
     return SegmentationDataset(
         id="shapes",
         split=split,
         class_names=CLASS_NAMES,
-        image_ids=tuple(ids),
-        read=lambda image_id: (images[rows[image_id]], labels[rows[image_id]]),
-        count_weights=lambda: (np.array(CLASS_WEIGHTS), COUNTED),
+        image_ids=_ids(len(images)),
+        read=_Scenes(images, labels).read,
+        count_weights=_scene_weights,
         palette=voc_colours(len(CLASS_NAMES)),
     )
 
@@ -224,19 +238,26 @@ def load_objects(split: str = "val", *, count: int | None = None) -> Segmentatio
     if split not in OBJECTS:
         raise DataError(f"The objects of 'shapes' have the splits 'val' and 'train', not {split!r}.")
     seed, number = OBJECTS[split]
-    ids = [f"{index:05d}" for index in range(count or number)]
-
-    @cache  # each is drawn when it is first read
-    def read(image_id: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        pixels, kind = draw_object(seed, int(image_id))
-        return pixels, np.full((OBJECT, OBJECT), kind, np.uint8)
-
     return SegmentationDataset(
         id="shapes",
         split=split,
         class_names=CLASS_NAMES[1:],
-        image_ids=tuple(ids),
-        read=read,
-        count_weights=lambda: (np.full(len(OUTLINES), 1 / len(OUTLINES)), "all classes are drawn equally often"),
+        image_ids=_ids(count or number),
+        read=partial(_object, seed),
+        count_weights=_object_weights,
         palette=voc_colours(len(CLASS_NAMES))[1:],
     )
+
+
+@cache  # each is drawn when it is first read
+def _object(seed: int, image_id: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    pixels, kind = draw_object(seed, int(image_id))
+    return pixels, np.full((OBJECT, OBJECT), kind, np.uint8)
+
+
+def _object_weights() -> tuple[npt.NDArray[np.float64], str]:
+    return np.full(len(OUTLINES), 1 / len(OUTLINES)), "all classes are drawn equally often"
+
+
+def _ids(number: int) -> tuple[str, ...]:
+    return tuple(f"{index:05d}" for index in range(number))

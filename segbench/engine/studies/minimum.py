@@ -7,6 +7,7 @@ evaluation, so that the result at (image, ε, attack) is that of an evaluation.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from segbench.protocol import minimum as protocol_of
 from segbench.signals import raised
 
 MAX_RADII = 100_000  # of the grid
+DECIMALS = 9  # of a radius over 255
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,15 @@ class Minimum:
 
     def share_broken(self, eps_255: float) -> float:
         """The share of images that are broken at this radius, in [0,1]."""
-        return sum(each is not None and each <= eps_255 for each in self.eps_255) / len(self.eps_255)
+        radius = round(eps_255, DECIMALS)  # 0.1 * 3 is more than 0.3, 1 - 0.9 less than 0.1
+        return sum(each is not None and each <= radius for each in self.eps_255) / len(self.eps_255)
 
     def quantile(self, share: float) -> float | None:
         """The smallest radius of the grid that breaks this share of the images; None if it is never reached."""
+        if not 0 <= share <= 1:
+            raise UsageError(f"A share of the images is in [0, 1], e.g. 0.5 for the median, not {share}.")
         values = sorted(np.inf if each is None else each for each in self.eps_255)
-        value = values[max(0, int(np.ceil(share * len(values))) - 1)]
+        value = values[max(1, math.ceil(_as_written(share) * len(values))) - 1]
         return None if value == np.inf else float(value)
 
 
@@ -96,7 +101,7 @@ def minimum(
     seed: int = SEA_V1.seed,
     options: RunOptions | None = None,
 ) -> Minimum:
-    """Finds the smallest ε of each image by bisection on the radii resolution, 2 resolution, ..., largest.
+    """Finds the smallest ε of each image by bisection on the radii resolution, 2 resolution, ..., and largest.
 
     It assumes that an image that withstands one radius withstands each smaller one (see `bisection.next_step`). With
     another ``largest`` or ``resolution`` in the same run directory all earlier trials count.
@@ -129,20 +134,28 @@ def minimum(
 
 
 def grid(largest: float, resolution: float) -> list[float]:
-    """The radii of a search, over 255.
+    """The radii of a search, over 255: the multiples of ``resolution``, and ``largest``.
 
-    >>> grid(1, 0.25)
-    [0.25, 0.5, 0.75, 1.0]
+    >>> grid(1, 0.25), grid(32, 10)
+    ([0.25, 0.5, 0.75, 1.0], [10.0, 20.0, 30.0, 32.0])
     """
     if not 0.001 <= resolution <= largest <= 255:
         raise UsageError(
             f"The radii go from resolution to largest, 0.001 <= resolution <= largest <= 255, not {resolution} to "
             f"{largest}."
         )
-    number = int(largest / resolution + 1e-9)
+    step = _as_written(resolution)
+    number = _as_written(largest) // step
     if number > MAX_RADII:
         raise UsageError(f"{number} radii are too many; at most {MAX_RADII}: a larger resolution.")
-    return [round(index * resolution, 9) for index in range(1, number + 1)]
+    radii = [round(float(index * step), DECIMALS) for index in range(1, number + 1)]
+    last = round(float(largest), DECIMALS)
+    return radii if radii[-1] >= last else [*radii, last]
+
+
+def _as_written(number: float) -> Fraction:
+    """A number as people write it: 0.07 * 100 is more than 7, 0.29 * 100 less than 29."""
+    return Fraction(str(number))
 
 
 class _Bisection:
@@ -240,7 +253,7 @@ class _Bisection:
 
 
 def _broken(trials: Mapping[Key, Trial], share: float) -> dict[Key, bool]:
-    limit = Fraction(str(share))  # as it was written: 0.29 * 100 is less than 29
+    limit = _as_written(share)
     return {key: trial.right <= limit * trial.valid for key, trial in trials.items()}
 
 

@@ -1,0 +1,30 @@
+"""Errors about the numbers in a file, which `data check` joins over files: one line for all that need the same edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from segbench.errors import DataError
+
+Say = Callable[[Sequence[int]], str]
+
+
+class NumbersError(DataError):
+    """A file holds numbers that have no meaning.
+
+    Attributes:
+        kind: the same for files whose numbers are told together.
+        numbers: those of this file.
+        say: numbers, be they of one file or of many, to what is wrong and the edit that fixes it.
+    """
+
+    def __init__(self, text: str, kind: str = "", numbers: Sequence[int] = (), say: Say | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.numbers = tuple(numbers)
+        self.say = say
+
+
+def numbers_error(where: str, kind: str, numbers: Sequence[int], say: Say) -> NumbersError:
+    """The error of one file, which ``where`` names."""
+    return NumbersError(f"{where}: {say(numbers)}", kind, numbers, say)
