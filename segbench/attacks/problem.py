@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pixel_terms
+from segbench.attacks.modules import check_logits, check_module
 from segbench.errors import UsageError
 
 MaskedLoss = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
@@ -57,7 +58,8 @@ class Evaluation(NamedTuple):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Takes the parameters' gradients away for the time of an attack."""
+    """Takes the parameters' gradients away for the time of an attack; ModelError if it is no model (`check_module`)."""
+    check_module(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -187,7 +189,7 @@ class Evaluator:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The attacked loss of all images together; tracked loss, correct pixels and predictions of each."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            logits = self.model(x)
+            logits = check_logits(self.model(x), x)
         terms = pixel_terms(logits, labels, self.ignore_index)
         context = Context(step, iterations, self.class_weights)
         objective = terms.ce.new_zeros(())

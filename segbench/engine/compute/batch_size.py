@@ -11,6 +11,7 @@ from segbench.attacks.batch import AttackBatch
 from segbench.data import cache
 from segbench.engine.compute.worker import Worker, device_name
 from segbench.engine.rundir.plan import Unit
+from segbench.models.contract import structure
 from segbench.models.devices import is_out_of_memory
 
 LARGEST = 256  # images; more of them make no GPU busier
@@ -43,8 +44,8 @@ def find_batch_size(worker: Worker) -> int:
     Remembered for each (model, size, device, memory, precision, compiled, torch).
     """
     key = cache.key_of(
-        str(worker.model), list(worker.dataset[0].image.shape), device_name(worker.device), _memory(worker.device),
-        worker.precision, worker.compiled, torch.__version__,
+        structure(worker.model), list(worker.dataset[0].image.shape), device_name(worker.device),
+        _memory(worker.device), worker.precision, worker.compiled, torch.__version__,
     )  # fmt: skip
     known = (cache.recall(KIND, key) or {}).get("images")
     if isinstance(known, int) and 1 <= known <= LARGEST:

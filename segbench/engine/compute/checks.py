@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segbench.attacks.modules import check_logits
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
-from segbench.models.contract import check_logits
 
 BUDGET_TOLERANCE = 1e-6
 
@@ -77,7 +77,7 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
         raise
     except Exception as error:  # a user's code may raise anything
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-        mend = "It must map images (N,3,H,W) to logits (N,K,H,W)."
+        mend = "It must map images (N,3,H,W) of any number and size to logits (N,K,H,W)."
         if dtypes - {torch.float32}:
             mend = "Its weights are not float32, as images and protocol are: call .float() on it."
         raise ModelError(
@@ -126,7 +126,7 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
             raise ModelError(
                 f"The model's logits have no gradient with respect to the images: {error}. "
                 "SEA is a gradient attack and would say nothing about this model. "
-                "Take out .detach(), .data, numpy and torch.no_grad()."
+                "Take out .detach(), .data, numpy, torch.no_grad() and quantisation."
             ) from error
     return gradient
 

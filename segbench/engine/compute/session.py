@@ -16,6 +16,7 @@ from segbench.attacks.problem import frozen
 from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.worker import Worker
 from segbench.engine.rundir.plan import Unit
+from segbench.models.contract import move, put_in_eval_mode
 from segbench.models.devices import cpu_threads, exact_float32
 
 
@@ -79,10 +80,12 @@ class Session:
 def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: int | None = None) -> Iterator[Session]:
     """Puts models to work on a device, and leaves them as they were.
 
-    Within, they are in eval mode on the device with frozen parameters, float32 is exact, and the device is the current
-    CUDA device. The CPU has so many ``threads``, by default one per core of this process.
+    Within, they are in eval mode on the device with frozen parameters, float32 is exact, the device is the current
+    CUDA device, and gradients are computed even if the caller is in inference mode. The CPU has so many ``threads``, by
+    default one per core of this process.
     """
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())
         index = torch.cuda.current_device() if device.type == "cuda" else 0  # of ``cuda`` without a number, too
@@ -96,14 +99,14 @@ def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: 
 @contextmanager
 def _eval_mode(model: nn.Module, device: torch.device) -> Iterator[bool]:
     """The model in eval mode on ``device``, afterwards as it was; yields whether a part of it was in training mode."""
-    training = [part for part in model.modules() if part.training]
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     before = None if tensor is None else tensor.device
-    model.eval().to(device)
+    training = put_in_eval_mode(model)
     try:
+        move(model, device)
         yield bool(training)
     finally:
         for part in training:
             part.training = True
         if before is not None:
-            model.to(before)
+            move(model, before)

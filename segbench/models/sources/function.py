@@ -25,6 +25,7 @@ from typing import Any
 
 from torch import nn
 
+from segbench.attacks.modules import kind_of
 from segbench.errors import ModelError, unknown_name
 from segbench.models.sources.image_model import load_weights_file
 from segbench.models.sources.names import FunctionSource, Options
@@ -45,7 +46,7 @@ def build(source: FunctionSource) -> nn.Module:
         found = _find(_import_file(path, name) if path else _import(target, name, owner), name, owner)
         module = _call(found, name, options, owner)
     if not isinstance(module, nn.Module):
-        raise ModelError(f"{owner}{name}() must return a torch.nn.Module; it gave {type(module).__name__}.")
+        raise ModelError(f"{owner}{name}() must return a torch.nn.Module; it gave {kind_of(module)}")
     if "weights" in options and not _takes_weights(found):
         load_weights_file(module, str(options["weights"]))
     return module
