@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,3 +63,20 @@ def check_logits(logits: Any, images: Tensor, num_classes: int | str = "K") -> T
             f"needed are logits ({n}, {num_classes}, {height}, {width}) at image size."
         )
     return logits
+
+
+WRITES = (
+    "The model writes into the images that it is given, as x.sub_(mean), x[:, 0] -= mean and x.data.clamp_(0, 1) do. "
+    "Make new ones: x = x - mean, x = x.clamp(0, 1), or begin forward with x = x.clone()."
+)
+
+
+@contextmanager
+def naming_writes() -> Iterator[None]:
+    """Within, ModelError instead of what autograd says of a model that writes into its images."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        raise ModelError(WRITES) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pixel_terms
-from segbench.attacks.modules import check_logits, check_module
+from segbench.attacks.modules import check_logits, check_module, naming_writes
 from segbench.errors import UsageError
 
 MaskedLoss = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
@@ -163,8 +163,8 @@ class Evaluator:
             )
         if x.device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(backward), self.setting():
-            x = x.detach().requires_grad_(backward)
+        with torch.set_grad_enabled(backward), self.setting(), naming_writes():
+            x = x.detach().clone().requires_grad_(backward)  # a model that writes into its images changes none of ours
             objective, tracked, correct, predictions = self._called(x, labels, losses, step, iterations)
             gradient = torch.autograd.grad(objective, x)[0][:n] if backward else None
         return Evaluation(tracked[:n], correct[:n], predictions[:n], gradient)

@@ -87,7 +87,7 @@ class _Found(NamedTuple):
 
 
 def _look(model: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, ignore_index: int) -> _Found:
-    terms = pixel_terms(check_logits(model(points), points), labels, ignore_index)
+    terms = pixel_terms(check_logits(model(points.clone()), points), labels, ignore_index)
     correct = terms.correct.flatten(1).sum(dim=1)
     pixels = terms.valid.flatten(1).sum(dim=1).clamp(min=1)
     probability = (image_sum(torch.exp(-terms.ce.double()) * terms.valid) / pixels).nan_to_num(nan=1.0)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.modules import check_logits
+from segbench.attacks.modules import WRITES, check_logits, naming_writes
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
 
@@ -34,7 +34,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
 
     Raises:
         ModelError: the output is not finite logits (N,K,H,W), has no gradient with respect to the images, or depends on
-            the other images of the batch.
+            the other images of the batch; or the model writes into the images.
     """
     with _seeded(images.device):
         first, second = _forward(model, images), _forward(model, images)
@@ -52,7 +52,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         gradient = _gradient(model, images)
     determinism = _determinism(first, second)
     if determinism["level"] != "warning":
-        _check_independence(model, images, first)
+        _check_independence(model, images)
     mode = flag(
         "eval_mode",
         float(was_training),
@@ -70,9 +70,10 @@ def _sample(values: Tensor) -> list[float]:
 
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    given = images.clone()
     try:
         with torch.no_grad():
-            logits: Tensor = model(images)
+            logits: Tensor = model(given)
     except ModelError:
         raise
     except Exception as error:  # a user's code may raise anything
@@ -84,29 +85,37 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
             f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
             f"{mend}"
         ) from error
+    if not torch.equal(given, images):
+        raise ModelError(WRITES)
     return logits
 
 
-def _check_independence(model: nn.Module, images: Tensor, together: Tensor) -> None:
+def _check_independence(model: nn.Module, images: Tensor) -> None:
     """Refuses a model whose logits of one image depend on another one: no score of it would mean anything."""
-    alone = _forward(model, images[:1])
-    difference = batch_dependence(together, alone)
-    if difference > batch_tolerance(together):
+    difference, allowed = batch_dependence(model, images)
+    if difference > allowed:
         raise ModelError(
             f"The model mixes the images of a batch: the logits of an image change by {difference:.2g} of the largest "
             "when another one is beside it. Call eval(), and take out what spans the batch."
         )
 
 
-def batch_dependence(together: Tensor, alone: Tensor) -> float:
-    """Largest difference between the logits of the first image in a batch and alone, relative to the largest logit."""
-    scale = float(together.double().abs().max())
-    return float((together[:1].double() - alone.double()).abs().max()) / max(scale, 1e-30)
+def batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
+    """Largest change of logits when two images are in one batch, relative to the largest logit; and what is allowed.
 
-
-def batch_tolerance(logits: Tensor) -> float:
-    """The `batch_dependence` allowed: rounding depends on the size of the batch, more so in half precision."""
-    return max(1e-3, 8 * torch.finfo(logits.dtype).eps)
+    The second image is the first one mirrored, bright and of half the contrast: other pixels, another mean and another
+    deviation, whatever the images of a data set are. Rounding depends on the size of the batch, more so in half
+    precision.
+    """
+    pair = torch.cat([images[:1], 1 - images[:1].flip(-1) / 2])
+    together = _forward(model, pair)
+    alone = torch.cat([_forward(model, image) for image in torch.split(pair, 1)])
+    finite = torch.isfinite(together)
+    if not torch.equal(finite, torch.isfinite(alone)):
+        return float("inf"), 0.0
+    scale = float(alone[finite].double().abs().max())
+    difference = float((together[finite].double() - alone[finite].double()).abs().max()) / max(scale, 1e-30)
+    return difference, max(1e-3, 8 * torch.finfo(together.dtype).eps)
 
 
 @contextmanager
@@ -121,13 +130,20 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
     with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         try:
-            (gradient,) = torch.autograd.grad(model(x).sum(), x)
+            with naming_writes():
+                (gradient,) = torch.autograd.grad(model(x).sum(), x)
+        except ModelError:
+            raise
         except Exception as error:
+            mend = "Take out .detach(), .data, numpy, torch.no_grad() and quantisation."
+            if "modified by an inplace operation" in str(error):
+                mend = "Replace the operation that changes a tensor in place: inplace=True, add_(), x[...] = y."
             raise ModelError(
                 f"The model's logits have no gradient with respect to the images: {error}. "
-                "SEA is a gradient attack and would say nothing about this model. "
-                "Take out .detach(), .data, numpy, torch.no_grad() and quantisation."
+                f"SEA is a gradient attack and would say nothing about this model. {mend}"
             ) from error
+    if not torch.equal(x.detach(), images):
+        raise ModelError(WRITES)
     return gradient
 
 

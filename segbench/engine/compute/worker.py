@@ -211,6 +211,7 @@ class Worker:
         predictions, finite = [], []
         with torch.no_grad():
             for part in torch.split(points, size):
+                part = part.clone()  # the model may write into it
                 logits = in_fixed_batches(self.model, part) if self.fixed_shape else self.model(part)
                 predictions.append(logits.max(dim=1).indices)
                 finite.append(torch.isfinite(logits).flatten(1).all(dim=1))
