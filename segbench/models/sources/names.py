@@ -12,7 +12,8 @@
 
 Options follow after ``?``: ``timm:convnext_tiny?num_classes=21&weights=best.safetensors``. Values are whole numbers,
 floats, true, false, none, or else text (percent-encoding is understood: ``%26`` is ``&``). Functions get them as
-keyword arguments. ``weights=<path>`` is loaded strictly and read without executing anything in it.
+keyword arguments. ``weights=<path>`` is loaded strictly and read without executing anything in it; ``key=model_ema``
+beside it names the entry of that file that holds the weights, where it has several.
 """
 
 from __future__ import annotations
