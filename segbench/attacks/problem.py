@@ -14,6 +14,11 @@ from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pix
 from segbench.attacks.modules import check_logits, check_module, naming_writes
 from segbench.errors import UsageError
 
+NO_VIEW = "view size is not compatible"  # torch, of .view() of a tensor that is not contiguous
+CONTIGUOUS_ONLY = (
+    "The model works on contiguous images only. It is attacked with those; in channels_last it would be faster: "
+    "replace .view() by .reshape()."
+)
 MaskedLoss = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
 
 
@@ -80,6 +85,11 @@ def project(x: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
     return torch.minimum(torch.maximum(x, images - eps), images + eps).clamp_(0, 1)
 
 
+def fastest_format(device: torch.device) -> torch.memory_format:
+    """The memory format in which models are fastest: channels_last on CUDA, else that which the images have."""
+    return torch.channels_last if device.type == "cuda" else torch.preserve_format
+
+
 class Evaluator:
     """Forward, loss and input gradient of a batch of points; no image's result depends on its neighbours.
 
@@ -92,6 +102,8 @@ class Evaluator:
         autocast: lower precision of the model's forward pass; the loss stays in float32.
         setting: gives the context of a pass, forward and backward, e.g. with TF32 on.
         compiled: compile model and loss with `torch.compile`; where that fails, a warning, and on without.
+        memory_format: of the images that the model gets; None for `fastest_format`. Where the model fails in
+            channels_last, a warning, and on with contiguous ones.
     """
 
     def __init__(
@@ -105,6 +117,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
         setting: Callable[[], AbstractContextManager[Any]] = nullcontext,
         compiled: bool = False,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         self.model = model
         self.class_weights = class_weights
@@ -113,6 +126,7 @@ class Evaluator:
         self.fill = fill
         self.autocast = autocast
         self.setting = setting
+        self.memory_format = memory_format
         self.compiled = torch.compile(self._objective, dynamic=False) if compiled else None
 
     def __call__(
@@ -161,13 +175,40 @@ class Evaluator:
             step, iterations = (
                 _filled(value, missing, 1) if isinstance(value, Tensor) else value for value in (step, iterations)
             )
-        if x.device.type == "cuda":
-            x = x.contiguous(memory_format=torch.channels_last)
+        try:
+            found = self._pass(x, labels, losses, step, iterations, backward)
+        except RuntimeError as error:
+            if not self._needs_contiguous(error, x.device):
+                raise
+            found = self._pass(x, labels, losses, step, iterations, backward)
+        gradient = None if found.gradient is None else found.gradient[:n]
+        return Evaluation(found.tracked[:n], found.correct[:n], found.predictions[:n], gradient)
+
+    def _pass(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        losses: Sequence[MaskedLoss],
+        step: int | Tensor,
+        iterations: int | Tensor,
+        backward: bool,
+    ) -> Evaluation:
+        memory_format = self.memory_format or fastest_format(x.device)
         with torch.set_grad_enabled(backward), self.setting(), naming_writes():
-            x = x.detach().clone().requires_grad_(backward)  # a model that writes into its images changes none of ours
+            # A copy: a model that writes into its images changes none of ours.
+            x = x.detach().clone(memory_format=memory_format).requires_grad_(backward)
             objective, tracked, correct, predictions = self._called(x, labels, losses, step, iterations)
-            gradient = torch.autograd.grad(objective, x)[0][:n] if backward else None
-        return Evaluation(tracked[:n], correct[:n], predictions[:n], gradient)
+            gradient = torch.autograd.grad(objective, x)[0] if backward else None
+        return Evaluation(tracked, correct, predictions, gradient)
+
+    def _needs_contiguous(self, error: RuntimeError, device: torch.device) -> bool:
+        """Whether a model failed because of channels_last; from then on it gets contiguous images."""
+        in_use = self.memory_format or fastest_format(device)
+        if in_use is not torch.channels_last or NO_VIEW not in str(error):
+            return False
+        logging.getLogger("segbench").warning(CONTIGUOUS_ONLY)
+        self.memory_format = torch.contiguous_format
+        return True
 
     def _called(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.compiled is not None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench import counts
+from segbench.attacks.problem import CONTIGUOUS_ONLY, fastest_format
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.data.catalogue import crop_and_images
-from segbench.engine.compute.checks import batch_dependence, probe
+from segbench.engine.compute.checks import batch_dependence, probe, works_in
 from segbench.engine.compute.session import open_session
 from segbench.engine.telemetry.progress import format_duration, track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
@@ -122,6 +123,7 @@ def check_model(
         probed = probe(module, batch, classes, was_training=session.was_training[0])
         findings += [Finding(**flag) for flag in probed.flags]
         findings += _behaviour(module, batch)
+        findings += _memory_format(module, batch)
         findings.append(_gradient(module, batch[:1]))
         findings.append(_speed(module, batch[:1], total if data is None else len(data)))
         if samples:
@@ -195,6 +197,14 @@ def _behaviour(model: nn.Module, batch: Tensor) -> list[Finding]:
             + ("; beyond 1000 the losses saturate in float32." if loud else "."),
         ),
     ]  # fmt: skip
+
+
+def _memory_format(model: nn.Module, batch: Tensor) -> list[Finding]:
+    """Whether the model can be attacked in the memory format that is fastest on its device, where that is another."""
+    fastest = fastest_format(batch.device)
+    if fastest is torch.preserve_format or works_in(model, batch, fastest):
+        return []
+    return [Finding("memory_format", "note", 0.0, CONTIGUOUS_ONLY)]
 
 
 def _gradient(model: nn.Module, image: Tensor) -> Finding:

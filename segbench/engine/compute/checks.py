@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.modules import WRITES, check_logits, naming_writes
+from segbench.attacks.problem import NO_VIEW
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
 
@@ -62,6 +63,26 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
     return Probe([determinism, _logits(first), mode], _sample(first) + _sample(gradient))
 
 
+def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_format) -> bool:
+    """Whether logits and gradient can be computed on images in this memory format, and are those of contiguous ones.
+
+    ``model`` has been probed on these images; attacks give it `segbench.attacks.problem.fastest_format`.
+    """
+    with _seeded(images.device):
+        expected, again = _forward(model, images), _forward(model, images)
+    with _seeded(images.device), torch.enable_grad():
+        x = images.detach().clone(memory_format=memory_format).requires_grad_()
+        try:
+            logits = model(x)
+            torch.autograd.grad(logits.sum(), x)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - a user's code may raise anything
+            return False
+    is_random = _difference(again, expected) > _tolerance(expected)  # the draws depend on the format, too
+    return is_random or _difference(logits.detach(), expected) <= _tolerance(expected)
+
+
 def _sample(values: Tensor) -> list[float]:
     """64 values, spread evenly; what is not finite counts as 0."""
     places = torch.linspace(0, values.numel() - 1, 64, dtype=torch.float64).long()
@@ -79,7 +100,9 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
     except Exception as error:  # a user's code may raise anything
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         mend = "It must map images (N,3,H,W) of any number and size to logits (N,K,H,W)."
-        if dtypes - {torch.float32}:
+        if NO_VIEW in str(error):
+            mend = "Replace .view() by .reshape()."
+        elif dtypes - {torch.float32}:
             mend = "Its weights are not float32, as images and protocol are: call .float() on it."
         raise ModelError(
             f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
@@ -110,12 +133,20 @@ def batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
     pair = torch.cat([images[:1], 1 - images[:1].flip(-1) / 2])
     together = _forward(model, pair)
     alone = torch.cat([_forward(model, image) for image in torch.split(pair, 1)])
-    finite = torch.isfinite(together)
-    if not torch.equal(finite, torch.isfinite(alone)):
-        return float("inf"), 0.0
-    scale = float(alone[finite].double().abs().max())
-    difference = float((together[finite].double() - alone[finite].double()).abs().max()) / max(scale, 1e-30)
-    return difference, max(1e-3, 8 * torch.finfo(together.dtype).eps)
+    return _difference(together, alone), _tolerance(together)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference relative to the largest of what is expected; infinite if other values are finite."""
+    finite = torch.isfinite(expected)
+    if found.shape != expected.shape or not torch.equal(finite, torch.isfinite(found)):
+        return float("inf")
+    scale = float(expected[finite].double().abs().max())
+    return float((found[finite].double() - expected[finite].double()).abs().max()) / max(scale, 1e-30)
+
+
+def _tolerance(logits: Tensor) -> float:
+    return max(1e-3, 8 * torch.finfo(logits.dtype).eps)
 
 
 @contextmanager
