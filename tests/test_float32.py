@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +19,10 @@ from segbench.engine.compute.precision import PRECISIONS, get_precision
 from segbench.engine.compute.session import open_session
 from segbench.models.float32 import HAS_NEW, exact_float32, tf32
 
-pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings")
+pytestmark = pytest.mark.filterwarnings("ignore:Please use the new API settings", "ignore:TF32 acceleration")
 new_switches = pytest.mark.skipif(not HAS_NEW, reason="torch before 2.9 has only the old switches")
 
+ROOT = Path(__file__).resolve().parents[1]
 HOLDERS = (
     {
         "all": backends,
@@ -108,6 +113,24 @@ def test_all_switches_are_exact_within_and_left_as_they_were(before, after):
     assert state() == untouched
     apply(after)  # what inherits from another switch still does
     assert state() == untouched_later
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [[], [("matmul precision", "high")], [("cudnn", "ieee")], [("all", "tf32")]], ids=str
+)
+def test_a_new_process_is_left_as_torch_begins(changes):
+    """As torch begins its switches are in a state that none of them sets again."""
+    if changes and not HAS_NEW:
+        pytest.skip("torch before 2.9 has only the old switches")
+    code = (
+        "import sys, json; from tests.test_float32 import apply, state; from segbench.models.float32 import *\n"
+        "apply(json.loads(sys.argv[1])); before = state()\n"
+        "for _ in range(2):\n"
+        "    with exact_float32(): assert not {'tf32', True, 'refused'} & set(state().values()), state()\n"
+        "    assert state() == before, (before, state())\n"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(changes)], check=True, cwd=ROOT)
 
 
 @new_switches

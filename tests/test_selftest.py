@@ -11,8 +11,8 @@ import torch
 
 from segbench.attacks import batch
 from segbench.engine.compute.worker import Worker
-from segbench.engine.selftest import DIFFERS, NOT_AVAILABLE, OK, Outcome, attack_checks, device_checks, golden, run
-from segbench.engine.selftest.outcome import at_most
+from segbench.engine.selftest import attack_checks, device_checks, golden, run
+from segbench.engine.selftest.outcome import DIFFERS, NOT_AVAILABLE, OK, Outcome, at_most
 from segbench.models import float32
 
 CPU = torch.device("cpu")

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pixel_terms
+from segbench.attacks.modules import check_logits, check_module, naming_writes
 from segbench.errors import UsageError
 
+NO_VIEW = "view size is not compatible"  # torch, of .view() of a tensor that is not contiguous
+CONTIGUOUS_ONLY = (
+    "The model works on contiguous images only. It is attacked with those; in channels_last it would be faster: "
+    "replace .view() by .reshape()."
+)
 MaskedLoss = tuple[str, Tensor | None]  # a loss, and the images that it is for, (N,1,1) bool; None for all
 
 
@@ -57,7 +63,8 @@ class Evaluation(NamedTuple):
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Takes the parameters' gradients away for the time of an attack."""
+    """Takes the parameters' gradients away for the time of an attack; ModelError if it is no model (`check_module`)."""
+    check_module(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -78,6 +85,11 @@ def project(x: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
     return torch.minimum(torch.maximum(x, images - eps), images + eps).clamp_(0, 1)
 
 
+def fastest_format(device: torch.device) -> torch.memory_format:
+    """The memory format in which models are fastest: channels_last on CUDA, else that which the images have."""
+    return torch.channels_last if device.type == "cuda" else torch.preserve_format
+
+
 class Evaluator:
     """Forward, loss and input gradient of a batch of points; no image's result depends on its neighbours.
 
@@ -90,6 +102,8 @@ class Evaluator:
         autocast: lower precision of the model's forward pass; the loss stays in float32.
         setting: gives the context of a pass, forward and backward, e.g. with TF32 on.
         compiled: compile model and loss with `torch.compile`; where that fails, a warning, and on without.
+        memory_format: of the images that the model gets; None for `fastest_format`. Where the model fails in
+            channels_last, a warning, and on with contiguous ones.
     """
 
     def __init__(
@@ -103,6 +117,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
         setting: Callable[[], AbstractContextManager[Any]] = nullcontext,
         compiled: bool = False,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         self.model = model
         self.class_weights = class_weights
@@ -111,6 +126,7 @@ class Evaluator:
         self.fill = fill
         self.autocast = autocast
         self.setting = setting
+        self.memory_format = memory_format
         self.compiled = torch.compile(self._objective, dynamic=False) if compiled else None
 
     def __call__(
@@ -159,31 +175,59 @@ class Evaluator:
             step, iterations = (
                 _filled(value, missing, 1) if isinstance(value, Tensor) else value for value in (step, iterations)
             )
-        if x.device.type == "cuda":
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(backward), self.setting():
-            found = self._called(x, labels, losses, step, iterations)
+        try:
+            found = self._pass(x, labels, losses, step, iterations, backward=backward)
+        except RuntimeError as error:
+            if not self._needs_contiguous(error, x.device):
+                raise
+            found = self._pass(x, labels, losses, step, iterations, backward=backward)
         return Evaluation(*(None if values is None else values[:n] for values in found))  # type: ignore[arg-type]
+
+    def _pass(self, *arguments: Any, backward: bool) -> Evaluation:
+        with torch.set_grad_enabled(backward), self.setting(), naming_writes():
+            return self._called(*arguments)
+
+    def _needs_contiguous(self, error: RuntimeError, device: torch.device) -> bool:
+        """Whether a model failed because of channels_last; from then on it gets contiguous images."""
+        in_use = self.memory_format or fastest_format(device)
+        if in_use is not torch.channels_last or NO_VIEW not in str(error):
+            return False
+        logging.getLogger("segbench").warning(CONTIGUOUS_ONLY)
+        self.memory_format = torch.contiguous_format
+        return True
 
     def _called(self, *arguments: Any) -> Evaluation:
         """A pass, compiled if that works: what was compiled may fail in the forward or in the backward pass."""
         if self.compiled is None:
-            return _one_pass(self._objective, *arguments)
+            return self._one_pass(self._objective, *arguments)
         try:
-            return _one_pass(self.compiled, *arguments)
+            return self._one_pass(self.compiled, *arguments)
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything; eager computes the same
             reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:200]}"
-        found = _one_pass(self._objective, *arguments)  # raises what is not the compiler's fault, e.g. out of memory
+        found = self._one_pass(
+            self._objective, *arguments
+        )  # raises what is not the compiler's fault, e.g. out of memory
         logging.getLogger("segbench").warning("torch.compile fails with this model (%s). Going on without.", reason)
         self.compiled = None
         return found
+
+    def _one_pass(
+        self, objective: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], x: Tensor, *rest: Any
+    ) -> Evaluation:
+        """Values and, where gradients are enabled, the input gradient."""
+        backward = torch.is_grad_enabled()
+        memory_format = self.memory_format or fastest_format(x.device)
+        # A copy: a model that writes into its images changes none of ours.
+        x = x.detach().clone(memory_format=memory_format).requires_grad_(backward)
+        loss, tracked, correct, predictions = objective(x, *rest)
+        return Evaluation(tracked, correct, predictions, torch.autograd.grad(loss, x)[0] if backward else None)
 
     def _objective(
         self, x: Tensor, labels: Tensor, losses: Sequence[MaskedLoss], step: int | Tensor, iterations: int | Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The attacked loss of all images together; tracked loss, correct pixels and predictions of each."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            logits = self.model(x)
+            logits = check_logits(self.model(x), x)
         terms = pixel_terms(logits, labels, self.ignore_index)
         context = Context(step, iterations, self.class_weights)
         objective = terms.ce.new_zeros(())
@@ -193,14 +237,6 @@ class Evaluator:
         loss, surviving = surviving_pixels(terms, losses)
         tracked = image_sum(loss) / labels[0].numel()
         return objective, tracked, surviving.flatten(1).sum(dim=1), terms.predictions
-
-
-def _one_pass(objective: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], x: Tensor, *rest: Any) -> Evaluation:
-    """Values and, where gradients are enabled, the input gradient."""
-    backward = torch.is_grad_enabled()
-    x = x.detach().requires_grad_(backward)
-    loss, tracked, correct, predictions = objective(x, *rest)
-    return Evaluation(tracked, correct, predictions, torch.autograd.grad(loss, x)[0] if backward else None)
 
 
 def surviving_pixels(terms: PixelTerms, losses: Sequence[MaskedLoss]) -> tuple[Tensor, Tensor]:

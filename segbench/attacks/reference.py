@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.losses import Context, get_loss, pixel_terms
+from segbench.attacks.modules import check_logits, naming_writes
 from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, frozen
 
 ALPHA = 0.75  # momentum
@@ -86,9 +87,9 @@ def _apgd(
         """Gradient of the attacked loss, tracked loss (plain cross-entropy), correct pixels, predictions."""
         nonlocal forwards, backwards, zero_gradients, nonfinite_gradients
         forwards += 1
-        with frozen(model), torch.set_grad_enabled(t <= n):
-            x = x[None].detach().requires_grad_(t <= n)
-            terms = pixel_terms(model(x), label[None], ignore_index)
+        with frozen(model), torch.set_grad_enabled(t <= n), naming_writes():
+            x = x[None].detach().clone().requires_grad_(t <= n)
+            terms = pixel_terms(check_logits(model(x), x), label[None], ignore_index)
             attacked = get_loss(loss)(terms, Context(t, n, class_weights)).sum()
             g = torch.autograd.grad(attacked, x)[0][0] if t <= n else torch.zeros_like(x[0])
         correct = int(terms.correct.sum())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segbench.attacks.losses import pixel_terms
+from segbench.attacks.modules import check_logits
 from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, image_sum, project
 from segbench.errors import UsageError
 
@@ -86,7 +87,7 @@ class _Found(NamedTuple):
 
 
 def _look(model: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, ignore_index: int) -> _Found:
-    terms = pixel_terms(model(points), labels, ignore_index)
+    terms = pixel_terms(check_logits(model(points.clone()), points), labels, ignore_index)
     correct = terms.correct.flatten(1).sum(dim=1)
     pixels = terms.valid.flatten(1).sum(dim=1).clamp(min=1)
     probability = (image_sum(torch.exp(-terms.ce.double()) * terms.valid) / pixels).nan_to_num(nan=1.0)

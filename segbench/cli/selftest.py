@@ -18,7 +18,7 @@ def selftest(device: str, quick: bool, json: bool, quiet: bool) -> None:
     Golden vectors, the batch against the plain loop, exact float32, memory that runs out, other precisions, speed.
     Ends with 1 if anything differs.
     """
-    from segbench.engine.selftest import run_selftest
+    from segbench.engine.selftest.run import run_selftest
 
     report = run_selftest(device, quick=quick, progress=not quiet)
     if json:

@@ -21,6 +21,7 @@ from segbench.errors import DownloadError
 from segbench.files import create_atomic, sha256_bytes, sha256_file
 
 HEAD_BYTES = 1 << 16
+LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,8 @@ class Expected:
             digest = sha256_file(path)
         except OSError as error:
             raise DownloadError(f"cannot read {path}: {error.strerror or error}") from error
-        if not head:
-            raise DownloadError(f"{called or path} is empty.")
-        if is_page(head):
-            raise DownloadError(f"{called or path} is a web page, not weights: {title(head)}.")
-        if is_text(head):
-            start = "".join(char for char in head[:100].decode("utf-8", "replace") if char.isprintable())
-            raise DownloadError(f"{called or path} is text, not weights: {start!r}.")
+        if what := no_weights(head):
+            raise DownloadError(f"{called or path} is {what}.")
         if self.sha256 not in (None, digest):
             raise DownloadError(
                 f"{called or path} is not the file that is expected: its SHA-256 is {digest}, "
@@ -131,6 +127,27 @@ def pin_file(name: str, source: Mapping[str, Any]) -> Path:
     """Where the hash is remembered; a card of the same name with another source has another one."""
     key = sha256_bytes(json.dumps(dict(source), sort_keys=True).encode())[:8]
     return cache_folder() / "pins" / f"{name}-{key}.json"
+
+
+def no_weights(head: bytes) -> str | None:
+    r"""What a file is that begins so and cannot be weights, and what to do; None if it may be weights.
+
+    >>> no_weights(b"PK\x03\x04"), no_weights(b'{"error": "not found"}')
+    (None, 'text, not weights: \'{"error": "not found"}\'')
+    """
+    if not head:
+        return "empty. Fetch or copy the file again"
+    if is_page(head):
+        return f"a web page, not weights: {title(head)}. Fetch the file itself, by the link behind its download button"
+    if head.startswith(LFS):
+        return (
+            "a pointer of git-lfs, not the weights themselves. In the repository: git lfs install && git lfs pull; or "
+            "fetch the file by its download link"
+        )
+    if is_text(head):
+        start = "".join(char for char in head[:100].decode("utf-8", "replace") if char.isprintable())
+        return f"text, not weights: {start!r}"
+    return None
 
 
 def is_page(head: bytes, content_type: str = "") -> bool:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench import counts
+from segbench.attacks.problem import CONTIGUOUS_ONLY, fastest_format
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.data.catalogue import crop_and_images
-from segbench.engine.compute.checks import batch_dependence, batch_tolerance, probe
+from segbench.engine.compute.checks import batch_dependence, probe, works_in
 from segbench.engine.compute.session import open_session
 from segbench.engine.telemetry.progress import format_duration, track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
@@ -122,6 +123,7 @@ def check_model(
         probed = probe(module, batch, classes, was_training=session.was_training[0])
         findings += [Finding(**flag) for flag in probed.flags]
         findings += _behaviour(module, batch)
+        findings += _memory_format(module, batch)
         findings.append(_gradient(module, batch[:1]))
         findings.append(_speed(module, batch[:1], total if data is None else len(data)))
         if samples:
@@ -139,7 +141,7 @@ def _classes(model: nn.Module, batch: Tensor) -> int:
     """How many classes a model without card and data set has; 0 if it fails, which `probe` then tells."""
     try:
         with torch.no_grad():
-            return int(model(batch[:1]).shape[1])
+            return int(model(batch[:1].clone()).shape[1])
     except Exception:  # noqa: BLE001 - a user's code may raise anything; `probe` calls it again and says what
         return 0
 
@@ -173,15 +175,15 @@ def _noise(side: int) -> Tensor:
 def _behaviour(model: nn.Module, batch: Tensor) -> list[Finding]:
     """Logits of one image with and without company; black and white images; the size of the logits."""
     with torch.no_grad():
-        together, alone = model(batch), model(batch[:1])
+        logits = model(batch)
         flat = model(torch.stack([torch.zeros_like(batch[0]), torch.ones_like(batch[0])]))
-    difference = batch_dependence(together, alone)
+    difference, allowed = batch_dependence(model, batch)
     finite = bool(torch.isfinite(flat).all())
-    spread = float((together.double().max(dim=1).values - together.double().min(dim=1).values).median())
+    spread = float((logits.double().max(dim=1).values - logits.double().min(dim=1).values).median())
     loud = spread > 1000
     return [
         Finding(
-            "batch_independence", "ok" if difference <= batch_tolerance(together) else "note", difference,
+            "batch_independence", "ok" if difference <= allowed else "note", difference,
             "Largest relative difference between the logits of an image alone and beside another; large only if the "
             "model is not deterministic.",
         ),
@@ -195,6 +197,14 @@ def _behaviour(model: nn.Module, batch: Tensor) -> list[Finding]:
             + ("; beyond 1000 the losses saturate in float32." if loud else "."),
         ),
     ]  # fmt: skip
+
+
+def _memory_format(model: nn.Module, batch: Tensor) -> list[Finding]:
+    """Whether the model can be attacked in the memory format that is fastest on its device, where that is another."""
+    fastest = fastest_format(batch.device)
+    if fastest is torch.preserve_format or works_in(model, batch, fastest):
+        return []
+    return [Finding("memory_format", "note", 0.0, CONTIGUOUS_ONLY)]
 
 
 def _gradient(model: nn.Module, image: Tensor) -> Finding:
@@ -255,7 +265,7 @@ def _scores(
     scores: dict[str, list[counts.Counts]] = {name: [] for name in ways}
     for name, sample in track_items(jobs, "clean score", progress):
         with torch.no_grad():
-            prediction = model(ways[name](sample.image[None].to(device))).argmax(dim=1)
+            prediction = model(ways[name](sample.image[None].to(device, copy=True))).argmax(dim=1)
         scores[name].append(counts.count(prediction.cpu().numpy(), sample.label[None].numpy(), classes))
     return scores
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,9 @@ from segbench.models.architectures.convnext import ConvNeXtBackbone
 from segbench.models.architectures.pspnet import PSPNet
 from segbench.models.architectures.segmenter import Segmenter, resize_position_embedding
 from segbench.models.architectures.upernet import UPerNet
+from segbench.models.checkpoints import parts_by_prefix, rename, strip_prefixes, unwrap
 from segbench.models.normalization import Normalization
-from segbench.models.released import RENAMES, rename, strip_prefixes, unwrap
+from segbench.models.released import RENAMES
 
 Family = Literal["convnext", "vit", "resnet"]
 
@@ -115,9 +117,22 @@ def backbone_state(
     Raises:
         ModelError: a model without such a backbone, an entry that is no tensor, or half a normalisation.
     """
+    weights = {key: value for key, value in unwrap(state_dict).items() if not _DUPLICATES.match(key)}
+    whole = _report(model, weights, normalization)
+    if not whole.missing:
+        return whole
+    reports = [whole]  # else those under a prefix may do better: ``model.*`` beside ``loss.weight``
+    for prefix, entries in parts_by_prefix(weights, at_least=len(whole.missing)).items():
+        left_out = tuple(key for key in weights if not key.startswith(prefix))
+        with suppress(ModelError):
+            report = _report(model, entries, normalization)
+            reports.append(replace(report, unknown=report.unknown + left_out))
+    return min(reports, key=lambda report: len(report.missing))
+
+
+def _report(model: nn.Module, weights: Mapping[str, Tensor], normalization: Normalization | None) -> BackboneReport:
     layout = _LAYOUTS[_family(model)]
     own = {key: value for key, value in model.state_dict().items() if key.startswith(layout.prefix)}
-    weights = {key: value for key, value in unwrap(state_dict).items() if not _DUPLICATES.match(key)}
     weights = strip_prefixes(weights, _PREFIXES)
     constants = _constants(weights) or normalization
     weights = strip_prefixes({key: value for key, value in weights.items() if not _is_constant(key, value)}, _PREFIXES)

@@ -1,11 +1,15 @@
-"""What a model must keep to: under evaluation, and to be trained here."""
+"""What a model must keep to, under evaluation and to be trained here; and how modules are handled that keep to less."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from segbench.errors import ModelError
 
@@ -53,17 +57,59 @@ def backbone_of(model: nn.Module) -> Any:
     return backbone
 
 
-def check_logits(logits: Any, images: Tensor, num_classes: int | str = "K") -> Tensor:
-    """The logits, if they are a tensor (N,K,H,W) at the size of the images (N,3,H,W), else ModelError."""
-    if not isinstance(logits, Tensor):
+def put_in_eval_mode(module: nn.Module) -> list[nn.Module]:
+    """Puts a module in eval mode, and returns its parts that were in training mode.
+
+    Its ``train`` and ``eval`` may be the user's, and return nothing. What `torch.export` made stays in the mode that it
+    was exported in.
+    """
+    training = [part for part in module.modules() if getattr(part, "training", False)]
+    try:
+        exported = _switch(module)
+    except ModelError:
+        for part in training:
+            part.training = True
+        raise
+    return [part for part in training if part not in exported]
+
+
+def _switch(module: nn.Module) -> set[nn.Module]:
+    """Puts a module in eval mode; returns the parts that cannot be."""
+    try:
+        module.eval()
+    except NotImplementedError:
+        if isinstance(module, GraphModule):
+            return set(module.modules())
+        module.training = False
+        return set().union(*map(_switch, module.children()))
+    except Exception as error:  # a user's code may raise anything
         raise ModelError(
-            f"The model returns {type(logits).__name__}, not a tensor of logits. "
-            "Wrap it so that forward returns the logits (N,K,H,W)."
-        )
-    n, _, height, width = images.shape
-    if logits.ndim != 4 or logits.shape[0] != n or tuple(logits.shape[2:]) != (height, width):
+            f"The model cannot be put in eval mode: {type(error).__name__}: {error}. Correct its train() and eval()."
+        ) from error
+    return set()
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Moves a module to a device; its ``to`` may be the user's, or a library's that refuses."""
+    try:
+        module.to(device)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise ModelError(
-            f"The model returns {tuple(logits.shape)} for images {tuple(images.shape)}; "
-            f"needed are logits ({n}, {num_classes}, {height}, {width}) at image size."
-        )
-    return logits
+            f"The model cannot be moved to {device}: {type(error).__name__}: {error}. "
+            "Load it whole and in float32, without device_map and quantisation."
+        ) from error
+
+
+def structure(module: nn.Module) -> str:
+    """The printed form of a module; where it cannot be printed, the names and classes of its parts."""
+    parts = (f"{name}: {type(part).__qualname__}" for name, part in module.named_modules())
+    return printed(module) or "\n".join(parts)
+
+
+def printed(value: Any) -> str:
+    """The printed form of anything without addresses, which differ each time; empty where it cannot be printed."""
+    with suppress(Exception):  # a user's code may raise anything
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return ""

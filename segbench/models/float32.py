@@ -19,7 +19,8 @@ import torch
 from torch import backends
 
 HAS_NEW = hasattr(backends.cuda.matmul, "fp32_precision")  # since torch 2.9
-# The new switches that each old one speaks of, for each of its values.
+_PARENTS = ("all", "cudnn", "mkldnn")  # of the new switches; the others may follow them
+# The new switches of matrix products, on CUDA and on the CPU, for each value of the old one.
 _MATMUL = {"highest": ("ieee", "ieee"), "high": ("tf32", "tf32"), "medium": ("tf32", "bf16")}
 
 
@@ -118,19 +119,24 @@ def _save() -> _Switches:
     if not HAS_NEW:
         return _Switches(backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), {})
     switches = _new()
-    stored = {"all": switches["all"][0].fp32_precision}
-    for parents, names in (
-        (("all",), ("cudnn", "mkldnn")),
-        (("all", "cudnn", "mkldnn"), tuple(switches)[3:]),
-    ):
+    now = {name: holder.fp32_precision for name, (holder, _) in switches.items()}
+    stored = dict(now)
+    for parents, names in ((_PARENTS[:1], _PARENTS[1:]), (_PARENTS, tuple(switches)[3:])):
         seen: list[dict[str, str]] = []
         for value in ("ieee", "tf32"):
             for parent in parents:
                 switches[parent][1](value)
             seen.append({name: switches[name][0].fp32_precision for name in names})
-        # one that follows its parents has no value of its own
-        stored |= {name: own if own == seen[1][name] else "none" for name, own in seen[0].items()}
+        for name in names:
+            follows = seen[0][name] != seen[1][name]  # its parents: it has no value of its own
+            # As torch begins, those of cuDNN are tf32 where no parent says otherwise. Nothing sets them so again.
+            if follows and now[name] == now[_parent(name)]:
+                stored[name] = "none"
     return _Switches(_old_cudnn(switches), _old_matmul(switches), stored)
+
+
+def _parent(name: str) -> str:
+    return "all" if name in _PARENTS else "mkldnn" if name.startswith("mkldnn.") else "cudnn"
 
 
 def _old_cudnn(switches: dict[str, tuple[Any, Callable[[str], None]]]) -> bool:

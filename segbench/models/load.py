@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from segbench.attacks.modules import check_module
 from segbench.cards import ModelCard
 from segbench.downloads import offline_by_environment
+from segbench.errors import ModelError
 from segbench.models.architectures import ARCHITECTURES
+from segbench.models.contract import move, printed, put_in_eval_mode, structure
 from segbench.models.devices import choose_device
 from segbench.models.float32 import plain_torch
 from segbench.models.sources import card as card_source
@@ -87,7 +91,9 @@ def load_model(
         ContentError: the card is damaged.
     """
     chosen = choose_device(device)
-    return load(parse(model), num_classes=num_classes, offline=offline, progress=progress).module.to(chosen)
+    module = load(parse(model), num_classes=num_classes, offline=offline, progress=progress).module
+    move(module, chosen)
+    return module
 
 
 @plain_torch()
@@ -100,6 +106,7 @@ def load(
     """
     match source:
         case ModuleSource(module):
+            check_module(module)
             return LoadedModel(module, source.id, None, _state_hash(module))
         case CardSource(card):
             module, weights_sha256 = card_source.build(card, offline=offline, progress=progress)
@@ -111,12 +118,14 @@ def load(
             library = importlib.import_module(f"segbench.models.sources.{source.library}")
             with hub.without_hub() if offline else nullcontext():
                 module = library.build(source, num_classes=num_classes, offline=offline)
+    check_module(module)
+    spec = source.public_name
     if isinstance(source, FunctionSource) and source.owner:  # a plugin is what its package made it
-        return LoadedModel(module.eval(), source.id, None, _state_hash(module))
-    own = getattr(module, "num_classes", None)
-    if num_classes is not None and own == num_classes - 1 and getattr(module, "reduced_labels", False):
-        module = with_background(module)
-    return LoadedModel(module.eval(), source.id, None, _state_hash(module, source.public_name))
+        spec = ""
+    elif num_classes is not None and getattr(module, "num_classes", None) == num_classes - 1:
+        module = with_background(module) if getattr(module, "reduced_labels", False) else module
+    put_in_eval_mode(module)
+    return LoadedModel(module, source.id, None, _state_hash(module, spec))
 
 
 # A hash survives a move of our own classes: it is that of the module which first held them.
@@ -125,15 +134,50 @@ _MOVED = re.compile(r"^segbench\.models\.(?:architectures|sources)\.(\w+)$")
 
 def _state_hash(module: nn.Module, spec: str = "") -> str:
     """What is known of a module's function without its code: class, structure with its settings, weights, spec."""
-    structure = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # an address is another one each time
     origin = _MOVED.sub(r"segbench.models.\1", type(module).__module__)
     origin = {"segbench.models.image_model": "segbench.models.adapters.wrap"}.get(origin, origin)
-    digest = hashlib.sha256(f"{origin}.{type(module).__qualname__}\0{structure}\0{spec}".encode())
-    for key, value in sorted(module.state_dict().items()):
+    digest = hashlib.sha256(f"{origin}.{type(module).__qualname__}\0{structure(module)}\0{spec}".encode())
+    for key, value in sorted(_state(module).items(), key=lambda entry: str(entry[0])):
         digest.update(f"\0{key}\0".encode())
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype}\0{tuple(value.shape)}\0".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:  # a module's extra state
-            digest.update(repr(value).encode())
+        if not isinstance(value, torch.Tensor):  # a module's extra state
+            digest.update(printed(value).encode())
+            continue
+        digest.update(f"{value.dtype}\0{tuple(value.shape)}\0".encode())
+        try:
+            for part in _dense_parts(value.detach()):
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise ModelError(
+                f"{key} of the model, a tensor {value.layout} of {value.dtype}, cannot be read to identify the model: "
+                f"{error}. Make it a dense tensor."
+            ) from error
     return digest.hexdigest()
+
+
+def _state(module: nn.Module) -> Mapping[str, Any]:
+    """The state dict, and the parameters that one of the user's own leaves out; all tensors where it gives none."""
+    state: Any = None
+    with suppress(Exception):  # a user's code may raise anything
+        state = module.state_dict()
+    if not isinstance(state, Mapping):
+        return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    known = {_address(value) for value in state.values() if isinstance(value, torch.Tensor)}
+    own = {name: value for name, value in module.named_parameters() if name not in state}
+    return {**state, **{name: value for name, value in own.items() if _address(value) not in known}}
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Where the numbers of a tensor are; entries of a state dict under other names have the same address."""
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _dense_parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A tensor as dense ones: itself, or the indices and values of a sparse one."""
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return tensor.indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from segbench.attacks.modules import check_logits
 from segbench.data import SegmentationDataset
 from segbench.errors import UsageError
-from segbench.models.contract import check_logits
 
 
 class SlidingWindow(nn.Module):
@@ -36,7 +36,7 @@ class SlidingWindow(nn.Module):
 
     def __init__(self, model: nn.Module, window: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
-        self.training = model.training
+        self.training = getattr(model, "training", False)  # frozen TorchScript has none
         for side, step in zip(window, stride, strict=True):
             if not 1 <= step <= side:
                 raise UsageError(

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from segbench.downloads import checks
 from segbench.errors import ModelError
 
 # State-dict names whose tensors have the size K.
@@ -26,25 +27,18 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     """The content of a safetensors file or of what ``torch.save`` wrote, on the CPU.
 
     Returns:
-        The state dict, or the checkpoint that holds one (`segbench.models.released.normalise_keys` unwraps it). Its
+        The state dict, or the checkpoint that holds one (`segbench.models.checkpoints.unwrap` finds it). Its
         tensors may be views of the file: copy them before it changes.
 
     Raises:
         ModelError: damaged, neither format, or a pickle that would need more than tensors and plain values.
     """
-    source = str(path)
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise ModelError(f"Cannot read the weights {source}: {error}") from error
+    source, start = str(path), check_is_weights(path)
     if is_safetensors(start):
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ModelError(f"The weights {source} are damaged: {error}. Fetch or copy them again.") from error
-    if not start:
-        raise ModelError(f"The weights {source} are damaged: the file is empty. Fetch or copy it again.")
     zipped = start.startswith(b"PK")
     if zipped:
         _need_plain_zip(path)
@@ -68,22 +62,40 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     return found
 
 
+def check_is_weights(path: Path) -> bytes:
+    """The first bytes of a file; ModelError if it is a web page, a pointer of git-lfs or other text, or empty."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(checks.HEAD_BYTES)
+    except OSError as error:
+        raise ModelError(f"Cannot read the weights {path}: {error}") from error
+    if what := checks.no_weights(start):
+        raise ModelError(f"{path} is {what}.")
+    return start
+
+
 def is_safetensors(start: bytes) -> bool:
     """Whether a file that begins so is safetensors: 8 bytes of length, then a JSON object."""
     return start[8:9] == b"{"
 
 
 def _need_content(found: Any, source: str) -> None:
-    """A tensor of a pickle may repeat one number a billion times; copied, it would fill the memory."""
-    values = found.values() if isinstance(found, Mapping) else found if isinstance(found, list | tuple) else ()
-    for value in values:
-        if isinstance(value, Tensor) and value.layout is torch.strided:
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    """A tensor of a pickle may repeat one number a billion times; copied, it would fill the memory.
+
+    Lists and mappings may hold each other, or themselves: each is looked into once.
+    """
+    seen, waiting = set[int](), [found]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            is_dense = value.layout is torch.strided
+            if is_dense and value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise ModelError(
                     f"The weights {source} hold a tensor {tuple(value.shape)} of repeated numbers: refused."
                 )
-        else:
-            _need_content(value, source)
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
 def _need_plain_zip(path: Path) -> None:

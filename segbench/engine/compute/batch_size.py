@@ -11,6 +11,7 @@ from segbench.attacks.batch import AttackBatch
 from segbench.data import cache
 from segbench.engine.compute.worker import Worker, device_name
 from segbench.engine.rundir.plan import Unit
+from segbench.models.contract import structure
 from segbench.models.devices import is_out_of_memory
 
 LARGEST = 256  # images; more of them make no GPU busier
@@ -45,7 +46,7 @@ def find_batch_size(worker: Worker) -> int:
     more or less now, because other programs use the device or no longer do, it is found again.
     """
     key = cache.key_of(
-        str(worker.model), list(worker.dataset[0].image.shape), device_name(worker.device), worker.precision,
+        structure(worker.model), list(worker.dataset[0].image.shape), device_name(worker.device), worker.precision,
         worker.compiled, torch.__version__,
     )  # fmt: skip
     free = free_memory(worker.device)

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segbench.attacks.modules import WRITES, check_logits, naming_writes
+from segbench.attacks.problem import NO_VIEW
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
-from segbench.models.contract import check_logits
 from segbench.models.devices import is_out_of_memory
 
 BUDGET_TOLERANCE = 1e-6
@@ -35,7 +36,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
 
     Raises:
         ModelError: the output is not finite logits (N,K,H,W), has no gradient with respect to the images, or depends on
-            the other images of the batch.
+            the other images of the batch; or the model writes into the images.
     """
     with _seeded(images.device):
         first, second = _forward(model, images), _forward(model, images)
@@ -53,7 +54,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         gradient = _gradient(model, images)
     determinism = _determinism(first, second)
     if determinism["level"] != "warning":
-        _check_independence(model, images, first)
+        _check_independence(model, images)
     mode = flag(
         "eval_mode",
         float(was_training),
@@ -61,6 +62,26 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         "1 if a module was in training mode; it was put in eval mode.",
     )
     return Probe([determinism, _logits(first), mode], _sample(first) + _sample(gradient))
+
+
+def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_format) -> bool:
+    """Whether logits and gradient can be computed on images in this memory format, and are those of contiguous ones.
+
+    ``model`` has been probed on these images; attacks give it `segbench.attacks.problem.fastest_format`.
+    """
+    with _seeded(images.device):
+        expected, again = _forward(model, images), _forward(model, images)
+    with _seeded(images.device), torch.enable_grad():
+        x = images.detach().clone(memory_format=memory_format).requires_grad_()
+        try:
+            logits = model(x)
+            torch.autograd.grad(logits.sum(), x)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - a user's code may raise anything
+            return False
+    is_random = _difference(again, expected) > _tolerance(expected)  # the draws depend on the format, too
+    return is_random or _difference(logits.detach(), expected) <= _tolerance(expected)
 
 
 def _sample(values: Tensor) -> list[float]:
@@ -71,44 +92,63 @@ def _sample(values: Tensor) -> list[float]:
 
 
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    given = images.clone()
     try:
         with torch.no_grad():
-            logits: Tensor = model(images)
+            logits: Tensor = model(given)
     except ModelError:
         raise
     except Exception as error:  # a user's code may raise anything
         if is_out_of_memory(error):
             raise
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-        mend = "It must map images (N,3,H,W) to logits (N,K,H,W)."
-        if dtypes - {torch.float32}:
+        mend = "It must map images (N,3,H,W) of any number and size to logits (N,K,H,W)."
+        if NO_VIEW in str(error):
+            mend = "Replace .view() by .reshape()."
+        elif dtypes - {torch.float32}:
             mend = "Its weights are not float32, as images and protocol are: call .float() on it."
         raise ModelError(
             f"The model fails on a batch {tuple(images.shape)} of images in [0,1]: {type(error).__name__}: {error}. "
             f"{mend}"
         ) from error
+    if not torch.equal(given, images):
+        raise ModelError(WRITES)
     return logits
 
 
-def _check_independence(model: nn.Module, images: Tensor, together: Tensor) -> None:
+def _check_independence(model: nn.Module, images: Tensor) -> None:
     """Refuses a model whose logits of one image depend on another one: no score of it would mean anything."""
-    alone = _forward(model, images[:1])
-    difference = batch_dependence(together, alone)
-    if difference > batch_tolerance(together):
+    difference, allowed = batch_dependence(model, images)
+    if difference > allowed:
         raise ModelError(
             f"The model mixes the images of a batch: the logits of an image change by {difference:.2g} of the largest "
             "when another one is beside it. Call eval(), and take out what spans the batch."
         )
 
 
-def batch_dependence(together: Tensor, alone: Tensor) -> float:
-    """Largest difference between the logits of the first image in a batch and alone, relative to the largest logit."""
-    scale = float(together.double().abs().max())
-    return float((together[:1].double() - alone.double()).abs().max()) / max(scale, 1e-30)
+def batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
+    """Largest change of logits when two images are in one batch, relative to the largest logit; and what is allowed.
+
+    The second image is the first one mirrored, bright and of half the contrast: other pixels, another mean and another
+    deviation, whatever the images of a data set are. Rounding depends on the size of the batch, more so in half
+    precision.
+    """
+    pair = torch.cat([images[:1], 1 - images[:1].flip(-1) / 2])
+    together = _forward(model, pair)
+    alone = torch.cat([_forward(model, image) for image in torch.split(pair, 1)])
+    return _difference(together, alone), _tolerance(together)
 
 
-def batch_tolerance(logits: Tensor) -> float:
-    """The `batch_dependence` allowed: rounding depends on the size of the batch, more so in half precision."""
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference relative to the largest of what is expected; infinite if other values are finite."""
+    finite = torch.isfinite(expected)
+    if found.shape != expected.shape or not torch.equal(finite, torch.isfinite(found)):
+        return float("inf")
+    scale = float(expected[finite].double().abs().max())
+    return float((found[finite].double() - expected[finite].double()).abs().max()) / max(scale, 1e-30)
+
+
+def _tolerance(logits: Tensor) -> float:
     return max(1e-3, 8 * torch.finfo(logits.dtype).eps)
 
 
@@ -124,15 +164,22 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
     with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         try:
-            (gradient,) = torch.autograd.grad(model(x).sum(), x)
+            with naming_writes():
+                (gradient,) = torch.autograd.grad(model(x).sum(), x)
+        except ModelError:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            mend = "Take out .detach(), .data, numpy, torch.no_grad() and quantisation."
+            if "modified by an inplace operation" in str(error):
+                mend = "Replace the operation that changes a tensor in place: inplace=True, add_(), x[...] = y."
             raise ModelError(
                 f"The model's logits have no gradient with respect to the images: {error}. "
-                "SEA is a gradient attack and would say nothing about this model. "
-                "Take out .detach(), .data, numpy and torch.no_grad()."
+                f"SEA is a gradient attack and would say nothing about this model. {mend}"
             ) from error
+    if not torch.equal(x.detach(), images):
+        raise ModelError(WRITES)
     return gradient
 
 

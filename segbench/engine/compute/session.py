@@ -16,6 +16,7 @@ from segbench.attacks.problem import frozen
 from segbench.engine.compute.prefetch import Prefetcher
 from segbench.engine.compute.worker import Worker
 from segbench.engine.rundir.plan import Unit
+from segbench.models.contract import move, put_in_eval_mode
 from segbench.models.devices import cpu_threads, memory_explained
 from segbench.models.float32 import exact_float32, plain_torch
 
@@ -107,14 +108,14 @@ def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: 
 @contextmanager
 def _eval_mode(model: nn.Module, device: torch.device) -> Iterator[bool]:
     """The model in eval mode on ``device``, afterwards as it was; yields whether a part of it was in training mode."""
-    training = [part for part in model.modules() if part.training]
     tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
     before = None if tensor is None else tensor.device
-    model.eval().to(device)
+    training = put_in_eval_mode(model)
     try:
+        move(model, device)
         yield bool(training)
     finally:
         for part in training:
             part.training = True
         if before is not None:
-            model.to(before)
+            move(model, before)

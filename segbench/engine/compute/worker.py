@@ -46,6 +46,8 @@ class Worker:
         one_core: images are small and the models keep no state, so that streams of one core each are fastest.
         streams: that share this worker now; each is charged its share of the time.
         sources: models attacked in place of this one, by the first digits of their weights' hash.
+        formats: the memory format of the images that a model gets in attacks, where it is not the fastest; "" is the
+            evaluated model, others have their names among ``sources``.
         stamps: of each image's files, as they were before the first one was read.
 
     Several threads may share a worker: only ``batch_size`` changes, which changes no result.
@@ -61,6 +63,7 @@ class Worker:
     one_core: bool = False
     streams: int = 1
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
+    formats: Mapping[str, torch.memory_format] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.class_weights = self.dataset.class_weights().to(self.device)
@@ -97,6 +100,7 @@ class Worker:
             autocast=precision.autocast,
             setting=precision.setting,
             compiled=self.compiled,
+            memory_format=self.formats.get(source),
         )
 
     def job(self, unit: Unit, sample: Sample) -> Job:
@@ -209,6 +213,7 @@ class Worker:
         predictions, finite = [], []
         with torch.no_grad():
             for part in torch.split(points, size):
+                part = part.clone()  # the model may write into it
                 logits = in_fixed_batches(self.model, part) if self.fixed_shape else self.model(part)
                 predictions.append(logits.max(dim=1).indices)
                 finite.append(torch.isfinite(logits).flatten(1).all(dim=1))

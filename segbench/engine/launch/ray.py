@@ -36,7 +36,7 @@ from segbench.engine.launch.queue import RunProgress, UnitQueue
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.telemetry.energy import EnergyMeter
 from segbench.engine.telemetry.progress import progress_bar
-from segbench.errors import RunError, UsageError
+from segbench.errors import ModelError, RunError, UsageError
 
 RETRIES = 3  # of a unit whose actor dies
 SECONDS = 1.0  # between two looks at the actors
@@ -206,6 +206,11 @@ def _pickled(cloudpickle: Any, setup: _Setup) -> bytes:
         cloudpickle.register_pickle_by_value(module)
     try:
         found: bytes = cloudpickle.dumps(setup)
+    except Exception as error:  # what a user's model cannot be pickled for is not known
+        raise ModelError(
+            f"The model cannot be sent to the actors of Ray: {type(error).__name__}: {error}. Run without Ray: "
+            "--engine local."
+        ) from error
     finally:
         for module in own:
             cloudpickle.unregister_pickle_by_value(module)

@@ -20,8 +20,10 @@ def build(card: ModelCard, *, offline: bool, progress: bool) -> tuple[nn.Module,
             "Models with weights: segbench models --available"
         )
     fetched = fetch_weights(card, offline=offline, progress=progress)
+    with WithoutDraws():  # the weights come from the file
+        module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
     try:
-        state = normalise_keys(card.architecture["name"], read_weights(fetched.path))
+        state = normalise_keys(card.architecture["name"], read_weights(fetched.path), module.state_dict().keys())
     except ModelError as error:
         if card.sha256 is not None or fetched.source["type"] == "package":
             raise
@@ -29,7 +31,5 @@ def build(card: ModelCard, *, offline: bool, progress: bool) -> tuple[nn.Module,
         raise ModelError(
             f"{error}\nIf the download went wrong: delete {fetched.path} and {pin}, and try again."
         ) from error
-    with WithoutDraws():  # the weights come from the file
-        module = build_described(card.architecture, num_classes=card.num_classes, parameters=card.parameters)
     load_weights(module, state, source=str(fetched.path))
     return module, fetched.sha256

@@ -1,7 +1,8 @@
 """Models of a user's own code: ``package.module:function`` and ``./file.py:function``.
 
 The function is called with the spec's options as keyword arguments and returns a ``torch.nn.Module``. With
-``weights=<path>`` the file goes to the function if it has such a parameter, else it is loaded into the module.
+``weights=<path>`` the file goes to the function if it has such a parameter, else it is loaded into the module, and
+``key`` is the entry of the file that holds the weights.
 
 A file is imported anew each time, under a name of its own. Its folder comes first on ``sys.path`` while the file is
 imported and the function runs, and only then: a module beside the file must be imported by then, not in ``forward``.
@@ -25,6 +26,7 @@ from typing import Any
 
 from torch import nn
 
+from segbench.attacks.modules import kind_of
 from segbench.errors import ModelError, unknown_name
 from segbench.models.sources.image_model import load_weights_file
 from segbench.models.sources.names import FunctionSource, Options
@@ -45,9 +47,10 @@ def build(source: FunctionSource) -> nn.Module:
         found = _find(_import_file(path, name) if path else _import(target, name, owner), name, owner)
         module = _call(found, name, options, owner)
     if not isinstance(module, nn.Module):
-        raise ModelError(f"{owner}{name}() must return a torch.nn.Module; it gave {type(module).__name__}.")
-    if "weights" in options and not _takes_weights(found):
-        load_weights_file(module, str(options["weights"]))
+        raise ModelError(f"{owner}{name}() must return a torch.nn.Module; it gave {kind_of(module)}")
+    if "weights" in options and not _takes(found, "weights"):
+        loaded = {key: value for key, value in options.items() if key == "weights" or not _takes(found, key)}
+        load_weights_file(module, loaded)
     return module
 
 
@@ -101,7 +104,8 @@ def _find(module: ModuleType, name: str, owner: str) -> Callable[..., Any]:
 
 
 def _call(function: Callable[..., Any], name: str, options: Options, owner: str) -> Any:
-    arguments = {key: value for key, value in options.items() if key != "weights" or _takes_weights(function)}
+    ours = ("weights", "key") if "weights" in options and not _takes(function, "weights") else ()
+    arguments = {key: value for key, value in options.items() if key not in ours or _takes(function, key)}
     try:
         return function(**arguments)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
@@ -110,12 +114,12 @@ def _call(function: Callable[..., Any], name: str, options: Options, owner: str)
         raise ModelError(f"{owner}{name}() failed: {_say(error)}. It is called {called}.") from error
 
 
-def _takes_weights(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], name: str) -> bool:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
-    return "weights" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def _say(error: BaseException) -> str:

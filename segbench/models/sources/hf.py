@@ -36,7 +36,7 @@ from segbench.models.sources.image_model import (
     whole_number,
 )
 from segbench.models.sources.names import LibrarySource
-from segbench.models.weights import read_weights
+from segbench.models.weights import check_is_weights, read_weights
 
 MASK_QUERIES = ("mask2former", "maskformer")
 SQUARE = ("dpt",)  # the library's code takes the square root of the number of patches
@@ -147,6 +147,7 @@ def _network(transformers: Any, folder: Path, config: Any, name: str) -> nn.Modu
             f"attack: {', '.join(known)}. For another one write a function, ./file.py:function."
         )
     for file in weights_in(folder):
+        check_is_weights(file)
         if file.suffix == ".bin":
             read_weights(file)  # refuses what is more than tensors
     try:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from segbench.errors import ModelError, unknown_name
 from segbench.models.architectures.upernet import resize
+from segbench.models.checkpoints import PREFIXES, fit_keys, unwrap
 from segbench.models.normalization import IMAGENET, NORMALIZATIONS, Normalization
-from segbench.models.released import PREFIXES, strip_prefixes, unwrap
 from segbench.models.sources.names import Options
 from segbench.models.weights import check_tensor, load_weights, read_weights
 
@@ -150,22 +150,37 @@ def whole_number(options: Options, key: str, default: int | None) -> int | None:
     return value
 
 
-def load_weights_file(module: nn.Module, path: str) -> None:
-    """Loads a weights file strictly: safetensors, or what ``torch.save`` wrote (read without executing anything).
+def check_weights_options(options: Options) -> None:
+    """Refuses the option ``key``, which names an entry of a weights file, without such a file."""
+    if "key" in options and "weights" not in options:
+        raise ModelError(f"key={options['key']} names an entry of a weights file. Add weights=<path>, or leave it out.")
 
-    A checkpoint is unwrapped, and the prefixes that all of its names share are taken off, but not those that all of the
-    module's own names have.
+
+def load_weights_file(module: nn.Module, options: Options) -> None:
+    """Loads the option ``weights`` strictly: safetensors, or what ``torch.save`` wrote (nothing in it is executed)."""
+    load_state(module, read_options(options), source=str(options["weights"]))
+
+
+def read_options(options: Options) -> dict[str, Tensor]:
+    """The weights that the options ``weights``, a path, and ``key``, an entry of that file, name."""
+    key = options.get("key")
+    return unwrap(read_weights(Path(str(options["weights"])).expanduser()), None if key is None else str(key))
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Copies unwrapped weights into a module.
+
+    The prefixes that all of their names share are taken off, but not those that all of the module's own names have.
     """
-    state = unwrap(read_weights(Path(path).expanduser()))
     own = module.state_dict()
-    prefixes = tuple(prefix for prefix in PREFIXES if not all(key.startswith(prefix) for key in own))
-    state = strip_prefixes(state, prefixes)
+    prefixes = tuple(prefix for prefix in PREFIXES if not all(name.startswith(prefix) for name in own))
+    state = fit_keys(state, own.keys(), prefixes)
     for key in own.keys() & state.keys():
-        check_tensor(key, state[key], own[key], source=path)
+        check_tensor(key, state[key], own[key], source=source)
     try:
         module.load_state_dict(state)  # a library's module may rename keys of its older versions here
     except RuntimeError:
-        load_weights(module, state, source=path)  # lists what does not fit
+        load_weights(module, state, source=source)  # lists what does not fit
 
 
 def warn_random(spec: str) -> None:

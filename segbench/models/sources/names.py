@@ -12,7 +12,8 @@
 
 Options follow after ``?``: ``timm:convnext_tiny?num_classes=21&weights=best.safetensors``. Values are whole numbers,
 floats, true, false, none, or else text (percent-encoding is understood: ``%26`` is ``&``). Functions get them as
-keyword arguments. ``weights=<path>`` is loaded strictly and read without executing anything in it.
+keyword arguments. ``weights=<path>`` is loaded strictly and read without executing anything in it; ``key=model_ema``
+beside it names the entry of that file that holds the weights, where it has several.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from urllib.parse import quote, unquote
 
 from torch import nn
 
+from segbench.attacks.modules import kind_of
 from segbench.cards import ModelCard, get_card, read_card
 from segbench.errors import ModelError, UnknownNameError
 from segbench.plugins import get_plugin
@@ -111,8 +113,9 @@ def parse(model: str | nn.Module) -> ModelSource:
     if isinstance(model, nn.Module):
         return ModuleSource(model)
     if not isinstance(model, str):
-        kind = type(model).__name__
-        raise ModelError(f"A model is an id, a card path, package.module:function or a torch.nn.Module, not {kind}.")
+        raise ModelError(
+            f"A model is an id, a card path, package.module:function or a torch.nn.Module, not {kind_of(model)}"
+        )
     if model.endswith(".json"):
         return CardSource(read_card(Path(model)), PurePath(model).name)
     if ":" in model or model.endswith(".py"):

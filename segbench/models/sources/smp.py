@@ -2,7 +2,8 @@
 
 - A repository of the hub, or a folder that ``save_pretrained`` wrote.
 - An architecture (unet, unetplusplus, fpn, pspnet, deeplabv3plus, segformer, upernet, ...) with ``encoder_name``,
-  ``classes``, ``weights=<path>`` and what else its constructor takes. ``encoder_weights`` is none unless asked for.
+  ``classes``, ``weights=<path>`` with ``key``, and what else its constructor takes. ``encoder_weights`` is none unless
+  asked for.
 
 Images are normalised as the pretrained encoder's were: as SMP says for the ``encoder_weights`` in the configuration.
 Where the configuration has none, ImageNet's mean and standard deviation are taken, and a warning says so; the option
@@ -23,6 +24,7 @@ from segbench.models.normalization import IMAGENET, Normalization
 from segbench.models.sources.hub import fetch, folder_of, weights_in
 from segbench.models.sources.image_model import (
     ImageModel,
+    check_weights_options,
     load_weights_file,
     log,
     normalization_option,
@@ -87,7 +89,7 @@ def _saved(smp: Any, name: str, revision: str | None, options: Options, offline:
     files = weights_in(folder)
     if len(files) != 1:
         raise ModelError(f"{name} has its weights in {len(files)} files; SMP writes one. Save it with save_pretrained.")
-    load_weights_file(network, str(files[0]))
+    load_weights_file(network, {"weights": str(files[0])})
     return _wrapped(smp, network, name, config.get("encoder_name"), trained_with, options, offline)
 
 
@@ -98,12 +100,15 @@ def _architecture(smp: Any, name: str, options: Options, num_classes: int | None
             f"{unknown_name('architecture of SMP:', name.lower(), known)} "
             "A repository is owner/name, a folder begins with ./"
         )
+    check_weights_options(options)
     if options.get("activation") is not None:
         raise ModelError("Attacks need logits. Leave out activation=")
     classes = whole_number(options, "classes", num_classes)
     if classes is None:
         raise ModelError(f"smp:{name} does not say how many classes. Add ?classes=21")
-    arguments: dict[str, Any] = {key: value for key, value in options.items() if key not in ("normalize", "weights")}
+    arguments: dict[str, Any] = {
+        key: value for key, value in options.items() if key not in ("key", "normalize", "weights")
+    }
     arguments = {"encoder_name": "resnet34", "encoder_weights": None, **arguments, "classes": classes}
     encoder, pretrained = arguments["encoder_name"], arguments["encoder_weights"]
     _known_encoder(smp, encoder)
@@ -113,7 +118,7 @@ def _architecture(smp: Any, name: str, options: Options, num_classes: int | None
         arguments["encoder_weights"] = None  # those of the file come instead
     network = _built(known[name.lower()], arguments, name)
     if "weights" in options:
-        load_weights_file(network, str(options["weights"]))
+        load_weights_file(network, options)
     else:
         warn_random(f"smp:{name}")
     return _wrapped(smp, network, name, encoder, pretrained, options, offline)

@@ -4,8 +4,8 @@ The weights are the model's ``DEFAULT`` ones, or those named after ``@``, or ran
 standard deviation are those of the weights' transforms; what the transforms resize is not done. The auxiliary head is
 loaded with the weights, its output is not used.
 
-Options: ``weights=<path>`` with ``num_classes`` for weights of one's own, and ``normalize`` (``imagenet``, ``half`` or
-``none``) instead of ImageNet's mean and standard deviation.
+Options: ``weights=<path>``, with ``key`` and ``num_classes``, for weights of one's own, and ``normalize``
+(``imagenet``, ``half`` or ``none``) instead of ImageNet's mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from segbench.errors import ModelError, unknown_name
 from segbench.models.normalization import IMAGENET
-from segbench.models.released import unwrap
 from segbench.models.sources.image_model import (
     ImageModel,
     check_options,
-    load_weights_file,
+    check_weights_options,
+    load_state,
     log,
     normalization_option,
+    read_options,
     require,
     warn_random,
     whole_number,
@@ -51,7 +52,8 @@ class MainOutput(nn.Module):
 def build(source: LibrarySource, *, num_classes: int | None, offline: bool) -> ImageModel:
     """A segmentation model of torchvision; ModelError says what is unknown or cannot be had."""
     name, revision, options = source.name, source.revision, source.options
-    check_options(options, ("num_classes", "normalize", "weights"), library="torchvision")
+    check_options(options, ("key", "num_classes", "normalize", "weights"), library="torchvision")
+    check_weights_options(options)
     models = require("torchvision.models")
     known = models.list_models(module=models.segmentation)
     if name not in known:
@@ -60,13 +62,12 @@ def build(source: LibrarySource, *, num_classes: int | None, offline: bool) -> I
         raise ModelError(f"torchvision:{name} has two weights, @{revision} and weights=. Leave out one of them.")
     if revision == "none" or "weights" in options:
         classes = whole_number(options, "num_classes", num_classes or VOC_CLASSES) or VOC_CLASSES
-        path = str(options["weights"]) if "weights" in options else None
-        auxiliary = path is not None and _has_auxiliary(path)
-        network = _build(models, name, classes, auxiliary)
-        if path is None:
-            warn_random(f"torchvision:{name}@none")
+        state = read_options(options) if "weights" in options else {}
+        network = _build(models, name, classes, any("aux_classifier." in key for key in state))
+        if "weights" in options:
+            load_state(network, state, source=str(options["weights"]))
         else:
-            load_weights_file(network, path)
+            warn_random(f"torchvision:{name}@none")
         return ImageModel(MainOutput(network), normalization_option(options, IMAGENET), num_classes=classes)
     if "num_classes" in options:
         raise ModelError("num_classes is for weights of your own (weights=<path>) or random ones (@none).")
@@ -90,15 +91,6 @@ def _build(models: Any, name: str, classes: int, auxiliary: bool) -> nn.Module:
     arguments = {"aux_loss": True} if auxiliary else {}
     network: nn.Module = models.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **arguments)
     return network
-
-
-def _has_auxiliary(path: str) -> bool:
-    """Whether a weights file of a user has an auxiliary head; what is wrong with the file is told when it is loaded."""
-    try:
-        found = unwrap(read_weights(Path(path).expanduser()))
-    except ModelError:
-        return False
-    return any("aux_classifier." in str(key) for key in found)
 
 
 def _weights(models: Any, name: str, revision: str | None) -> Any:
