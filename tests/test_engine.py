@@ -51,6 +51,10 @@ def test_result_entry_and_table(reference):
     table = reference.table()
     assert table["eps_255"].tolist() == [0, 4, 8]
     assert (table["miou"].diff().dropna() < 0).all()
+    for row, scores in zip(table.to_dict("records"), [entry["clean"], *entry["results"]], strict=True):
+        assert all(row[name] == scores[name] for name in ("aacc", "miou"))
+        for loss, each in scores.get("per_loss", {}).items():
+            assert (row[f"aacc_{loss}"], row[f"miou_{loss}"]) == (each["aacc"], each["miou"])
     found = evidence.from_bytes(reference.evidence_path.read_bytes(), source="evidence")
     assert list(found.groups) == [(0, "clean"), (64, "check")] + [
         (eps, loss) for eps in (4, 8) for loss in ("mce_bal", "mce", "js")

@@ -224,6 +224,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     samples.publish(root, ROBUST, quality=0.9)
     monkeypatch.setattr(content, "folder", lambda name: root / name)
     monkeypatch.setattr(content, "checkout", lambda: root)
+    monkeypatch.chdir(tmp_path)  # from the checkout of these tests the command would write its tables
     return root
 
 

@@ -40,7 +40,12 @@ def levels(model, **options):
 def test_a_good_model_passes_and_agrees_with_its_card():
     found = levels(MODEL, dataset=None, images=20)
     assert {finding.level for finding in found.values()} == {"ok"}
-    assert found["clean_score"].value == pytest.approx(segbench.get_card(MODEL).expected["aacc"], abs=0.05)
+    expected = segbench.get_card(MODEL).expected
+    assert found["clean_score"].value == pytest.approx(expected["aacc"], abs=0.05)
+    said = re.match(r"Clean aAcc ([\d.]+), mIoU ([\d.]+) on 20 images", found["clean_score"].message)
+    assert [float(number) for number in said.groups()] == [
+        pytest.approx(100 * expected[name], abs=7) for name in ("aacc", "miou")
+    ]
     assert found["gradient"].value == pytest.approx(1, abs=0.05)
     assert 0 < found["speed"].value < 10
     assert "32 images" in found["speed"].message

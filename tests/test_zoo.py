@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import segbench
-from segbench import cards, leaderboard, schemas
+from segbench import cards, entries, leaderboard, schemas
 from segbench.models.architectures import ARCHITECTURES
 from tests import samples
 
@@ -249,6 +249,30 @@ def test_validate_looks_at_what_the_schema_cannot(cli, tmp_path, source, sha256,
     code, _, err = cli("validate", "m.json")
     assert code == 1
     assert said in " ".join(err.split())
+
+
+def test_show_has_the_numbers_of_the_entry_in_their_columns(cli):
+    card = segbench.get_card("at_convnext_mini_shapes")
+    (entry,) = entries.entries_of(card)
+    _, out, _ = cli("show", card.id)
+
+    def percent(value):
+        return f"{100 * value:.1f}"
+
+    def row(label):
+        (line,) = [line for line in out.splitlines() if re.match(rf"[ |│]*{re.escape(label)} ", line)]
+        return re.findall(r"\d+\.\d", line.partition(label)[2])
+
+    assert row("0") == [percent(entry["clean"][name]) for name in ("aacc", "miou")]
+    for result in entry["results"]:
+        scores = [each[name] for each in result["per_loss"].values() for name in ("aacc", "miou")]
+        assert row(f"{result['eps_255']:g}/255") == [
+            percent(value)
+            for value in (
+                result["aacc"], *result["interval"]["aacc"], result["miou"], *result["interval"]["miou"],
+                result["miou_lower_bound"], *scores,
+            )
+        ]  # fmt: skip
 
 
 def test_the_table_of_models_in_the_readme_is_made_from_the_cards():
