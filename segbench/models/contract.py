@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from segbench.errors import ModelError
+from segbench.models.devices import is_out_of_memory
 
 
 @runtime_checkable
@@ -93,9 +94,9 @@ def move(module: nn.Module, device: torch.device) -> None:
     """Moves a module to a device; its ``to`` may be the user's, or a library's that refuses."""
     try:
         module.to(device)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"The model cannot be moved to {device}: {type(error).__name__}: {error}. "
             "Load it whole and in float32, without device_map and quantisation."
