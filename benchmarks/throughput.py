@@ -16,11 +16,11 @@ from typing import Any
 import common
 import torch
 
+from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.problem import Evaluator, frozen
 from segbench.engine.compute.batching import cpu_batch
 from segbench.engine.compute.precision import check_precision, get_precision
 from segbench.errors import UsageError
-from segbench.models.devices import is_out_of_memory
 from segbench.models.float32 import exact_float32
 
 LOSSES = ("mce_bal", "mce", "js")

@@ -9,6 +9,8 @@ No such promise is made
   name, and so leave the old content or no file, though never half of one;
 - on macOS, where fsync does not empty the disk's own cache, and on disks that confirm what they have not written;
 - for other machines that read the same network file system at that moment: they see what its caches show them;
+- for who is the first to create a file (`create_atomic`) where there are no hard links (FAT, some FUSE file systems):
+  of two processes at the same moment the second may replace what the first one wrote;
 - for several files together (`write_results`): each is whole, those after a power loss may be missing;
 - for what is appended, as logs are: the last lines may be lost or cut, and whoever reads them must expect that.
 """
@@ -36,6 +38,18 @@ UNSYNCED = (
     errno.ENOSYS,
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
+)
+
+
+# How systems say that there are no hard links here.
+UNLINKED = (
+    errno.EPERM,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
 )
 
 
@@ -91,7 +105,9 @@ def create_atomic(path: Path, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links
+        except OSError as error:
+            if error.errno not in UNLINKED:
+                raise
             if path.exists():
                 return False
             os.replace(temporary, path)

@@ -46,12 +46,19 @@ def stop_signals(numbers: Sequence[signal.Signals], message: str) -> Iterator[th
             signal.signal(each, handler)
 
 
+class _Stop(BaseException):
+    """Passes every ``except Exception`` on its way, as Ctrl-C does: those around users' code, for example."""
+
+
 @contextmanager
 def raised(number: signal.Signals, error: type[Exception], message: str) -> Iterator[None]:
-    """Within, and in the functions that it decorates, a signal raises an error at once, as Ctrl-C does."""
+    """Within, and in the functions that it decorates, a signal ends the work at once, as Ctrl-C does, in an error.
 
-    def stop(number: int, frame: Any) -> None:
-        raise error(message)
+    A handler that the caller had set is called then, too: also if the error comes from `stop_signals`.
+    """
+
+    def stop(_: int, frame: Any) -> None:
+        raise _Stop
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,5 +66,12 @@ def raised(number: signal.Signals, error: type[Exception], message: str) -> Iter
     before = signal.signal(number, stop)
     try:
         yield
+    except (_Stop, error) as reason:
+        signal.signal(number, before)
+        if callable(before) and before.__module__ != __name__:
+            before(number, None)
+        if isinstance(reason, _Stop):
+            raise error(message) from None
+        raise
     finally:
         signal.signal(number, before)

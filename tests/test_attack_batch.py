@@ -296,6 +296,57 @@ def test_stages_without_iterations_are_passed_over():
     assert sorted(key for key, _ in done) == keys
 
 
+@pytest.mark.parametrize("failing", range(1, 14))
+def test_images_that_were_not_taken_in_can_be_taken_in_again(problem, monkeypatch, failing):
+    """Memory runs out at any place of `add`: nothing has changed, and the same images find the same."""
+    model, images, labels, starts, weights = problem
+
+    def found(calls):
+        batch, results = AttackBatch(Evaluator(model, class_weights=weights)), {}
+        jobs = [Job(x, y, "mce", EPS, (Stage(1.0, 3),), s) for x, y, s in zip(images, labels, starts, strict=True)]
+        more = [job._replace(stages=reduced(10), loss="js") for job in jobs]
+        with frozen(model):
+            keys = batch.add(jobs[:4])
+            while len(batch) == 4:  # until there are rows to be used again
+                batch.step()
+                results |= dict(batch.finished())
+            with monkeypatch.context() as patch:
+                for name in ("cat", "stack"):
+                    patch.setattr(torch, name, counted(getattr(torch, name), calls))
+                try:
+                    added = batch.add(more[:9])
+                except torch.OutOfMemoryError:
+                    patch.undo()
+                    added = batch.add(more[:9])
+            results |= batch.run()
+        return [results[key] for key in [*keys, *added]]
+
+    def counted(function, calls):
+        def call(*arguments, **options):
+            calls.append(name := function)
+            if len(calls) == failing and calls[0] is not None:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return name(*arguments, **options)
+
+        return call
+
+    for ours, theirs in zip(found([]), found([None] * 100), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_memory_that_runs_out_in_a_compiled_pass_is_not_the_compilers_fault(problem, caplog, monkeypatch):
+    def hungry(function, **_):
+        return lambda *arguments: (_ for _ in ()).throw(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))
+
+    monkeypatch.setattr(torch, "compile", hungry)
+    model, images, labels, _, weights = problem
+    compiled = Evaluator(model, class_weights=weights, compiled=True)
+    with pytest.raises(RuntimeError, match="CUBLAS"):
+        compiled(images, labels, [("js", None)], 1, 1, backward=True)
+    assert compiled.compiled is not None
+    assert not caplog.text
+
+
 class TwoGpus:
     """The order of work on two GPUs: each stream does what it was sent when somebody waits for it, and not before.
 

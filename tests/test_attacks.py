@@ -217,3 +217,13 @@ def test_arguments_out_of_range(golden_network, golden_batch, change, text):
     arguments = {"eps": 4 / 255, "loss": "ce", "iterations": 1} | change
     with pytest.raises(UsageError, match=text):
         attacks.apgd(golden_network, images, labels, **arguments)
+
+
+@pytest.mark.parametrize("attack", [attacks.apgd, attacks.red_eps_apgd])
+def test_a_caller_in_inference_mode_gets_the_same(golden_network, golden_batch, attack):
+    images, labels, weights = (part[:2] if part.ndim > 1 else part for part in golden_batch)
+    arguments = {"eps": 4 / 255, "loss": "mce_bal", "iterations": 5, "class_weights": weights}
+    expected = attack(golden_network, images, labels, **arguments)
+    with torch.inference_mode():
+        found = attack(golden_network, images.clone(), labels.clone(), **arguments | {"class_weights": weights.clone()})
+    assert torch.equal(found.adversarial, expected.adversarial)

@@ -273,3 +273,19 @@ def test_repeated_numbers_are_found_at_any_depth(tmp_path):
     torch.save({"a": [{"b": (torch.zeros(1).expand(1 << 30, 3),)}]}, tmp_path / "small.pt")
     with pytest.raises(ModelError, match="repeated numbers: refused"):
         read_weights(tmp_path / "small.pt")
+
+
+def test_a_prefix_as_key_takes_raw_weights_before_averaged_ones(caplog):
+    """Whichever comes first in the file."""
+    raw, ema = below("model.", RAW), below("model.", EMA)
+    for checkpoint in ({"state_dict_ema": ema, "state_dict": raw}, {"state_dict": raw, "state_dict_ema": ema}):
+        caplog.clear()
+        assert float(unwrap(checkpoint, "model")["conv.bias"][0]) == 1
+        assert "'state_dict_ema'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "checkpoint", [{"model": {"ema": EMA, "raw": RAW}}, {"teacher": EMA, "anything": RAW}, {"a_ema": EMA, "b": RAW}]
+)
+def test_averaged_weights_are_known_by_their_names_alone(checkpoint):
+    assert float(unwrap(checkpoint, None)["conv.bias"][0]) == 1

@@ -239,7 +239,18 @@ def test_damaged_images_never_raise_anything_but_a_data_error(tmp_path):
         (b"names:\nsky\nroad\n", "line 1 looks like a head line"),
         (b"# of CVAT\nsky\nroad\n", r"line 1 is a comment \('# of CVAT'\)"),
         (b"sky\n// grey\nroad\n", "line 2 is a comment"),
-        (b"__ignore__\n_background_\ncar\n", "line 1 is __ignore__, the label -1 of labelme, which masks hold as 255"),
+        (b"__ignore__\n_background_\ncar\n", r"line 1 is no class \('__ignore__'\): ignored pixels are 255 in masks"),
+        (b"sky\n[ignore]\n", "line 2 is no class"),
+        (b"-1 ignore\n0 sky\n1 road\n", "line 1 is no class"),
+        (b"Category\nsky\nroad\n", "line 1 looks like a head line"),
+        (b"label_id\nsky\nroad\n", "line 1 looks like a head line"),
+        (b"Classes (2)\nsky\nroad\n", "line 1 looks like a head line"),
+        (b"nc: 2\nnames: [sky, road]\n", "line 1 looks like a head line"),
+        (b"2\nsky\nroad\n", "line 1 looks like the number of classes"),
+        (b"% of ours\nsky\nroad\n", "line 1 is a comment"),
+        (b"- sky\n- road\n", "its lines are a list of YAML"),
+        (b'"sky"\n"road"\n', "its lines are quoted"),
+        (b"0,sky\n1,road\n", "its lines are rows of a table"),
         (b"name,r,g,b\nsky,1,2,3\n", "its lines are rows of a table"),
         (b"Idx\tName\n1\twall\n", "its lines are rows of a table"),
         (b"sky:128,0,0::\nroad:0,0,0::\n", "its lines are rows of a table"),
@@ -259,7 +270,17 @@ def test_class_lists_with_faults_are_refused(tmp_path, text, said):
         segbench.load_dataset("folder", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["_background_\ncar", "0 wall\n1 floor", "door, double door\nfloor", "3 D\nclass"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_background_\ncar",
+        "0 wall\n1 floor",
+        "door, double door\nfloor",
+        "3 D\nclass",
+        "traffic light, red\ntraffic light, green",
+        "object\nvoid",
+    ],
+)
 def test_class_lists_that_shift_nothing_are_read(tmp_path, text):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()

@@ -371,6 +371,55 @@ def test_a_whole_run_goes_on_with_smaller_batches(tmp_path, monkeypatch, error):
     assert narrow.evidence_path.read_bytes() == wide.evidence_path.read_bytes()
 
 
+def test_scoring_goes_on_with_smaller_batches(tmp_path, monkeypatch):
+    """Where the attack fits, and the prediction without gradients does not."""
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+
+    class HungryScore(Pixelwise):
+        def forward(self, images):
+            if len(images) > 2 and not torch.is_grad_enabled():
+                raise OUT_OF_MEMORY[0]
+            return super().forward(images)
+
+    data, short = segbench.load_dataset("shapes").first(9), dataclasses.replace(SEA_V1, iterations=3)
+    (unit,) = (unit for unit in plan("sea-v1", data.image_ids, [8.0], ["mce"]) if unit.loss == "mce")
+    found = []
+    for model in (HungryScore(), Pixelwise()):
+        worker = Worker(model, data, short, torch.device("cpu"), 8)
+        with open_session(worker.models, worker.device):
+            found.append(stream.run_unit(worker, unit, list(data)))
+        assert worker.batch_size == (2 if isinstance(model, HungryScore) else 8)
+    assert found[0].stats == found[1].stats
+    assert all((a == b).all() for a, b in zip(found[0].group.counts, found[1].group.counts, strict=True))
+
+
+def test_a_pass_that_is_filled_up_is_made_smaller_however_few_images_there_are(monkeypatch):
+    """Compiled, one image goes through the model beside black ones: there is memory for two, not for eight."""
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(HungryAlways, "largest", 2)
+    data, short = segbench.load_dataset("shapes").first(1), dataclasses.replace(SEA_V1, iterations=3)
+    (unit,) = (unit for unit in plan("sea-v1", data.image_ids, [8.0], ["mce"]) if unit.loss == "mce")
+    worker = Worker(HungryAlways(), data, short, torch.device("cpu"), 8, compiled=True)
+    with open_session(worker.models, worker.device):
+        done = stream.run_unit(worker, unit, list(data))
+    assert worker.batch_size == 2
+    assert done.group.image_ids == unit.image_ids
+
+
+def test_a_model_that_cannot_be_compiled_is_tried_once_for_all_batches_of_a_stream(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: 1 / 0)
+    data, short = segbench.load_dataset("shapes").first(20), dataclasses.replace(SEA_V1, iterations=2)
+    units = [unit for unit in plan("sea-v1", data.image_ids, [4.0, 8.0], ["mce"]) if unit.loss == "mce"]
+    worker = Worker(Pixelwise(), data, short, torch.device("cpu"), 4, compiled=True)
+    with open_session(worker.models, worker.device) as session, session.one_stream(worker, units) as images:
+        left, done = list(units), []
+        stream.Stream(worker, images.take, done.append).run(lambda: left.pop(0) if left else None)
+        left = list(units)  # its batch was empty meanwhile
+    assert len(done) == 4
+    assert caplog.text.count("Going on without") == 1
+
+
 def test_images_for_which_there_is_no_memory_wait_for_a_place_in_the_batch(monkeypatch):
     monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
     data, short = segbench.load_dataset("shapes").first(11), dataclasses.replace(SEA_V1, iterations=9)
@@ -406,7 +455,7 @@ def test_a_model_for_which_there_is_no_memory_is_no_traceback(tmp_path, monkeypa
         lambda: segbench.evaluate(HungryAlways(), "shapes", out=tmp_path / "run", **SHORT),
         lambda: segbench.check_model(HungryAlways(), "shapes", images=2, progress=False),
     ):
-        with pytest.raises(RunError, match="Not enough memory for this model on cpu"):
+        with pytest.raises(RunError, match="Not enough memory on cpu"):
             entrance()
     assert not (tmp_path / "run").exists()
 

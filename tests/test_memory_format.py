@@ -17,9 +17,9 @@ from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.problem import Evaluator, fastest_format, frozen
 from segbench.attacks.stages import Stage
 from segbench.engine import model_check
+from segbench.engine.compute import worker
 from segbench.engine.compute.checks import works_in
 from segbench.engine.compute.worker import Worker
-from segbench.engine.launch import prepare
 from segbench.protocol import SEA_V1
 
 K = 8  # classes of shapes
@@ -131,7 +131,7 @@ def test_a_run_whose_model_needs_contiguous_images(tmp_path, monkeypatch, caplog
 
     usual = run("usual")
     assert not caplog.records
-    for module in (prepare, model_check):
+    for module in (worker, model_check):
         monkeypatch.setattr(module, "fastest_format", lambda device: torch.channels_last)
     assert run("on a GPU").equals(usual)
     assert caplog.text.count("works on contiguous images only") == 1

@@ -147,3 +147,39 @@ def test_a_signal_during_the_merge_is_no_missing_shard(tmp_path, monkeypatch):
     assert not isinstance(caught.value, ShardDoneError)
     monkeypatch.setattr("segbench.engine.evaluate.merge", merge)
     assert run(tmp_path / "run", **ONE).entry_path.exists()
+
+
+CODE_OF_A_USER = """
+import os, signal, time
+from torch import nn
+
+class Net(nn.Conv2d):
+    def forward(self, images):
+        stop("forward")
+        return super().forward(images)
+
+def stop(where):
+    if os.environ["STOP"] == where:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+def build():
+    stop("build")
+    return Net(3, 8, 1)
+"""
+
+
+@pytest.mark.parametrize("where", ["build", "forward"])
+def test_sigterm_in_the_code_of_a_user_is_no_fault_of_the_model(tmp_path, monkeypatch, where):
+    """What calls that code catches every Exception of it."""
+    monkeypatch.setenv("STOP", where)
+    (tmp_path / "own.py").write_text(CODE_OF_A_USER)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(PreemptedError, match="Stopped by SIGTERM"):
+            segbench.evaluate(f"{tmp_path}/own.py:build", "shapes", out=tmp_path / "run", limit=2, progress=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]  # a handler of the caller's own hears of it too
+    assert not (tmp_path / "run").exists()

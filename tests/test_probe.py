@@ -11,8 +11,10 @@ from torch import Tensor, nn
 import segbench
 from segbench import attacks
 from segbench.attacks import reference
+from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.square import square
-from segbench.engine.compute.checks import batch_dependence, probe
+from segbench.engine.compute.checks import batch_dependence, probe, works_in
+from segbench.engine.compute.session import open_session
 from segbench.engine.compute.worker import Worker
 from segbench.errors import ModelError
 from segbench.protocol import SEA_V1
@@ -177,3 +179,101 @@ def test_other_operations_in_place_are_told_apart(images):
 
     with pytest.raises(ModelError, match="Replace the operation that changes a tensor in place"):
         probe(Fed(twice), images, K, was_training=False)
+
+
+class Idle(Fed):
+    """Its eval() does nothing, so that batch norm and dropout would stay as in training."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x)
+        self.norm, self.drop = nn.BatchNorm2d(K), nn.Dropout(0.5)
+
+    def eval(self):
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.norm(self.conv(x)))
+
+
+def test_a_model_whose_eval_does_nothing_is_put_in_eval_mode(images):
+    model = Idle().train()
+    before = model.norm.running_mean.clone()
+    with open_session([model], torch.device("cpu")) as session:
+        assert not any(part.training for part in model.modules())
+        found = probe(model, images, K, was_training=session.was_training[0])
+    assert {flag["name"]: flag["level"] for flag in found.flags} == {
+        "deterministic": "ok",
+        "logits": "ok",
+        "eval_mode": "note",
+    }
+    assert torch.equal(model.norm.running_mean, before)
+    assert all(part.training for part in model.modules())
+
+
+@pytest.mark.parametrize(
+    "draws", [lambda: torch.randn(()), lambda: torch.rand(1, 1, 1, 1)], ids=["one number", "one for all"]
+)
+def test_a_model_that_draws_and_mixes_is_refused_too(images, draws):
+    with pytest.raises(ModelError, match="mixes the images of a batch"):
+        probe(Fed(lambda x: x - x.mean(0) + 1e-2 * draws()), images, K, was_training=False)
+    probe(Fed(lambda x: x + 1e-2 * draws()), images, K, was_training=False)
+    probe(Fed(nn.Dropout(0.5)), images, K, was_training=False)
+
+
+def test_draws_that_no_seed_governs_are_not_taken_for_mixing(images):
+    generator = torch.Generator()
+    probe(Fed(lambda x: x + torch.rand(x.shape, generator=generator)), images, K, was_training=False)
+
+
+def test_memory_that_runs_out_is_not_the_models_fault(images):
+    def short(x: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    class Once(Fed):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x) if self.calls < 3 else short(x)
+
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        probe(Fed(short), images, K, was_training=False)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        works_in(Once(lambda x: x), images, torch.channels_last)
+    assert is_out_of_memory(torch.OutOfMemoryError())
+    assert not is_out_of_memory(RuntimeError("view size is not compatible"))
+
+
+def test_the_order_of_images_is_tried_both_ways(images):
+    """A model that sorts its batch by brightness mixes nothing where the images come in that order."""
+
+    class Sorting(Fed):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[x.mean((1, 2, 3)).argsort()]
+
+    for dark in (images, 1 - images):
+        with pytest.raises(ModelError, match="mixes the images"):
+            probe(Sorting(lambda x: x), dark, K, was_training=False)
+
+
+def test_a_buffer_that_is_used_again_is_no_mixing(images):
+    class Buffered(Fed):
+        def __init__(self) -> None:
+            super().__init__(lambda x: x)
+            self.out = torch.zeros(2, K, 16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                return super().forward(x)
+            return self.out[: len(x)].copy_(super().forward(x))
+
+    probe(Buffered(), images, K, was_training=False)
+
+
+def test_a_model_exported_for_one_shape_is_told_how_to_export_it():
+    program = torch.export.export(nn.Conv2d(3, K, 1).eval(), (torch.rand(1, 3, 16, 16),))
+    with pytest.raises(ModelError, match=r"exported for one shape.*dynamic_shapes=\(\{0: Dim.AUTO"):
+        probe(program.module(), torch.rand(2, 3, 16, 16), K, was_training=False)
+    shapes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    program = torch.export.export(nn.Conv2d(3, K, 1).eval(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=(shapes,))
+    probe(program.module(), torch.rand(2, 3, 16, 16), K, was_training=False)

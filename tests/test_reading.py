@@ -472,3 +472,8 @@ def test_threads_read_the_same_pixels(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda path: np.asarray(reading.read_turned_image(path)), paths * 4))
     assert all((a == b).all() for a, b in zip(found, expected * 4, strict=True))
+
+
+def test_a_black_picture_is_black_in_any_number_of_bits(tmp_path):
+    Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / "black.png")
+    assert not np.asarray(reading.read_image(tmp_path / "black.png")).any()

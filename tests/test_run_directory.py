@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+import segbench.engine.rundir.merge as merging
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir import lock
 from segbench.engine.rundir.differences import differences
@@ -24,6 +27,7 @@ from segbench.engine.studies.compare import compare
 from segbench.engine.studies.minimum import minimum
 from segbench.engine.studies.targeted import targeted
 from segbench.errors import RunError
+from segbench.files import sha256_file
 from tests.runs import ENVIRONMENT, run
 
 QUIET = RunOptions(progress=False)
@@ -175,7 +179,7 @@ def test_who_waits_in_vain_for_the_manifest_is_told(copy, monkeypatch):
     manifest = json.loads((copy / "run.json").read_text())
     with held(copy, "run.json"):
         before = files(copy)
-        with pytest.raises(RunError, match=r"run\.json has been locked by another process .* Nothing was changed"):
+        with pytest.raises(RunError, match=r"run\.lock has been locked by another process .* Nothing was changed"):
             Store.create(copy, manifest | {"radii_255": [16]})
         assert Store.create(copy, manifest).manifest == manifest  # who adds nothing need not wait
         assert files(copy) == before
@@ -247,3 +251,34 @@ def test_what_no_setting_shows_is_named_by_its_hash(reference):
         assert differences(there, here) == [f"{name}: {there['identity'][key][:12]}... there, ffffffffffff... here"]
     here = changed(changed(there, "image_ids", ["x", *there["image_ids"][1:]]), "identity.fingerprint", "f" * 64)
     assert differences(there, here) == [f"image 1: {there['image_ids'][0]} there, x here"]
+
+
+def test_one_merge_at_a_time_and_the_last_one_has_seen_all(copy, monkeypatch):
+    """A shard that adds a radius while another one merges: the entry that stays has both."""
+    whole, inside, results = merging._merge, threading.Event(), []
+
+    def slow(store, radii):
+        inside.set()
+        time.sleep(0.5)
+        return whole(store, radii)
+
+    manifest = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(manifest | {"radii_255": [4]}))
+    monkeypatch.setattr(merging, "_merge", slow)
+    first = threading.Thread(target=lambda: results.append(merge(Store.open(copy), [4])))
+    first.start()
+    inside.wait()
+    Store.create(copy, manifest | {"radii_255": [8]})
+    results.append(merge(Store.open(copy), [8]))
+    first.join()
+    entry = json.loads(results[0].entry_path.read_text())
+    assert [row["eps_255"] for row in entry["results"]] == [4, 8]
+    assert entry["evidence"]["sha256"] == sha256_file(results[0].evidence_path)
+
+
+def test_a_folder_of_that_name_with_files_of_the_user_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "workers").mkdir()
+    assert Store.find(tmp_path, {}) is None
+    (tmp_path / "workers" / "payroll.csv").write_text("a,b")
+    with pytest.raises(RunError, match="is not a run directory"):
+        Store.find(tmp_path, {})

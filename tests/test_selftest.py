@@ -126,6 +126,30 @@ def test_each_switch_is_set_beforehand_and_undone_afterwards(monkeypatch):
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.parametrize("name", ["golden losses", "golden attacks", "exact float32"])
+def test_numbers_that_are_none_differ_also_as_json(cli, monkeypatch, name):
+    """A device that returns NaN: a maximum passes over it, and JSON has no word for it."""
+
+    def broken(function):
+        return lambda *arguments, **options: function(*arguments, **options) * torch.nan
+
+    monkeypatch.setattr(torch, "matmul", broken(torch.matmul))
+    monkeypatch.setattr(attack_checks.losses, "js", broken(attack_checks.losses.js))
+    attack = attack_checks.attacks.red_eps_apgd
+    monkeypatch.setattr(
+        attack_checks.attacks,
+        "red_eps_apgd",
+        lambda *arguments, **options: (found := attack(*arguments, **options))._replace(
+            adversarial=found.adversarial * torch.nan
+        ),
+    )
+    monkeypatch.setattr(run, "CHECKS", {name: run.CHECKS[name]})
+    code, out, _ = cli("selftest", "--device", "cpu", "--quiet", "--json")
+    assert code == 1
+    (check,) = json.loads(out)["checks"]
+    assert (check["status"], check["value"]) == (DIFFERS, None)
+
+
 def test_memory_that_runs_out_as_on_a_gpu(monkeypatch):
     """An allocator with little memory in place of a GPU's: four images do not fit, two do."""
     monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
@@ -148,6 +172,7 @@ def test_attacks_on_the_device_that_is_not_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(current.append(device.index)))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     current, asked = [], []
+    monkeypatch.setattr(device_checks, "pinned_copies", lambda device: Outcome(OK, "fine"))
     for name in ("early_stop", "golden_attacks"):
         monkeypatch.setattr(attack_checks, name, lambda device: asked.append(device) or Outcome(OK, "fine"))
     assert (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.batch import AttackBatch, Job
-from segbench.attacks.problem import COUNTERS, AttackResult, Evaluator, check_arguments, frozen
+from segbench.attacks.problem import COUNTERS, AttackResult, Evaluator, check_arguments, frozen, outside_inference_mode
 from segbench.attacks.stages import Stage, reduced
 
 
@@ -79,6 +79,24 @@ def attack(
     ignore_index: int,
 ) -> AttackResult:
     """All images together through the stages."""
+    with torch.inference_mode(False):
+        return _attack(
+            model, outside_inference_mode(images), outside_inference_mode(labels), outside_inference_mode(start),
+            outside_inference_mode(class_weights), eps, loss, stages, ignore_index,
+        )  # fmt: skip
+
+
+def _attack(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor | None,
+    class_weights: Tensor | None,
+    eps: float,
+    loss: str,
+    stages: tuple[Stage, ...],
+    ignore_index: int,
+) -> AttackResult:
     if class_weights is not None:
         class_weights = class_weights.to(images.device)
     batch = AttackBatch(Evaluator(model, class_weights=class_weights, ignore_index=ignore_index))

@@ -79,12 +79,12 @@ class AttackBatch:
         rows = _stack([self._row(job) for job in jobs])
         keys = list(range(self._next_key, self._next_key + len(jobs)))
         reused = self._free[: len(jobs)]
-        index = torch.tensor(reused, device=rows["x"].device)
         grown = self._rows
         if len(jobs) > len(reused):  # all that takes memory comes first
             more = {name: values[len(reused) :] for name, values in rows.items()}
             grown = {name: torch.cat([grown[name], values]) for name, values in more.items()} if grown else more
         if reused:
+            index = torch.tensor(reused, device=rows["x"].device)
             for name, values in rows.items():
                 grown[name][index] = values[: len(reused)]
         for row, key, job in zip(reused, keys, jobs, strict=False):
@@ -101,9 +101,10 @@ class AttackBatch:
         device, dtype = job.image.device, job.image.dtype
         stages = tuple(stage for stage in job.stages if stage.iterations)
         if stages not in self._begins:
-            self._begins[stages] = self._table.shape[1]
-            table = torch.tensor(schedule(stages, self._begins[stages]), dtype=torch.float64).T
+            begin = self._table.shape[1]
+            table = torch.tensor(schedule(stages, begin), dtype=torch.float64).T
             self._table = torch.cat([self._table.to(device), table.to(device)], dim=1)
+            self._begins[stages] = begin  # last: memory may run out above
         x = project(job.image if job.start is None else job.start, job.image, stages[0].radius * job.eps)
 
         def number(value: float, dtype: torch.dtype = torch.int64) -> Tensor:

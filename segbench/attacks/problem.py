@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.losses import TARGETED, Context, PixelTerms, get_loss, pixel_terms
+from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.modules import check_logits, check_module, naming_writes
 from segbench.errors import UsageError
 
@@ -73,6 +74,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def outside_inference_mode(tensor: Any) -> Any:
+    """A tensor (or None) through which gradients can be recorded, also if it was made in `torch.inference_mode`."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 def image_sum(values: Tensor) -> Tensor:
@@ -202,11 +208,11 @@ class Evaluator:
             return self._one_pass(self._objective, *arguments)
         try:
             return self._one_pass(self.compiled, *arguments)
-        except Exception as error:  # noqa: BLE001 - a compiler may raise anything; eager computes the same
+        except Exception as error:  # a compiler may raise anything; eager computes the same
+            if is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0][:200]}"
-        found = self._one_pass(
-            self._objective, *arguments
-        )  # raises what is not the compiler's fault, e.g. out of memory
+        found = self._one_pass(self._objective, *arguments)  # raises what is not the compiler's fault
         logging.getLogger("segbench").warning("torch.compile fails with this model (%s). Going on without.", reason)
         self.compiled = None
         return found

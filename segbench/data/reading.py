@@ -166,7 +166,7 @@ def _rgb(image: Image.Image, path: Path, bits: int | None) -> Image.Image:
 def _grey(image: Image.Image, path: Path, bits: int | None) -> Image.Image:
     numbers = np.asarray(image)
     largest = int(numbers.max())
-    if bits is None and largest < 1 << DARK_BITS:
+    if bits is None and 0 < largest < 1 << DARK_BITS:  # black is black in any number of bits
         raise numbers_error(f"The image {path}", "dark", [largest], _about_dark)
     if bits is not None and largest >= 1 << bits:
         raise numbers_error(f"The image {path}", "bright", [largest], partial(_about_bright, bits=bits))
@@ -191,8 +191,8 @@ def _about_dark(numbers: Sequence[int]) -> str:
     fitting = next(bits for bits in (8, 10, 12, DARK_BITS) if max(numbers) < 1 << bits)
     return (
         f"{DEEP_BITS} bits a channel, but the largest number is {max(numbers)}: it would be almost black. If its "
-        f"numbers have fewer bits, convert it to 8 bits, or say how many in dataset.yaml, e.g. bits: {fitting}. "
-        f"If it is that dark: bits: {DEEP_BITS}"
+        "numbers have fewer bits, convert it to 8 bits, or say how many in a dataset.yaml (which lists the classes, "
+        f"too), e.g. bits: {fitting}. If it is that dark: bits: {DEEP_BITS}"
     )
 
 

@@ -15,7 +15,6 @@ from segbench.engine.launch.dispatch import PREEMPTED, finish_run, run_missing_u
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run
 from segbench.engine.rundir.merge import merge
-from segbench.engine.rundir.store import Store
 from segbench.errors import PreemptedError, UsageError
 from segbench.models.sources.names import parse
 from segbench.protocol import Protocol, get_protocol, radii_of
@@ -121,9 +120,8 @@ def evaluate(
         run_missing_units(run)
 
     def merged() -> Result:
-        store = Store.open(run.store.path)  # again: other shards may have added radii meanwhile
-        found = merge(store, sorted({*radii, *store.complete_radii()}))
-        return Result(store.path, found.entry_path, found.evidence_path, found.entry)
+        found = merge(run.store, radii)
+        return Result(run.store.path, found.entry_path, found.evidence_path, found.entry)
 
     path = run.store.path
     return finish_run(run, merged, f"{run.store.manifest['model']['id']}.json", f"segbench merge {path}")

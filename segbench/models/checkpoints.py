@@ -47,13 +47,18 @@ def unwrap(checkpoint: Mapping[Any, Any], key: str | None = None) -> dict[str, T
     if not found:  # what is wrong is told of the entry that ought to be one
         inner = [checkpoint[name] for name in ALWAYS if isinstance(checkpoint.get(name), Mapping)]
         return _checked(inner[0] if inner else checkpoint)
+    return _checked(found[_take(found)])
+
+
+def _take(found: Mapping[Path, Mapping[str, Any]]) -> Path:
+    """`_choose`, with a warning that names the others."""
     path, others = _choose(found)
     if others:
         logging.getLogger("segbench").warning(
             "The checkpoint holds weights under %s. Those of %r are taken (others: &key=%s in a spec).",
             _listed([path, *others]), _name(path), _name(others[0]),
         )  # fmt: skip
-    return _checked(found[path])
+    return path
 
 
 def _under(checkpoint: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
@@ -65,11 +70,14 @@ def _under(checkpoint: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
         return unwrap(node)
     found = _state_dicts(checkpoint)
     if named := {path: state for path, state in found.items() if key in path}:
-        return _checked(named[_choose(named)[0]])
-    for state in found.values():
-        inner = {str(name).removeprefix(f"{key}."): state[name] for name in state if str(name).startswith(f"{key}.")}
-        if inner:
-            return _checked(inner)
+        return _checked(named[_take(named)])
+    below = {
+        path: inner
+        for path, state in found.items()
+        if (inner := {name.removeprefix(f"{key}."): state[name] for name in state if str(name).startswith(f"{key}.")})
+    }
+    if below:
+        return _checked(below[_take(below)])
     prefixes = {str(name).partition(".")[0] for state in found.values() for name in state}
     raise ModelError(unknown_name("entry of the checkpoint:", key, {_name(path) for path in found if path} or prefixes))
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from segbench.attacks.memory import is_out_of_memory
 from segbench.errors import ModelError
-from segbench.models.devices import is_out_of_memory
 
 
 @runtime_checkable
@@ -71,6 +71,8 @@ def put_in_eval_mode(module: nn.Module) -> list[nn.Module]:
         for part in training:
             part.training = True
         raise
+    for part in training:
+        part.training = part in exported  # also where the user's eval() did nothing
     return [part for part in training if part not in exported]
 
 

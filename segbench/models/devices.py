@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from segbench.attacks.memory import is_out_of_memory
 from segbench.errors import RunError, UsageError
 
 
@@ -28,50 +29,24 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 def choose_compute_device(name: str | torch.device) -> torch.device:
     """`choose_device` for attacks and training; UsageError for MPS, which has no float64: attacks keep counts in it."""
-    device = choose_device(name)
-    if device.type == "mps":
+    if str(name).partition(":")[0] == "mps":
         raise UsageError(
             "Apple's GPU (mps) has no float64, in which attacks keep count: use --device cpu. "
             'Inference works there: segbench.load_model(..., device="mps").'
         )
-    return device
-
-
-# What libraries say when they could not get memory of their own: cuBLAS and cuDNN do not raise torch.OutOfMemoryError.
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",  # torch's CPU allocator
-    "not enough memory",
-    "cublas_status_alloc_failed",
-    "cublas_status_not_initialized",  # no room for its handle
-    "cudnn_status_alloc_failed",
-    "cudnn_status_internal_error_device_allocation_failed",
-    "cudnn_status_internal_error_host_allocation_failed",
-    "cusolver_status_alloc_failed",
-    "cufft_alloc_failed",
-    "unable to find an engine to execute this computation",  # cuDNN, where no engine's workspace fits
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the machine, has no memory left."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
-    )
+    return choose_device(name)
 
 
 @contextmanager
-def memory_explained(what: str, device: torch.device) -> Iterator[None]:
-    """Memory that runs out within is a RunError that says for ``what``, and what helps."""
+def memory_explained(text: str, then: str = "") -> Iterator[None]:
+    """Memory that runs out within is a RunError: "Not enough memory", ``text``, ``then``, and what helps."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise RunError(
-            f"Not enough memory for {what} on {device} ({_first_line(error)}). Finished units are kept. Close other "
-            "programs, or use another --device."
+            f"Not enough memory {text} ({_first_line(error)}). {then}Close other programs, or use another --device."
         ) from error
 
 

@@ -63,7 +63,7 @@ def tf32() -> Iterator[None]:
 @contextmanager
 def _float32(precision: str, *, allow_tf32: bool) -> Iterator[None]:
     with _quiet():
-        before = _save()
+        before = _save_or_restore()
         _set(_Switches(allow_tf32, "high" if allow_tf32 else "highest", dict.fromkeys(before.new, precision)))
     try:
         yield
@@ -133,6 +133,17 @@ def _save() -> _Switches:
             if follows and now[name] == now[_parent(name)]:
                 stored[name] = "none"
     return _Switches(_old_cudnn(switches), _old_matmul(switches), stored)
+
+
+def _save_or_restore() -> _Switches:
+    """`_save`; if it is interrupted, the new switches have their values again."""
+    now = {name: holder.fp32_precision for name, (holder, _) in _new().items()}
+    try:
+        return _save()
+    except BaseException:
+        for name, (_, set_value) in _new().items():
+            set_value(now[name])
+        raise
 
 
 def _parent(name: str) -> str:

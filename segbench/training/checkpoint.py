@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from segbench.attacks.memory import is_out_of_memory
 from segbench.errors import RunError, difference
 from segbench.files import make_folder, write_atomic
-from segbench.models.devices import is_out_of_memory
 from segbench.training.distributed import Processes
 from segbench.training.recipe import Recipe
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench import attacks, counts, ensemble
+from segbench.attacks.memory import is_out_of_memory
 from segbench.counts import Counts
 from segbench.data import Sample, SegmentationDataset
 from segbench.errors import RunError
-from segbench.models.devices import is_out_of_memory
 from segbench.models.float32 import exact_float32
 from segbench.protocol import SEA_V1
 from segbench.training.recipe import Recipe

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from segbench.attacks.memory import is_out_of_memory
 from segbench.data.protocols import IGNORE_INDEX
 from segbench.errors import RunError
-from segbench.models.devices import is_out_of_memory
 from segbench.training.attack import training_attack
 from segbench.training.data import Batch
 from segbench.training.distributed import Processes

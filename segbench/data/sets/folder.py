@@ -21,19 +21,11 @@ DESCRIPTIONS = ("dataset.yaml", "dataset.yml", "dataset.json")
 CLASS_LIST = "classes.txt"
 MAX_BYTES = 1_000_000
 IGNORE = "ignore"
-COMMENTS, SEPARATORS = ("#", "//", ";"), (",", ";", "\t", "|")
-NO_CLASS = "__ignore__"
-HEADS = (
-    "class",
-    "classes",
-    "class name",
-    "class names",
-    "class_name",
-    "class_names",
-    "name",
-    "names",
-    "label",
-    "labels",
+COMMENTS, SEPARATORS = ("#", "//", ";", "%"), (",", ";", "\t", "|")
+NO_CLASS = re.compile(r"[\[<(_]*ignored?[\])>_]*|-1\b.*", re.IGNORECASE)
+HEAD = re.compile(  # of a list: words for its columns, how many lines follow, a key of YAML
+    r"((class|label|category|categories|id|index|name)(es|s)?(\s*\(\d+\))?[\s_,;:|]*)+|nc\s*:.*|names\s*:.*",
+    re.IGNORECASE,
 )
 FROM_LIST = f"a {DESCRIPTIONS[0]} that takes the place of {CLASS_LIST} (docs/data.md)"
 USUAL_FOLDERS = {
@@ -139,13 +131,24 @@ def _fault(lines: Sequence[str]) -> str:
     for number, line in enumerate(lines, 1):
         if line.startswith(COMMENTS):
             return f"line {number} is a comment ({line!r})"
-        if line == NO_CLASS:
-            return f"line {number} is {NO_CLASS}, the label -1 of labelme, which masks hold as {IGNORE_INDEX}"
-    if lines and (lines[0].casefold() in HEADS or (lines[0].endswith(":") and not lines[-1].endswith(":"))):
+        if NO_CLASS.fullmatch(line):
+            return f"line {number} is no class ({line!r}): ignored pixels are {IGNORE_INDEX} in masks"
+    if not lines:
+        return ""
+    if HEAD.fullmatch(lines[0]) or (lines[0].endswith(":") and not lines[-1].endswith(":")):
         return f"line 1 looks like a head line ({lines[0]!r})"
+    if lines[0] == str(len(lines) - 1):
+        return f"line 1 looks like the number of classes ({lines[0]!r})"
+    for mark, kind in (("- ", "a list of YAML"), ('"', "quoted"), ("'", "quoted")):
+        if all(line.startswith(mark) for line in lines):
+            return f"its lines are {kind} ({lines[0]!r})"
     for separator in SEPARATORS:
-        columns = {line.count(separator) for line in lines}
-        if len(columns) == 1 and columns != {0}:
+        rows = [line.split(separator) for line in lines]
+        is_table = len({len(row) for row in rows}) == 1 != len(rows[0])
+        numbers = is_table and any(
+            all(cell.strip().isdecimal() for cell in column[1:]) for column in zip(*rows, strict=True)
+        )
+        if is_table and (numbers or separator != ","):
             return f"its lines are rows of a table ({lines[0]!r})"
     numbered = [re.match(r"(\d+)[\s:=.)]", line) for line in lines]
     wrong = (place for place, found in enumerate(numbered) if found and int(found[1]) != place)

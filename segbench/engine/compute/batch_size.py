@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 
 from segbench.attacks.batch import AttackBatch
+from segbench.attacks.memory import is_out_of_memory
 from segbench.data import cache
 from segbench.engine.compute.worker import Worker, device_name
 from segbench.engine.rundir.plan import Unit
 from segbench.models.contract import structure
-from segbench.models.devices import is_out_of_memory
 
 LARGEST = 256  # images; more of them make no GPU busier
 SHARE = 0.9  # of the free memory that may be used: other programs, fragments

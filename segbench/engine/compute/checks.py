@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.modules import WRITES, check_logits, naming_writes
 from segbench.attacks.problem import NO_VIEW
+from segbench.data import SegmentationDataset
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
-from segbench.models.devices import is_out_of_memory
 
 BUDGET_TOLERANCE = 1e-6
 
@@ -53,8 +54,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
     with _seeded(images.device):
         gradient = _gradient(model, images)
     determinism = _determinism(first, second)
-    if determinism["level"] != "warning":
-        _check_independence(model, images)
+    _check_independence(model, images, is_random=determinism["level"] == "warning")
     mode = flag(
         "eval_mode",
         float(was_training),
@@ -62,6 +62,12 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         "1 if a module was in training mode; it was put in eval mode.",
     )
     return Probe([determinism, _logits(first), mode], _sample(first) + _sample(gradient))
+
+
+def first_images(data: SegmentationDataset, device: torch.device) -> Tensor:
+    """What models are probed on: the first two images, if they are of one size; else the first."""
+    first = [data[row].image for row in range(min(2, len(data)))]
+    return torch.stack([image for image in first if image.shape == first[0].shape]).to(device)
 
 
 def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_format) -> bool:
@@ -91,11 +97,11 @@ def _sample(values: Tensor) -> list[float]:
     return [float(value) for value in chosen]
 
 
-def _forward(model: nn.Module, images: Tensor) -> Tensor:
+def _forward(model: nn.Module, images: Tensor) -> Any:
     given = images.clone()
     try:
         with torch.no_grad():
-            logits: Tensor = model(given)
+            logits = model(given)
     except ModelError:
         raise
     except Exception as error:  # a user's code may raise anything
@@ -103,7 +109,12 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
             raise
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         mend = "It must map images (N,3,H,W) of any number and size to logits (N,K,H,W)."
-        if NO_VIEW in str(error):
+        if "Guard failed" in str(error):
+            mend = (
+                "It was exported for one shape. Export it for all: torch.export.export(model.eval(), (images,), "
+                "dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)) with Dim of torch.export."
+            )
+        elif NO_VIEW in str(error):
             mend = "Replace .view() by .reshape()."
         elif dtypes - {torch.float32}:
             mend = "Its weights are not float32, as images and protocol are: call .float() on it."
@@ -113,16 +124,16 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
         ) from error
     if not torch.equal(given, images):
         raise ModelError(WRITES)
-    return logits
+    return logits.clone() if isinstance(logits, Tensor) else logits  # it may be a buffer that the model uses again
 
 
-def _check_independence(model: nn.Module, images: Tensor) -> None:
+def _check_independence(model: nn.Module, images: Tensor, *, is_random: bool) -> None:
     """Refuses a model whose logits of one image depend on another one: no score of it would mean anything."""
-    difference, allowed = batch_dependence(model, images)
+    difference, allowed = (_random_batch_dependence if is_random else batch_dependence)(model, images)
     if difference > allowed:
         raise ModelError(
-            f"The model mixes the images of a batch: the logits of an image change by {difference:.2g} of the largest "
-            "when another one is beside it. Call eval(), and take out what spans the batch."
+            f"The model mixes the images of a batch: the logits of an image change by {_share(difference)} "
+            "when another one is beside it. Call eval() (before torch.export), and take out what spans the batch."
         )
 
 
@@ -134,9 +145,27 @@ def batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
     precision.
     """
     pair = torch.cat([images[:1], 1 - images[:1].flip(-1) / 2])
-    together = _forward(model, pair)
     alone = torch.cat([_forward(model, image) for image in torch.split(pair, 1)])
-    return _difference(together, alone), _tolerance(together)
+    largest = max(_difference(_forward(model, pair), alone), _difference(_forward(model, pair.flip(0)), alone.flip(0)))
+    return largest, _tolerance(alone)
+
+
+def _share(difference: float) -> str:
+    return f"{difference:.2g} of the largest" if difference < 100 else "far more than the largest"
+
+
+def _random_batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
+    """`batch_dependence` of a model that draws random numbers: the same ones, beside one image and beside another.
+
+    0 if torch's seed does not govern them.
+    """
+    first, logits = images[:1], list[Tensor]()
+    for other in (first.flip(-1), first.flip(-1), 1 - first / 2):
+        with _seeded(images.device):
+            logits.append(_forward(model, torch.cat([first, other]))[:1])
+    allowed = _tolerance(logits[0])
+    governed = _difference(logits[1], logits[0]) <= allowed
+    return _difference(logits[2], logits[0]) if governed else 0.0, allowed
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -93,7 +93,7 @@ def open_session(models: Sequence[nn.Module], device: torch.device, *, threads: 
     process. RunError where memory runs out and no smaller batch helps (`Worker.within_memory`).
     """
     with ExitStack() as stack:
-        stack.enter_context(memory_explained("this model", device))
+        stack.enter_context(memory_explained(f"on {device}"))
         stack.enter_context(plain_torch())
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(torch.cuda.device(device) if device.type == "cuda" else nullcontext())

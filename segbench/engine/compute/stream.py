@@ -23,6 +23,7 @@ from segbench import counts
 from segbench.attacks import AttackResult
 from segbench.attacks.batch import AttackBatch
 from segbench.attacks.catalogue import get_attack
+from segbench.attacks.problem import Evaluator
 from segbench.data import Sample
 from segbench.engine.compute.worker import STATISTICS, Worker, device_name, peak_memory
 from segbench.engine.rundir.plan import CHUNK, FinishedUnit, Unit
@@ -77,6 +78,7 @@ class Stream:
     watts: Callable[[], float | None] = lambda: None
     _batch: AttackBatch | None = None
     _shape: Shape = ()  # of the images in the batch
+    _evaluators: dict[tuple[Shape, int], Evaluator] = field(default_factory=dict)
     _attacked: dict[int, _Item] = field(default_factory=dict)  # by their key in the batch
     _waiting: dict[Shape, deque[_Item]] = field(default_factory=dict)  # for a place in the batch
     _unscored: list[_Item] = field(default_factory=list)
@@ -164,7 +166,7 @@ class Stream:
     def _admit(self, queue: deque[_Item], room: int) -> None:
         """Takes images of the queue into the batch: as many as there is room and memory for."""
         if self._batch is None or not len(self._batch):
-            self._batch = AttackBatch(self.worker.evaluator(*self._shape[-2:]))
+            self._batch = AttackBatch(self._evaluator())
         batch, inside = self._batch, len(self._attacked)
 
         def add(size: int) -> dict[int, _Item]:
@@ -177,18 +179,26 @@ class Stream:
             queue.popleft()
         self._attacked |= added
 
+    def _evaluator(self) -> Evaluator:
+        """The same for each batch of one shape: what was compiled, or could not be, it knows."""
+        key = (self._shape, self.worker.images_at_once(*self._shape[-2:]))
+        if key not in self._evaluators:
+            self._evaluators[key] = self.worker.evaluator(*self._shape[-2:])
+        return self._evaluators[key]
+
     def _step(self) -> None:
         batch = self._batch
         assert batch is not None  # there are images in it
         self.on_images(len(self._attacked))
-        most = batch.evaluator.size
+        most = batch.evaluator.size or len(batch)  # of one pass
 
         def step(size: int) -> None:
-            if size < len(batch):  # memory ran out: nothing that is in the batch is lost
+            if size < most:  # memory ran out: nothing that is in the batch is lost
                 batch.evaluator.size = size
             batch.step()
 
-        self.worker.within_memory(step, min(most or len(batch), len(batch)), self._shape)
+        filled = batch.evaluator.fill  # a pass is not smaller than that, however few images there are
+        self.worker.within_memory(step, most if filled else min(most, len(batch)), self._shape)
         for key, result in batch.finished():
             item = self._attacked.pop(key)
             item.result = result

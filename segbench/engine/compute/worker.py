@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
@@ -17,18 +18,19 @@ from segbench import attacks, counts
 from segbench.attacks import AttackResult
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.catalogue import BY_LOSS, Attack, get_attack, target_labels
-from segbench.attacks.problem import COUNTERS, Evaluator
+from segbench.attacks.memory import is_out_of_memory
+from segbench.attacks.problem import CONTIGUOUS_ONLY, COUNTERS, Evaluator, fastest_format
 from segbench.attacks.square import square
 from segbench.attacks.stages import Stage
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.compute.batching import cpu_batch, in_fixed_batches
-from segbench.engine.compute.checks import verify_images
+from segbench.engine.compute.checks import first_images, verify_images, works_in
 from segbench.engine.compute.precision import get_precision
 from segbench.engine.rundir.manifest import FP32
 from segbench.engine.rundir.plan import CHECK_ITERATIONS, CHUNK, Unit
 from segbench.errors import ModelError
 from segbench.evidence import CHECK_LOSS, CLEAN
-from segbench.models.devices import cpu_threads, is_out_of_memory, memory_explained
+from segbench.models.devices import cpu_threads, memory_explained
 from segbench.protocol import Protocol
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ class Worker:
     one_core: bool = False
     streams: int = 1
     sources: Mapping[str, nn.Module] = field(default_factory=dict)
-    formats: Mapping[str, torch.memory_format] = field(default_factory=dict)
+    formats: dict[str, torch.memory_format] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.class_weights = self.dataset.class_weights().to(self.device)
@@ -74,6 +76,17 @@ class Worker:
     def models(self) -> list[nn.Module]:
         """The evaluated model and those that attacks are made on."""
         return [self.model, *self.sources.values()]
+
+    def choose_formats(self) -> None:
+        """Contiguous images for models that fail on those of the device's fastest format, or differ; in a session."""
+        fastest = fastest_format(self.device)
+        if fastest is torch.preserve_format:
+            return
+        images = first_images(self.dataset, self.device)
+        for name, model in {"": self.model, **self.sources}.items():
+            if not works_in(model, images, fastest):
+                logging.getLogger("segbench").warning(CONTIGUOUS_ONLY)
+                self.formats[name] = torch.contiguous_format
 
     def stream_threads(self) -> AbstractContextManager[None]:
         """As many CPU threads as one stream has: rounding may depend on their number."""
@@ -170,8 +183,9 @@ class Worker:
             last = self.fixed_shape or size == 1
             count = self.images_at_once(*shape[-2:]) if self.fixed_shape else 1
             what = "one image" if count == 1 else f"{count} images"
+            text = f"for {what} {tuple(shape)} on {self.device}"
             try:
-                with memory_explained(f"{what} {tuple(shape)}", self.device) if last else nullcontext():
+                with memory_explained(text, "Finished units are kept. ") if last else nullcontext():
                     return compute(size)
             except (MemoryError, RuntimeError) as error:
                 if last or not is_out_of_memory(error):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,15 +10,13 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from segbench import content
 from segbench.attacks.catalogue import SOURCE_DIGITS
-from segbench.attacks.problem import CONTIGUOUS_ONLY, fastest_format
 from segbench.data import SegmentationDataset
 from segbench.engine.compute.batching import small_on_cpu
-from segbench.engine.compute.checks import Probe, probe, works_in
+from segbench.engine.compute.checks import Probe, first_images, probe
 from segbench.engine.compute.precision import check_precision
 from segbench.engine.compute.session import Session, open_session
 from segbench.engine.compute.worker import Worker, device_name
@@ -159,8 +156,8 @@ def draft_run(
             modules[0], used, protocol, device, batch_size, options.precision, options.compile,
             one_core=small_on_cpu(device, *used[0].image.shape[-2:]) and all(each.is_stateless for each in models),
             sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
-            formats=attack_formats(session, models, modules, used, fastest_format(device)),
         )  # fmt: skip
+        worker.choose_formats()
         units = plan(protocol.name, used.image_ids, radii_255, protocol.losses)
         mine = units[shard - 1 :: shards]
         check_writable(Path("runs" if request.out is None else request.out))
@@ -187,7 +184,7 @@ def probe_models(
 
     The evaluated model comes first, then those that attacks are made on; ``modules`` are the same in windows.
     """
-    images = _first_images(data, session.device)
+    images = first_images(data, session.device)
     probes = list[Probe]()
     for model, module, was_training in zip(models, modules, session.was_training, strict=True):
         try:
@@ -200,30 +197,6 @@ def probe_models(
         if len(probes) > 1 and is_evaluated:
             raise UsageError(f"{model.id} is the model that is attacked. Transfer needs another one.")
     return probes
-
-
-def attack_formats(
-    session: Session,
-    models: Sequence[LoadedModel],
-    modules: Sequence[nn.Module],
-    data: SegmentationDataset,
-    fastest: torch.memory_format,
-) -> dict[str, torch.memory_format]:
-    """Of models that fail in the ``fastest`` memory format of images, or differ in it: the one to be attacked in."""
-    if fastest is torch.preserve_format:
-        return {}
-    images, formats = _first_images(data, session.device), dict[str, torch.memory_format]()
-    for number, (model, module) in enumerate(zip(models, modules, strict=True)):
-        if not works_in(module, images, fastest):
-            logging.getLogger("segbench").warning("%s: %s", model.id, CONTIGUOUS_ONLY)
-            formats[source_name(model) if number else ""] = torch.contiguous_format
-    return formats
-
-
-def _first_images(data: SegmentationDataset, device: torch.device) -> torch.Tensor:
-    """The first two images, if they are of one size; else the first."""
-    first = [data[row].image for row in range(min(2, len(data)))]
-    return torch.stack([image for image in first if image.shape == first[0].shape]).to(device)
 
 
 def source_name(model: LoadedModel) -> str:

@@ -27,6 +27,7 @@ from torch import nn
 
 from segbench.data import Sample
 from segbench.engine.compute.batch_size import choose_batch_size
+from segbench.engine.compute.precision import check_precision
 from segbench.engine.compute.session import open_session
 from segbench.engine.compute.stream import Stream
 from segbench.engine.compute.worker import Worker, image_passes
@@ -37,6 +38,7 @@ from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.telemetry.energy import EnergyMeter
 from segbench.engine.telemetry.progress import progress_bar
 from segbench.errors import ModelError, RunError, UsageError
+from segbench.models.contract import move
 
 RETRIES = 3  # of a unit whose actor dies
 SECONDS = 1.0  # between two looks at the actors
@@ -82,11 +84,13 @@ class Actor:
     def _work(self) -> None:
         worker = self._worker
         try:
+            check_precision(worker.precision, worker.device)  # with the environment of this machine
             with (
                 open_session(worker.models, worker.device, threads=self._threads) as session,
                 closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
                 session.one_stream(worker, []) as images,
             ):
+                worker.choose_formats()  # of this device, which need not be the driver's
                 choose_batch_size(worker)
 
                 def take(unit: Unit) -> list[Sample]:
@@ -161,7 +165,7 @@ def run_on_ray(
         number, cores = _division(ray.cluster_resources(), options.workers, gpus, one_core=worker.one_core)
         number = min(number, len(units))
         for model in worker.models:
-            model.to("cpu")
+            move(model, torch.device("cpu"))
         on_cpu = replace(worker, device=torch.device("cpu"), one_core=False)
         pickled = ray.put(_pickled(ray.cloudpickle, _Setup(on_cpu, "cuda" if gpus else "cpu", cores)))
         ahead = AHEAD_GPU if gpus else AHEAD_CPU
@@ -173,7 +177,7 @@ def run_on_ray(
             _Driver(ray, members, UnitQueue(deque(units), begin, drain), finish, progress, ahead).run()
     finally:
         for model in worker.models:
-            model.to(worker.device)
+            move(model, worker.device)
         if started_here:
             ray.shutdown()
 

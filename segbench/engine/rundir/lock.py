@@ -1,4 +1,4 @@
-"""The locks of a run directory: one process per shard, and one at a time that changes ``run.json``.
+"""The locks of a run directory: one process per shard, and one at a time that changes ``run.json`` or merges.
 
 They are files in ``workers/``. A shard is claimed before anything else is written, so that a process which is refused
 has changed nothing. A file system without locks costs a warning and perhaps duplicate work, never a wrong result: the
@@ -14,11 +14,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from segbench.engine.rundir.workers import Heartbeat, lock_file, manifest_lock_file, read_worker, worker_file
+from segbench.engine.rundir.workers import (
+    Heartbeat,
+    lock_file,
+    manifest_lock_file,
+    merge_lock_file,
+    read_worker,
+    worker_file,
+)
 from segbench.errors import IncompleteError, RunError
 from segbench.files import make_folder
 
 MANIFEST_SECONDS = 60.0  # to wait for the lock of run.json, which is held for milliseconds
+MERGE_SECONDS = 3600.0  # to wait for another merge
 
 
 @contextmanager
@@ -45,14 +53,28 @@ def claim_shard(run: Path, shard: str, device: str) -> Iterator[Heartbeat]:
 @contextmanager
 def lock_manifest(run: Path) -> Iterator[None]:
     """Only one process at a time: what it reads in ``run.json`` still holds when it writes the file."""
+    with _one_at_a_time(
+        manifest_lock_file(run), MANIFEST_SECONDS, "Start no other process with other radii or attacks meanwhile"
+    ):
+        yield
+
+
+@contextmanager
+def lock_merge(run: Path) -> Iterator[None]:
+    """Only one process at a time: the last one that merges has seen all that was there, and both files are of one."""
+    with _one_at_a_time(merge_lock_file(run), MERGE_SECONDS, "Start no other merge of this run meanwhile"):
+        yield
+
+
+@contextmanager
+def _one_at_a_time(path: Path, seconds: float, otherwise: str) -> Iterator[None]:
+    run = path.parent.parent
     try:
-        lock = _acquire(
-            manifest_lock_file(run), MANIFEST_SECONDS, "Start no other process with other radii or attacks meanwhile"
-        )
+        lock = _acquire(path, seconds, otherwise)
     except Timeout as error:
         raise RunError(
-            f"{run / 'run.json'} has been locked by another process for {MANIFEST_SECONDS:.0f} seconds. Nothing was "
-            f"changed. See who works there with `segbench status {run}`, and run the same command again."
+            f"{path} has been locked by another process for {seconds:.0f} seconds. Nothing was changed. See who works "
+            f"there with `segbench status {run}`, and run the same command again."
         ) from error
     try:
         yield

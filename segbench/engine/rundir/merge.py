@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segbench import entries, evidence, schemas
+from segbench.engine.rundir.lock import lock_merge
 from segbench.engine.rundir.plan import Unit
 from segbench.engine.rundir.store import FIX, Store
 from segbench.errors import IncompleteError, RunError
@@ -35,14 +36,26 @@ class Merged(NamedTuple):
 
 
 def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
-    """Merges these radii, or all radii of the run directory, into ``<id>.parquet`` and ``<id>.json``."""
+    """Merges these radii and all others that are complete, or all of the run, into ``<id>.parquet`` and ``<id>.json``.
+
+    One process at a time; it reads ``run.json`` again, to which another shard may have added radii.
+    """
+    with lock_merge(store.path):
+        store = Store.open(store.path)
+        return _merge(store, None if radii_255 is None else sorted({*radii_255, *store.complete_radii()}))
+
+
+def _merge(store: Store, radii_255: Sequence[float] | None) -> Merged:
     if reason := NO_ENTRY.get(store.manifest["protocol"]["name"]):
         raise RunError(f"{store.path} {reason} For an entry: segbench evaluate.")
     manifest, units = store.manifest, store.units(radii_255)
     try:
         finished = store.read_all(units)
     except IncompleteError as error:
-        raise IncompleteError(f"{error} Continue: run the same `{store.verb}` again.") from error
+        radii = " ".join(f"{each:g}" for each in store.manifest["radii_255"])
+        raise IncompleteError(
+            f"{error} Continue: the same `{store.verb}` with --eps {radii}, in all shards if there are several."
+        ) from error
     totals = _totals(finished)
     about = {
         "num_classes": manifest["dataset"]["num_classes"],

@@ -21,7 +21,7 @@ from segbench import evidence, schemas
 from segbench.engine.rundir.differences import differences
 from segbench.engine.rundir.lock import lock_manifest
 from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
-from segbench.engine.rundir.workers import FOLDER
+from segbench.engine.rundir.workers import FOLDER, holds_only_workers
 from segbench.errors import ContentError, IncompleteError, RunError
 from segbench.evidence import Evidence, Group
 from segbench.files import create_atomic, write_results
@@ -251,9 +251,13 @@ def _is_foreign(path: Path) -> bool:
 
     Hidden files are nobody's work: a file browser's, or what a kill left behind. Locks come before ``run.json``.
     """
-    if not path.is_dir():
-        return path.exists()
-    return any(not file.name.startswith(".") and file.name != FOLDER for file in path.iterdir())
+    try:
+        names = [file.name for file in path.iterdir() if not file.name.startswith(".")]
+        return any(name != FOLDER for name in names) or (bool(names) and not holds_only_workers(path))
+    except FileNotFoundError:  # or made this very moment, by another shard
+        return False
+    except NotADirectoryError:
+        return True
 
 
 def append_line(file: Path, record: Mapping[str, Any]) -> None:

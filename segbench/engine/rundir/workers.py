@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -61,6 +62,17 @@ def lock_file(run: Path, shard: str) -> Path:
 def manifest_lock_file(run: Path) -> Path:
     """What a process locks while it changes ``run.json``."""
     return run / FOLDER / "run.lock"
+
+
+def holds_only_workers(run: Path) -> bool:
+    """Whether the folder of workers in ``run`` has no files but theirs."""
+    names = [file.name for file in (run / FOLDER).iterdir() if not file.name.startswith(".")]
+    return all(name.endswith(".lock") or re.fullmatch(r"\d+-of-\d+\.json", name) for name in names)
+
+
+def merge_lock_file(run: Path) -> Path:
+    """What a process locks while it merges."""
+    return run / FOLDER / "merge.lock"
 
 
 class Heartbeat:

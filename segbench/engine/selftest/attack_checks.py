@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,14 +26,14 @@ def golden_losses(device: torch.device) -> Outcome:
     for dtype in (torch.float64, torch.float32):
         worst = 0.0
         for name in ("ce", "mce", "mce_bal", "js"):
-            logits = torch.from_numpy(data["loss_logits"]).to(device, dtype).requires_grad_()
-            labels, weights = (torch.from_numpy(data[f"loss_{key}"]).to(device) for key in ("labels", "class_weights"))
+            logits = torch.tensor(data["loss_logits"]).to(device, dtype).requires_grad_()
+            labels, weights = (torch.tensor(data[f"loss_{key}"]).to(device) for key in ("labels", "class_weights"))
             arguments = {"class_weights": weights.to(dtype)} if name == "mce_bal" else {}
             with torch.enable_grad():
                 values = getattr(losses, name)(logits, labels, **arguments)
                 (gradient,) = torch.autograd.grad(values.sum(), logits)
             for found, kind in ((values, "value"), (gradient, "grad")):
-                expected = torch.from_numpy(data[f"loss_{kind}_{name}"])
+                expected = torch.tensor(data[f"loss_{kind}_{name}"])
                 worst = max(worst, _largest(found.detach().cpu().double() - expected))
         errors[dtype] = worst
     if errors[torch.float64] > 1e-10:
@@ -50,10 +52,10 @@ def golden_attacks(device: torch.device) -> Outcome:
             problem.model, problem.images, problem.labels, eps=int(eps) / 255, loss=golden.LOSSES[loss],
             iterations=iterations, class_weights=problem.class_weights,
         )  # fmt: skip
-        pixels += int((found.predictions.cpu() != torch.from_numpy(data[f"{name}_pred"])).sum())
-        largest = max(largest, _largest(found.accuracy.cpu() - torch.from_numpy(data[f"{name}_acc"]).double()))
+        pixels += int((found.predictions.cpu() != torch.tensor(data[f"{name}_pred"])).sum())
+        largest = max(largest, _largest(found.accuracy.cpu() - torch.tensor(data[f"{name}_acc"]).double()))
         if f"{name}_xadv" in data:
-            points = torch.from_numpy(data[f"{name}_xadv"]).double()
+            points = torch.tensor(data[f"{name}_xadv"]).double()
             largest = max(largest, _largest(found.adversarial.cpu() - points))
     if pixels:
         return Outcome(DIFFERS, f"{pixels} pixels are predicted otherwise than by the released code", float(pixels))
@@ -125,7 +127,9 @@ def early_stop(device: torch.device) -> Outcome:
 
 
 def _largest(values: Tensor) -> float:
-    return float(values.abs().max()) if values.numel() else 0.0
+    """The largest difference; infinite if one is no number, which a maximum would pass over."""
+    found = float(values.abs().max()) if values.numel() else 0.0
+    return math.inf if math.isnan(found) else found
 
 
 def _by(difference: float) -> str:

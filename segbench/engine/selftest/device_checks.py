@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -73,7 +74,7 @@ def _float32_error(device: torch.device) -> float:
         exact = function(a.double(), b.double())
         found = function(a.to(device), b.to(device)).cpu().double()
         errors.append(float((found - exact).abs().max() / exact.abs().max()))
-    return max(errors)
+    return math.inf if any(map(math.isnan, errors)) else max(errors)
 
 
 @contextmanager
@@ -194,7 +195,7 @@ def two_devices(device: torch.device) -> Outcome:
     with torch.cuda.device(device):
         here = torch.cuda.current_device()
         other = torch.device("cuda", next(index for index in range(torch.cuda.device_count()) if index != here))
-        for check in (attack_checks.early_stop, attack_checks.golden_attacks):
+        for check in (pinned_copies, attack_checks.early_stop, attack_checks.golden_attacks):
             found = check(other)
             if found.status != OK:
                 return found._replace(detail=f"on {other} while cuda:{here} is the current device: {found.detail}")

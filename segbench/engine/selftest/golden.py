@@ -21,9 +21,12 @@ LOSSES = {"mask-ce-bal": "mce_bal", "mask-ce-avg": "mce", "js-avg": "js"}  # by 
 
 @cache
 def arrays() -> dict[str, Any]:
-    """The arrays by name."""
+    """The arrays by name; nobody can change them."""
     with np.load(FILE) as archive:
-        return dict(archive)
+        found = dict(archive)
+    for values in found.values():
+        values.flags.writeable = False
+    return found
 
 
 class Problem(NamedTuple):
@@ -45,7 +48,7 @@ def problem(device: torch.device | str, dtype: torch.dtype = torch.float64) -> P
     )  # fmt: skip
     prefix = "param_"
     network.load_state_dict(
-        {name.removeprefix(prefix): torch.from_numpy(found[name]) for name in found if name.startswith(prefix)}
+        {name.removeprefix(prefix): torch.tensor(found[name]) for name in found if name.startswith(prefix)}
     )
-    x, weights = (torch.from_numpy(found[name]).to(device, dtype) for name in ("x", "class_weights"))
-    return Problem(network.to(device, dtype).eval(), x, torch.from_numpy(found["y"]).long().to(device), weights)
+    x, weights = (torch.tensor(found[name], dtype=dtype, device=device) for name in ("x", "class_weights"))
+    return Problem(network.to(device, dtype).eval(), x, torch.tensor(found["y"], device=device).long(), weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -62,8 +63,13 @@ class Report(NamedTuple):
             "ok": not self.differing,
             "device": self.device,
             "versions": dict(self.versions),
-            "checks": [check._asdict() for check in self.checks],
+            "checks": [check._replace(value=_finite(check.value))._asdict() for check in self.checks],
         }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity; ``detail`` says it."""
+    return value if value is None or math.isfinite(value) else None
 
 
 def run_selftest(device: str = "auto", *, quick: bool = False, progress: bool = True) -> Report:
