@@ -261,7 +261,7 @@ def test_runs_of_others_and_unfinished_ones_are_told(folders, tmp_path):
     with pytest.raises(RunError, match=r"is not a run directory\. Make one: segbench evaluate"):
         read_runs([tmp_path])
     other = run(tmp_path / "other", model=OTHER, eps=8, limit=2)
-    with pytest.raises(RunError, match="another model than"):
+    with pytest.raises(RunError, match=r"is not a run of the same model and data set as .*model: "):
         read_runs([folders["evaluation"], other.path])
     other.entry_path.unlink()
     with pytest.raises(RunError, match=r"has no .*\.json\. When all units are there: segbench merge"):

@@ -153,14 +153,14 @@ def test_numbers_that_are_none_differ_also_as_json(cli, monkeypatch, name):
 def test_memory_that_runs_out_as_on_a_gpu(monkeypatch):
     """An allocator with little memory in place of a GPU's: four images do not fit, two do."""
     monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
-    empty, free, most = torch.empty, 1 << 20, [1 << 20]
+    empty, free, most = torch.Tensor.new_empty, 1 << 20, [1 << 20]
 
-    def allocate(*size, **options):
-        if size and isinstance(size[0], int) and size[0] > most[0]:
+    def allocate(tensor, size, **options):
+        if isinstance(size, int) and size > most[0]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return empty(*size, **options)
+        return empty(tensor, size, **options)
 
-    monkeypatch.setattr(torch, "empty", allocate)
+    monkeypatch.setattr(torch.Tensor, "new_empty", allocate)
     found = device_checks.halved_batch(CPU, free)
     assert found.status == OK, found
     most[0] //= 2  # not even two
