@@ -289,3 +289,9 @@ def test_a_prefix_as_key_takes_raw_weights_before_averaged_ones(caplog):
 )
 def test_averaged_weights_are_known_by_their_names_alone(checkpoint):
     assert float(unwrap(checkpoint, None)["conv.bias"][0]) == 1
+
+
+def test_averaged_weights_beside_the_raw_ones_in_one_mapping(load, caplog):
+    assert load(RAW | below("model_ema.", EMA)) == 1
+    assert "&key=model_ema" in caplog.text
+    assert load(RAW | below("model_ema.", EMA), "&key=model_ema") == 2

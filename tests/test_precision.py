@@ -14,7 +14,7 @@ from segbench import entries, evidence
 from segbench.attacks.problem import Evaluator
 from segbench.engine.compute.precision import check_precision
 from segbench.engine.compute.worker import Worker
-from segbench.errors import RunError, UsageError
+from segbench.errors import ModelError, RunError, UsageError
 from tests.runs import run, units
 
 SMALL = {"eps": 8, "limit": 2, "iterations": 2}
@@ -158,3 +158,17 @@ def test_a_compiled_run_is_recorded_and_valid(exact, tmp_path, caplog):
     else:
         ours, theirs = (result.entry()["results"][0]["aacc"] for result in (compiled, plain))
         assert ours == pytest.approx(theirs, abs=0.05)
+
+
+def test_a_model_that_fails_in_lower_precision_is_refused_before_the_first_attack(tmp_path):
+    class OnlyFloat32(nn.Conv2d):
+        def forward(self, images):
+            logits = super().forward(images)
+            if logits.dtype != torch.float32:
+                raise RuntimeError("this kernel is for float32")
+            return logits
+
+    model = OnlyFloat32(3, 8, 1).eval()
+    with pytest.raises(ModelError, match=r"fails with gradients in torch\.bfloat16.*--precision fp32"):
+        segbench.evaluate(model, "shapes", out=tmp_path / "run", limit=1, precision="bf16", progress=False)
+    assert not (tmp_path / "run").exists()

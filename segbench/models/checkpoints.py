@@ -194,7 +194,7 @@ def fit_keys(
     names = set(own)
     best, chosen = rename(strip_prefixes(state_dict, prefixes), renames), ""
     if names <= best.keys():
-        return best
+        return _without_averaged(best, names)
     others: list[str] = []  # prefixes under which as many fit
     for prefix, entries in parts_by_prefix(state_dict, at_least=len(names) // 2).items():
         with suppress(ModelError):
@@ -212,6 +212,18 @@ def fit_keys(
             f" (Those under {others[0]!r}: &key={others[0].removesuffix('.')} in a spec.)" if others else "",
         )  # fmt: skip
     return best
+
+
+def _without_averaged(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Weights of a model without averaged ones beside them in the same mapping; a warning names these."""
+    averaged = [key for key in state if key not in names and _is_averaged(key.partition(".")[0])]
+    if averaged:
+        logging.getLogger("segbench").warning(
+            "%d entries beside the weights are left out: %s, ... (Those: &key=%s in a spec.)",
+            len(averaged), averaged[0], averaged[0].partition(".")[0],
+        )  # fmt: skip
+    left_out = set(averaged)
+    return {key: value for key, value in state.items() if key not in left_out}
 
 
 def parts_by_prefix(state_dict: Mapping[str, T], *, at_least: int) -> dict[str, dict[str, T]]:

@@ -90,6 +90,15 @@ def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_forma
     return is_random or _difference(logits.detach(), expected) <= _tolerance(expected)
 
 
+def check_autocast(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
+    """Refuses a model whose gradient cannot be computed in lower precision; it has been probed in float32."""
+    with torch.autocast(images.device.type, dtype):
+        try:
+            _gradient(model, images)
+        except ModelError as error:
+            raise ModelError(f"The model fails with gradients in {dtype}: {error} Or use --precision fp32.") from error
+
+
 def _sample(values: Tensor) -> list[float]:
     """64 values, spread evenly; what is not finite counts as 0."""
     places = torch.linspace(0, values.numel() - 1, 64, dtype=torch.float64).long()

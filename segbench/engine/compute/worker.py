@@ -24,7 +24,7 @@ from segbench.attacks.square import square
 from segbench.attacks.stages import Stage
 from segbench.data import Sample, SegmentationDataset
 from segbench.engine.compute.batching import cpu_batch, in_fixed_batches
-from segbench.engine.compute.checks import first_images, verify_images, works_in
+from segbench.engine.compute.checks import check_autocast, first_images, verify_images, works_in
 from segbench.engine.compute.precision import get_precision
 from segbench.engine.rundir.manifest import FP32
 from segbench.engine.rundir.plan import CHECK_ITERATIONS, CHUNK, Unit
@@ -77,12 +77,18 @@ class Worker:
         """The evaluated model and those that attacks are made on."""
         return [self.model, *self.sources.values()]
 
-    def choose_formats(self) -> None:
-        """Contiguous images for models that fail on those of the device's fastest format, or differ; in a session."""
+    def probe_as_attacked(self) -> None:
+        """Tries the models in the precision and the memory format of attacks, in a session.
+
+        One that fails in the precision is refused; one that fails in the format is attacked with contiguous images.
+        """
+        images, autocast = first_images(self.dataset, self.device), get_precision(self.precision).autocast
+        if autocast is not None:
+            for model in self.models:
+                check_autocast(model, images, autocast)
         fastest = fastest_format(self.device)
         if fastest is torch.preserve_format:
             return
-        images = first_images(self.dataset, self.device)
         for name, model in {"": self.model, **self.sources}.items():
             if not works_in(model, images, fastest):
                 logging.getLogger("segbench").warning(CONTIGUOUS_ONLY)

@@ -157,7 +157,7 @@ def draft_run(
             one_core=small_on_cpu(device, *used[0].image.shape[-2:]) and all(each.is_stateless for each in models),
             sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
         )  # fmt: skip
-        worker.choose_formats()
+        worker.probe_as_attacked()
         units = plan(protocol.name, used.image_ids, radii_255, protocol.losses)
         mine = units[shard - 1 :: shards]
         check_writable(Path("runs" if request.out is None else request.out))

@@ -90,7 +90,7 @@ class Actor:
                 closing(EnergyMeter(gpu_uuid(worker.device))) as energy,
                 session.one_stream(worker, []) as images,
             ):
-                worker.choose_formats()  # of this device, which need not be the driver's
+                worker.probe_as_attacked()  # of this device, which need not be the driver's
                 choose_batch_size(worker)
 
                 def take(unit: Unit) -> list[Sample]:
