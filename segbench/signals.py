@@ -58,6 +58,7 @@ def raised(number: signal.Signals, error: type[Exception], message: str) -> Iter
     """
 
     def stop(_: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # echoes
         raise _Stop
 
     if threading.current_thread() is not threading.main_thread():
@@ -65,13 +66,13 @@ def raised(number: signal.Signals, error: type[Exception], message: str) -> Iter
         return
     before = signal.signal(number, stop)
     try:
-        yield
+        try:
+            yield
+        finally:
+            signal.signal(number, before)
     except (_Stop, error) as reason:
-        signal.signal(number, before)
         if callable(before) and before.__module__ != __name__:
             before(number, None)
         if isinstance(reason, _Stop):
             raise error(message) from None
         raise
-    finally:
-        signal.signal(number, before)

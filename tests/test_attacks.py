@@ -227,3 +227,12 @@ def test_a_caller_in_inference_mode_gets_the_same(golden_network, golden_batch, 
     with torch.inference_mode():
         found = attack(golden_network, images.clone(), labels.clone(), **arguments | {"class_weights": weights.clone()})
     assert torch.equal(found.adversarial, expected.adversarial)
+
+
+def test_no_graph_grows_when_the_images_of_a_caller_need_gradients(golden_network, golden_batch):
+    images, labels, _ = (part[:1] if part.ndim > 1 else part for part in golden_batch)
+    for grad in (torch.no_grad, torch.enable_grad):
+        with grad():
+            asked = images.clone().requires_grad_()
+            found = attacks.apgd(golden_network, asked, labels, eps=4 / 255, loss="ce", iterations=3)
+        assert found.adversarial.grad_fn is None

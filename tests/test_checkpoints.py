@@ -281,7 +281,7 @@ def test_a_prefix_as_key_takes_raw_weights_before_averaged_ones(caplog):
     for checkpoint in ({"state_dict_ema": ema, "state_dict": raw}, {"state_dict": raw, "state_dict_ema": ema}):
         caplog.clear()
         assert float(unwrap(checkpoint, "model")["conv.bias"][0]) == 1
-        assert "'state_dict_ema'" in caplog.text
+        assert "&key=state_dict_ema.model" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -295,3 +295,10 @@ def test_averaged_weights_beside_the_raw_ones_in_one_mapping(load, caplog):
     assert load(RAW | below("model_ema.", EMA)) == 1
     assert "&key=model_ema" in caplog.text
     assert load(RAW | below("model_ema.", EMA), "&key=model_ema") == 2
+
+
+def test_the_key_that_a_warning_names_is_found(caplog):
+    checkpoint = {"model": below("backbone.", RAW), "model_ema": below("backbone.", EMA)}
+    assert float(unwrap(checkpoint, "backbone")["conv.bias"][0]) == 1
+    assert "&key=model_ema.backbone" in caplog.text
+    assert float(unwrap(checkpoint, "model_ema.backbone")["conv.bias"][0]) == 2

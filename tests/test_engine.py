@@ -407,6 +407,28 @@ def test_a_pass_that_is_filled_up_is_made_smaller_however_few_images_there_are(m
     assert done.group.image_ids == unit.image_ids
 
 
+def test_a_batch_that_was_nearly_empty_is_full_again_later(monkeypatch):
+    """As on a GPU: a pass over the last images of a unit says nothing about memory."""
+    monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
+    seen = []
+
+    class Watched(Pixelwise):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images)
+
+    data, short = segbench.load_dataset("shapes").first(16), dataclasses.replace(SEA_V1, iterations=3)
+    few, many = (Unit(8.0, "mce", 0, data.image_ids[:3]), Unit(8.0, "mce", 1, data.image_ids))
+    worker = Worker(Watched(), data, short, torch.device("cpu"), 8)
+    with open_session(worker.models, worker.device) as session, session.one_stream(worker, [few, many]) as images:
+        runner = stream.Stream(worker, images.take, lambda done: None)
+        for unit in (few, many):
+            left = [unit]
+            runner.run(lambda left=left: left.pop() if left else None)
+    assert max(seen) == 8
+    assert worker.batch_size == 8
+
+
 def test_a_model_that_cannot_be_compiled_is_tried_once_for_all_batches_of_a_stream(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: 1 / 0)
     data, short = segbench.load_dataset("shapes").first(20), dataclasses.replace(SEA_V1, iterations=2)

@@ -172,3 +172,26 @@ def test_a_model_that_fails_in_lower_precision_is_refused_before_the_first_attac
     with pytest.raises(ModelError, match=r"fails with gradients in torch\.bfloat16.*--precision fp32"):
         segbench.evaluate(model, "shapes", out=tmp_path / "run", limit=1, precision="bf16", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_lower_precision_is_probed_as_it_is_attacked(tmp_path):
+    """The backward pass runs outside of autocast, so a gradient that needs float32 logits fails there."""
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(weight)
+            return x * weight.to(x.dtype)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (weight,) = ctx.saved_tensors
+            return (gradient.flatten(1) @ weight.new_ones(gradient[0].numel(), 1)).view(-1, 1, 1, 1) * gradient, None
+
+    class Net(nn.Conv2d):
+        def forward(self, images):
+            return Scaled.apply(super().forward(images), torch.ones(()))
+
+    model = Net(3, 8, 1).eval()
+    with pytest.raises(ModelError, match="fails with gradients in torch"):
+        segbench.evaluate(model, "shapes", out=tmp_path / "run", limit=1, precision="bf16", progress=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -277,3 +279,33 @@ def test_a_model_exported_for_one_shape_is_told_how_to_export_it():
     shapes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     program = torch.export.export(nn.Conv2d(3, K, 1).eval(), (torch.rand(2, 3, 16, 16),), dynamic_shapes=(shapes,))
     probe(program.module(), torch.rand(2, 3, 16, 16), K, was_training=False)
+
+
+def test_draws_of_other_libraries_are_not_taken_for_mixing(images):
+    """A harmless defence that flips a coin, of Python or of NumPy."""
+
+    def flipping(coin):
+        return Fed(lambda x: x.flip(-1) if coin() else x)
+
+    models = [flipping(coin) for coin in (lambda: random.random() < 0.5, lambda: np.random.rand() < 0.5)]
+    state = random.getstate(), torch.get_rng_state()
+    for _ in range(20):
+        for model in models:
+            probe(model, images, K, was_training=False)
+    assert random.getstate() == state[0]
+    assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_parts_that_a_users_train_keeps_in_training_mode_stay(caplog):
+    """Dropout that is on at test time, too: it is the user's model."""
+
+    class Always(nn.Sequential):
+        def train(self, mode: bool = True):
+            super().train(mode)
+            self[1].training = True
+            return self
+
+    model = Always(nn.Conv2d(3, K, 1), nn.Dropout(0.5)).train()
+    with open_session([model], torch.device("cpu")):
+        assert [part.training for part in model.modules()] == [False, False, True]
+    assert "1 parts of the model stay in training mode after eval(), the first is Dropout" in caplog.text

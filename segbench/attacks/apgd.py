@@ -79,7 +79,7 @@ def attack(
     ignore_index: int,
 ) -> AttackResult:
     """All images together through the stages."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         return _attack(
             model, outside_inference_mode(images), outside_inference_mode(labels), outside_inference_mode(start),
             outside_inference_mode(class_weights), eps, loss, stages, ignore_index,

@@ -71,11 +71,12 @@ def _under(checkpoint: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
     found = _state_dicts(checkpoint)
     if named := {path: state for path, state in found.items() if key in path}:
         return _checked(named[_take(named)])
-    below = {
-        path: inner
-        for path, state in found.items()
-        if (inner := {name.removeprefix(f"{key}."): state[name] for name in state if str(name).startswith(f"{key}.")})
-    }
+    below: dict[Path, Mapping[str, Any]] = {}
+    for path, state in found.items():
+        prefix = key.removeprefix(f"{_name(path)}.") + "."  # of its entries; ``key`` may name the mapping, too
+        if inner := {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}:
+            place = (*path, prefix[:-1])
+            below[place] = inner
     if below:
         return _checked(below[_take(below)])
     prefixes = {str(name).partition(".")[0] for state in found.values() for name in state}

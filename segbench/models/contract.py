@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -71,9 +72,18 @@ def put_in_eval_mode(module: nn.Module) -> list[nn.Module]:
         for part in training:
             part.training = True
         raise
-    for part in training:
-        part.training = part in exported  # also where the user's eval() did nothing
-    return [part for part in training if part not in exported]
+    switchable = [part for part in training if part not in exported]
+    left = [part for part in switchable if part.training]
+    if left == switchable:  # the user's eval() does nothing
+        for part in left:
+            part.training = False
+    elif left:
+        logging.getLogger("segbench").warning(
+            "%d parts of the model stay in training mode after eval(), the first is %s.",
+            len(left),
+            type(left[0]).__name__,
+        )
+    return switchable
 
 
 def _switch(module: nn.Module) -> set[nn.Module]:

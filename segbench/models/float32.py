@@ -64,8 +64,9 @@ def tf32() -> Iterator[None]:
 def _float32(precision: str, *, allow_tf32: bool) -> Iterator[None]:
     with _quiet():
         before = _save_or_restore()
-        _set(_Switches(allow_tf32, "high" if allow_tf32 else "highest", dict.fromkeys(before.new, precision)))
     try:
+        with _quiet():
+            _set(_Switches(allow_tf32, "high" if allow_tf32 else "highest", dict.fromkeys(before.new, precision)))
         yield
     finally:
         with _quiet():

@@ -145,8 +145,10 @@ def _fault(lines: Sequence[str]) -> str:
     for separator in SEPARATORS:
         rows = [line.split(separator) for line in lines]
         is_table = len({len(row) for row in rows}) == 1 != len(rows[0])
-        numbers = is_table and any(
-            all(cell.strip().isdecimal() for cell in column[1:]) for column in zip(*rows, strict=True)
+        numbers = (
+            is_table
+            and len(rows) > 1
+            and any(all(cell.strip().isdecimal() for cell in column[1:]) for column in zip(*rows, strict=True))
         )
         if is_table and (numbers or separator != ","):
             return f"its lines are rows of a table ({lines[0]!r})"

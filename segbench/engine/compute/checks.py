@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from segbench.entries import flag
 from segbench.errors import ModelError, RunError
 
 BUDGET_TOLERANCE = 1e-6
+REPEATS = 4  # of random draws that ought to be the same
 
 
 class Probe(NamedTuple):
@@ -92,11 +95,11 @@ def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_forma
 
 def check_autocast(model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
     """Refuses a model whose gradient cannot be computed in lower precision; it has been probed in float32."""
-    with torch.autocast(images.device.type, dtype):
-        try:
-            _gradient(model, images)
-        except ModelError as error:
-            raise ModelError(f"The model fails with gradients in {dtype}: {error} Or use --precision fp32.") from error
+    try:
+        with _seeded(images.device):
+            _gradient(model, images, dtype)
+    except ModelError as error:
+        raise ModelError(f"The model fails with gradients in {dtype}: {error} Or use --precision fp32.") from error
 
 
 def _sample(values: Tensor) -> list[float]:
@@ -154,8 +157,14 @@ def batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
     precision.
     """
     pair = torch.cat([images[:1], 1 - images[:1].flip(-1) / 2])
-    alone = torch.cat([_forward(model, image) for image in torch.split(pair, 1)])
-    largest = max(_difference(_forward(model, pair), alone), _difference(_forward(model, pair.flip(0)), alone.flip(0)))
+
+    def logits(batch: Tensor) -> Tensor:
+        with _seeded(images.device):  # two passes of a model that draws few numbers may have agreed by chance
+            found: Tensor = _forward(model, batch)
+        return found
+
+    alone = torch.cat([logits(image) for image in torch.split(pair, 1)])
+    largest = max(_difference(logits(pair), alone), _difference(logits(pair.flip(0)), alone.flip(0)))
     return largest, _tolerance(alone)
 
 
@@ -166,15 +175,16 @@ def _share(difference: float) -> str:
 def _random_batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
     """`batch_dependence` of a model that draws random numbers: the same ones, beside one image and beside another.
 
-    0 if torch's seed does not govern them.
+    0 if no seed governs them. Few outcomes could agree by chance, so each is drawn several times.
     """
     first, logits = images[:1], list[Tensor]()
-    for other in (first.flip(-1), first.flip(-1), 1 - first / 2):
+    for other in [first.flip(-1)] * REPEATS + [1 - first / 2] * REPEATS:
         with _seeded(images.device):
             logits.append(_forward(model, torch.cat([first, other]))[:1])
-    allowed = _tolerance(logits[0])
-    governed = _difference(logits[1], logits[0]) <= allowed
-    return _difference(logits[2], logits[0]) if governed else 0.0, allowed
+    allowed, one, another = _tolerance(logits[0]), logits[0], logits[REPEATS]
+    repeats = zip(logits, [one] * REPEATS + [another] * REPEATS, strict=True)
+    governed = all(_difference(found, expected) <= allowed for found, expected in repeats)
+    return _difference(another, one) if governed else 0.0, allowed
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -193,17 +203,27 @@ def _tolerance(logits: Tensor) -> float:
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
     """The same random numbers each time, so that a model that draws some can be known again."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        yield
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
-def _gradient(model: nn.Module, images: Tensor) -> Tensor:
+def _gradient(model: nn.Module, images: Tensor, autocast: torch.dtype | None = None) -> Tensor:
+    """The input gradient; as in attacks, only the forward pass is in lower precision."""
     with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         try:
             with naming_writes():
-                (gradient,) = torch.autograd.grad(model(x).sum(), x)
+                with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+                    logits = model(x)
+                (gradient,) = torch.autograd.grad(logits.sum(), x)
         except ModelError:
             raise
         except Exception as error:

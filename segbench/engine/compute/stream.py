@@ -190,15 +190,16 @@ class Stream:
         batch = self._batch
         assert batch is not None  # there are images in it
         self.on_images(len(self._attacked))
-        most = batch.evaluator.size or len(batch)  # of one pass
+        largest = batch.evaluator.size or len(batch)
+        # of one pass, which is filled up however few images there are, or is not
+        images = largest if batch.evaluator.fill else min(largest, len(batch))
 
         def step(size: int) -> None:
-            if size < most:  # memory ran out: nothing that is in the batch is lost
+            if size < images:  # memory ran out: nothing that is in the batch is lost
                 batch.evaluator.size = size
             batch.step()
 
-        filled = batch.evaluator.fill  # a pass is not smaller than that, however few images there are
-        self.worker.within_memory(step, most if filled else min(most, len(batch)), self._shape)
+        self.worker.within_memory(step, images, self._shape)
         for key, result in batch.finished():
             item = self._attacked.pop(key)
             item.result = result
