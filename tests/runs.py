@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import segbench
@@ -31,7 +32,7 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def command(out: Path, iterations: int = 4) -> list[str]:
+def command(out: Path, iterations: int = 4, eps: Sequence[float] = (4, 8)) -> list[str]:
     """The same from a command line."""
-    options = ["--eps", "4", "8", "--limit", "5", "--iterations", str(iterations), "--quiet"]
+    options = ["--eps", *map(str, eps), "--limit", "5", "--iterations", str(iterations), "--quiet"]
     return [sys.executable, "-m", "tests.short", "evaluate", "--model", MODEL, "--out", str(out), *options]
