@@ -357,6 +357,7 @@ class HungryAlways(Pixelwise):
         return super().forward(images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:30])
 def test_a_whole_run_goes_on_with_smaller_batches(tmp_path, monkeypatch, error):
     """First pass, estimate, attack and score: whatever library says that its memory is used up."""

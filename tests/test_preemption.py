@@ -1,4 +1,4 @@
-"""SIGTERM while the last units run: they are finished, their result is written, and whoever called is told to stop."""
+"""SIGTERM during the last units: they finish, their result is written, and the caller gets an error."""
 
 from __future__ import annotations
 

@@ -272,6 +272,7 @@ def test_a_buffer_that_is_used_again_is_no_mixing(images):
     probe(Buffered(), images, K, was_training=False)
 
 
+@pytest.mark.slow
 def test_a_model_exported_for_one_shape_is_told_how_to_export_it():
     program = torch.export.export(nn.Conv2d(3, K, 1).eval(), (torch.rand(1, 3, 16, 16),))
     with pytest.raises(ModelError, match=r"exported for one shape.*dynamic_shapes=\(\{0: Dim.AUTO"):

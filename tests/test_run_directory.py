@@ -253,6 +253,7 @@ def test_what_no_setting_shows_is_named_by_its_hash(reference):
     assert differences(there, here) == [f"image 1: {there['image_ids'][0]} there, x here"]
 
 
+@pytest.mark.slow
 def test_one_merge_at_a_time_and_the_last_one_has_seen_all(copy, monkeypatch):
     """A shard that adds a radius while another one merges: the entry that stays has both."""
     whole, inside, results = merging._merge, threading.Event(), []

@@ -28,8 +28,8 @@ def selftest(device: str, quick: bool, json: bool, quiet: bool) -> None:
         print_table(["", "check", "found", ">seconds"], rows)
     if report.differing:
         fail(
-            f"On {report.device}: {', '.join(report.differing)}. Results of this machine are not to be trusted. Please "
-            "report it, with the output of: segbench selftest --json",
+            f"On {report.device}: {', '.join(report.differing)}. Do not trust results from this machine. Please "
+            "report this with the output of: segbench selftest --json",
             1,
         )
-    note(f"{report.device}: everything that exists here is as it should be.")
+    note(f"{report.device}: all checks available on this device passed.")

@@ -244,7 +244,7 @@ def _turn(pair: Pair, turned: bool) -> str:
                 return EITHER
             with Image.open(pair.mask) as mask:
                 return FITS_STORED if image.size == mask.size else TURNED
-    except Exception:  # noqa: BLE001 - both were read, by readers that are told less
+    except Exception:  # noqa: BLE001 - both files were readable a moment ago; this is only a note
         return ""
 
 

@@ -13,9 +13,9 @@ class NumbersError(DataError):
     """A file holds numbers that have no meaning.
 
     Attributes:
-        kind: the same for files whose numbers are told together.
+        kind: files of one kind are reported together.
         numbers: those of this file.
-        say: numbers, be they of one file or of many, to what is wrong and the edit that fixes it.
+        say: maps numbers, of one file or of many, to a message with the edit that fixes them.
     """
 
     def __init__(self, text: str, kind: str = "", numbers: Sequence[int] = (), say: Say | None = None) -> None:

@@ -44,7 +44,7 @@ def unwrap(checkpoint: Mapping[Any, Any], key: str | None = None) -> dict[str, T
     if key is not None:
         return _under(checkpoint, key)
     found = _state_dicts(checkpoint)
-    if not found:  # what is wrong is told of the entry that ought to be one
+    if not found:  # explain what is wrong with the entry that should be one
         inner = [checkpoint[name] for name in ALWAYS if isinstance(checkpoint.get(name), Mapping)]
         return _checked(inner[0] if inner else checkpoint)
     return _checked(found[_take(found)])

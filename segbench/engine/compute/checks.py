@@ -19,7 +19,7 @@ from segbench.entries import flag
 from segbench.errors import ModelError, RunError
 
 BUDGET_TOLERANCE = 1e-6
-REPEATS = 4  # of random draws that ought to be the same
+REPEATS = 4  # passes with the same random numbers
 
 
 class Probe(NamedTuple):
@@ -89,7 +89,7 @@ def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_forma
             if is_out_of_memory(error):
                 raise
             return False
-    is_random = _difference(again, expected) > _tolerance(expected)  # the draws depend on the format, too
+    is_random = _difference(again, expected) > _tolerance(expected)  # random numbers depend on the format, too
     return is_random or _difference(logits.detach(), expected) <= _tolerance(expected)
 
 
@@ -159,7 +159,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> tuple[float, float]:
     pair = torch.cat([images[:1], 1 - images[:1].flip(-1) / 2])
 
     def logits(batch: Tensor) -> Tensor:
-        with _seeded(images.device):  # two passes of a model that draws few numbers may have agreed by chance
+        with _seeded(images.device):  # two passes of a random model may have agreed by chance
             found: Tensor = _forward(model, batch)
         return found
 

@@ -37,8 +37,10 @@ def golden_losses(device: torch.device) -> Outcome:
                 worst = max(worst, _largest(found.detach().cpu().double() - expected))
         errors[dtype] = worst
     if errors[torch.float64] > 1e-10:
-        return at_most(errors[torch.float64], 1e-10, f"float64: by {errors[torch.float64]:.1g}")
-    return at_most(errors[torch.float32], 1e-5, f"4 losses, values and gradients: by {errors[torch.float32]:.1g}")
+        return at_most(errors[torch.float64], 1e-10, f"float64: largest difference {errors[torch.float64]:.1g}")
+    return at_most(
+        errors[torch.float32], 1e-5, f"4 losses, values and gradients: largest difference {errors[torch.float32]:.1g}"
+    )
 
 
 def golden_attacks(device: torch.device) -> Outcome:
@@ -58,8 +60,10 @@ def golden_attacks(device: torch.device) -> Outcome:
             points = torch.tensor(data[f"{name}_xadv"]).double()
             largest = max(largest, _largest(found.adversarial.cpu() - points))
     if pixels:
-        return Outcome(DIFFERS, f"{pixels} pixels are predicted otherwise than by the released code", float(pixels))
-    return at_most(largest, 1e-6, f"{len(golden.ATTACKS)} attacks of {golden.IMAGES} images: by {largest:.1g}")
+        return Outcome(DIFFERS, f"{pixels} pixels are predicted differently from the released code", float(pixels))
+    return at_most(
+        largest, 1e-6, f"{len(golden.ATTACKS)} attacks on {golden.IMAGES} images: largest difference {largest:.1g}"
+    )
 
 
 def golden_worst_case(device: torch.device) -> Outcome:
@@ -70,7 +74,7 @@ def golden_worst_case(device: torch.device) -> Outcome:
     accuracy = abs(worst.aacc - float(data["worst_worst_acc_4"]))
     above = max(0.0, worst.miou - float(data["worst_worst_miou_4"]))
     return at_most(
-        max(accuracy, above), 1e-6, f"aAcc by {accuracy:.1g}, mIoU above that of the released search by {above:.1g}"
+        max(accuracy, above), 1e-6, f"aAcc differs by {accuracy:.1g}, mIoU exceeds the released search by {above:.1g}"
     )
 
 
@@ -110,7 +114,7 @@ def plain_loop(device: torch.device) -> Outcome:
             pixels += int((found[loss, row].predictions != expected.predictions).sum())
             largest = max(largest, _largest(found[loss, row].adversarial - expected.adversarial))
     if pixels:
-        return Outcome(DIFFERS, f"{pixels} pixels are predicted otherwise than by the plain loop", float(pixels))
+        return Outcome(DIFFERS, f"{pixels} pixels are predicted differently from the plain loop", float(pixels))
     return at_most(largest, 1e-12, f"{len(wanted)} attacks in a batch of 5: {_by(largest)}")
 
 
@@ -123,7 +127,7 @@ def early_stop(device: torch.device) -> Outcome:
         found = attacks.red_eps_apgd(model, images, labels, eps=0.5 / 255, loss="mce", iterations=ITERATIONS)
     forwards = found.forwards.tolist()
     expected = [6, 6, *[ITERATIONS + 3] * (len(images) - 2)]  # a start and a step in each of three stages
-    return Outcome(OK if forwards == expected else DIFFERS, f"passes {forwards}, expected {expected}")
+    return Outcome(OK if forwards == expected else DIFFERS, f"forward passes {forwards}, expected {expected}")
 
 
 def _largest(values: Tensor) -> float:
@@ -133,4 +137,4 @@ def _largest(values: Tensor) -> float:
 
 
 def _by(difference: float) -> str:
-    return "bit for bit" if difference == 0 else f"by {difference:.1g}"
+    return "identical" if difference == 0 else f"largest difference {difference:.1g}"

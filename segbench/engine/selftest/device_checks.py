@@ -60,7 +60,7 @@ def float32(device: torch.device) -> Outcome:
                 error = _float32_error(device)
         if error > worst:
             worst, where = error, name
-    return at_most(worst, 2e-5, f"relative error {worst:.1g} at most ({where}); outside of a session {without:.1g}")
+    return at_most(worst, 2e-5, f"largest relative error {worst:.1g} ({where}); {without:.1g} outside a session")
 
 
 def _float32_error(device: torch.device) -> float:
@@ -105,7 +105,7 @@ def batch_sizes(device: torch.device) -> Outcome:
     largest = max(scores.values()) - min(scores.values())
     limit = 0.0 if device.type == "cpu" else ROUNDING
     text = ", ".join(f"{name}: {100 * score:.2f}" for name, score in scores.items())
-    return at_most(largest, limit, f"aAcc in batches of {text}")
+    return at_most(largest, limit, f"aAcc by batch size {text}")
 
 
 class _Hungry(nn.Module):
@@ -143,9 +143,9 @@ def halved_batch(device: torch.device, free: int) -> Outcome:
         found = _run(worker)
         size = worker.batch_size
     if size != 2:
-        return Outcome(DIFFERS, f"batches of {size} images of which 2 fit")
+        return Outcome(DIFFERS, f"batch size {size}, but 2 images fit")
     difference = abs(found.group.counts.aacc() - expected.group.counts.aacc())
-    return at_most(difference, ROUNDING, f"4 images did not fit, 2 did; aAcc by {difference:.1g}")
+    return at_most(difference, ROUNDING, f"4 images did not fit, 2 did; aAcc differs by {difference:.1g}")
 
 
 def _precision(device: torch.device, name: str) -> Outcome:
@@ -153,7 +153,7 @@ def _precision(device: torch.device, name: str) -> Outcome:
     for precision in ("fp32", name):
         with _worker(device, precision=precision) as worker:
             scores.append(100 * _run(worker).group.counts.aacc())
-    text = f"aAcc {scores[0]:.2f} under attacks in fp32, {scores[1]:.2f} in {name}"
+    text = f"aAcc {scores[0]:.2f} with gradients in fp32, {scores[1]:.2f} in {name}"
     return at_most(abs(scores[1] - scores[0]), 5, text)
 
 
@@ -165,7 +165,7 @@ def bf16(device: torch.device) -> Outcome:
 def tf32(device: torch.device) -> Outcome:
     """An attack with gradients in TF32, scored in float32, against one in float32."""
     if device.type != "cuda":
-        return Outcome(NOT_AVAILABLE, "exists on NVIDIA GPUs only")
+        return Outcome(NOT_AVAILABLE, "needs an NVIDIA GPU")
     return _precision(device, "tf32")
 
 
@@ -181,17 +181,17 @@ def compilation(device: torch.device) -> Outcome:
             for evaluator in (eager, compiled)
         )
     if compiled.compiled is None:
-        return Outcome(NOT_AVAILABLE, "torch.compile fails here, runs go on without; the warning says why")
+        return Outcome(NOT_AVAILABLE, "torch.compile does not work here (see the warning); runs continue without it")
     assert expected is not None  # they were asked for
     assert found is not None
     difference = float((found - expected).abs().max() / expected.abs().max())
-    return at_most(difference, 1e-4, f"input gradients by {difference:.1g} of the largest")
+    return at_most(difference, 1e-4, f"largest relative difference of input gradients {difference:.1g}")
 
 
 def two_devices(device: torch.device) -> Outcome:
     """Attacks on another GPU than the current one, and of one that is not the first."""
     if device.type != "cuda" or torch.cuda.device_count() < 2:
-        return Outcome(NOT_AVAILABLE, "there is one device")
+        return Outcome(NOT_AVAILABLE, "needs two GPUs")
     with torch.cuda.device(device):
         here = torch.cuda.current_device()
         other = torch.device("cuda", next(index for index in range(torch.cuda.device_count()) if index != here))
@@ -205,7 +205,7 @@ def two_devices(device: torch.device) -> Outcome:
 def pinned_copies(device: torch.device) -> Outcome:
     """Images read ahead into pinned memory and copied without waiting arrive whole."""
     if device.type != "cuda":
-        return Outcome(NOT_AVAILABLE, "exist with CUDA only")
+        return Outcome(NOT_AVAILABLE, "needs CUDA")
     data = load_dataset("shapes").first(2 * CHUNK)
     units = [Unit(0.0, "clean", chunk, data.image_ids[CHUNK * chunk :][:CHUNK]) for chunk in range(2)]
     worker = Worker(nn.Identity(), data, PROTOCOL, device)
@@ -252,5 +252,5 @@ def speed(device: torch.device) -> Outcome:
                 rates[name].append(size / (time.perf_counter() - started))
     medians = {name: statistics.median(values[1:]) for name, values in rates.items()}
     ratio = statistics.median(bare / attack for bare, attack in list(zip(*rates.values(), strict=True))[1:])
-    text = f"{medians['attack']:.0f} images/s in batches of {size}, bare {medians['bare']:.0f}"
-    return Outcome(OK, f"{text}; an iteration takes {ratio:.2f} times as long", ratio)
+    text = f"{medians['attack']:.0f} images/s at batch size {size}; bare forward and gradient {medians['bare']:.0f}"
+    return Outcome(OK, f"{text}; ratio {ratio:.2f}", ratio)
