@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.evaluator import Evaluator
+from segbench.attacks.problem import frozen
 from segbench.models.float32 import exact_float32
 
 # model, side, batch on a CPU, batch on a GPU, steps of a round, targets on CPU and GPU

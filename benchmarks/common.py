@@ -18,7 +18,7 @@ from torch import nn
 
 from segbench import load_model
 from segbench.attacks.batch import AttackBatch, Job
-from segbench.attacks.problem import Evaluator
+from segbench.attacks.evaluator import Evaluator
 from segbench.attacks.stages import reduced
 from segbench.data import SegmentationDataset
 from segbench.engine.compute.batching import small_on_cpu

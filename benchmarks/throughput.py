@@ -16,8 +16,9 @@ from typing import Any
 import common
 import torch
 
+from segbench.attacks.evaluator import Evaluator
 from segbench.attacks.memory import is_out_of_memory
-from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.problem import frozen
 from segbench.engine.compute.batching import cpu_batch
 from segbench.engine.compute.precision import check_precision, get_precision
 from segbench.errors import UsageError

@@ -13,7 +13,8 @@ import segbench
 from segbench import attacks
 from segbench.attacks import reference
 from segbench.attacks.batch import AttackBatch, Job, to_host
-from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.evaluator import Evaluator
+from segbench.attacks.problem import frozen
 from segbench.attacks.stages import Stage, reduced
 
 EPS, ITERATIONS = 6 / 255, 24
@@ -185,10 +186,11 @@ def test_a_precision_is_applied_to_passes_alone(problem):
             return logits
 
     evaluate = Evaluator(Watched(), class_weights=weights, autocast=torch.bfloat16, setting=setting)
-    now = evaluate(images, labels, [("ce", None)], 1, 1, backward=True)
+    now = evaluate(images, evaluate.parts(labels, [("ce", None)]), 1, 1, backward=True)
     assert (seen, depth, dtypes) == ([1], 0, [torch.bfloat16])
     assert now.gradient.dtype == now.tracked.dtype == torch.float32
-    exact = Evaluator(model, class_weights=weights)(images, labels, [("ce", None)], 1, 1, backward=True)
+    plain = Evaluator(model, class_weights=weights)
+    exact = plain(images, plain.parts(labels, [("ce", None)]), 1, 1, backward=True)
     assert not torch.equal(now.gradient, exact.gradient)
     cosine = nn.functional.cosine_similarity(now.gradient.flatten(1), exact.gradient.flatten(1))
     assert float(cosine.min()) > 0.9
@@ -200,9 +202,10 @@ def test_losses_do_not_mix_in_a_batch(problem):
     names = ["ce", "js", "mce_bal"]
     evaluate = Evaluator(model, class_weights=weights)
     masks = [(name, (torch.arange(13) % 3 == place).view(-1, 1, 1)) for place, name in enumerate(names)]
-    mixed = evaluate(images, labels, masks, 1, 1, backward=True).gradient
+    mixed = evaluate(images, evaluate.parts(labels, masks), 1, 1, backward=True).gradient
     for place, name in enumerate(names):
-        alone = evaluate(images[place::3], labels[place::3], [(name, None)], 1, 1, backward=True).gradient
+        parts = evaluate.parts(labels[place::3], [(name, None)])
+        alone = evaluate(images[place::3], parts, 1, 1, backward=True).gradient
         assert torch.equal(mixed[place::3], alone)
 
 
@@ -234,7 +237,7 @@ def test_a_model_that_cannot_be_compiled_goes_on_without(problem, caplog, monkey
     compiled = Evaluator(model, class_weights=weights, compiled=True)
     plain = Evaluator(model, class_weights=weights)
     for _ in range(2):
-        ours, theirs = (f(images, labels, [("js", None)], 1, 1, backward=True) for f in (compiled, plain))
+        ours, theirs = (f(images, f.parts(labels, [("js", None)]), 1, 1, backward=True) for f in (compiled, plain))
         assert torch.equal(ours.gradient, theirs.gradient)
     assert caplog.text.count("torch.compile fails with this model (RuntimeError: backend says no). Going on") == 1
 
@@ -252,10 +255,10 @@ def test_an_error_of_the_model_itself_does_not_end_compilation(problem, caplog, 
     model, images, labels, _, weights = problem
     compiled = Evaluator(Short(model.network), class_weights=weights, compiled=True)
     with pytest.raises(torch.OutOfMemoryError):
-        compiled(images, labels, [("js", None)], 1, 1, backward=True)
+        compiled(images, compiled.parts(labels, [("js", None)]), 1, 1, backward=True)
     assert compiled.compiled is not None
     compiled.size = 4
-    assert compiled(images, labels, [("js", None)], 1, 1, backward=True).gradient.shape == images.shape
+    assert compiled(images, compiled.parts(labels, [("js", None)]), 1, 1, backward=True).gradient.shape == images.shape
     assert not caplog.text
 
 
@@ -342,7 +345,7 @@ def test_memory_that_runs_out_in_a_compiled_pass_is_not_the_compilers_fault(prob
     model, images, labels, _, weights = problem
     compiled = Evaluator(model, class_weights=weights, compiled=True)
     with pytest.raises(RuntimeError, match="CUBLAS"):
-        compiled(images, labels, [("js", None)], 1, 1, backward=True)
+        compiled(images, compiled.parts(labels, [("js", None)]), 1, 1, backward=True)
     assert compiled.compiled is not None
     assert not caplog.text
 

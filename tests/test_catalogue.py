@@ -11,8 +11,9 @@ from torch import nn
 from segbench.attacks import losses, random_start
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.catalogue import ATTACKS, STEP_SIZES, get_attack, perform, schedules, step_size
+from segbench.attacks.evaluator import Evaluator
 from segbench.attacks.losses import LOSSES, TARGETED
-from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.problem import frozen
 from segbench.attacks.stages import Stage
 from segbench.errors import UsageError
 

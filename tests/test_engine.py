@@ -22,7 +22,8 @@ from segbench import counts, entries, evidence
 from segbench.attacks import random_start
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.catalogue import get_attack
-from segbench.attacks.problem import Evaluator, frozen
+from segbench.attacks.evaluator import Evaluator
+from segbench.attacks.problem import frozen
 from segbench.attacks.stages import reduced
 from segbench.engine.compute import stream
 from segbench.engine.compute.batching import cpu_batch, in_fixed_batches

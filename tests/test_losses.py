@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segbench.attacks import losses
-from segbench.attacks.losses import LOSSES, Context, get_loss, pixel_terms
+from segbench.attacks.losses import LOSSES, Time, get_loss
+from segbench.attacks.terms import Scratch, logit_gradient, pixel_terms, predict, prepare_targets
 from segbench.errors import UsageError
 
 
@@ -61,8 +62,8 @@ def by_hand(name, u, y, t=1, T=1):
 )
 def test_losses_equal_their_definitions_on_2x2_images(name, pixels, labels, step):
     logits = torch.tensor(pixels, dtype=torch.float64).T.reshape(1, 3, 2, 2)
-    terms = pixel_terms(logits, torch.tensor(labels).reshape(1, 2, 2))
-    values = LOSSES[name](terms, Context(step, 5, None)).flatten().tolist()
+    terms = pixel_terms(logits, prepare_targets(torch.tensor(labels).reshape(1, 2, 2)))
+    values = LOSSES[name].value(terms, Time(step, 5)).flatten().tolist()
     expected = [by_hand(name, u, y, step, 5) for u, y in zip(pixels, labels, strict=True)]
     assert values == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -117,8 +118,9 @@ def test_ignored_pixels_have_no_value_and_no_gradient(name, ignore_index):
     labels = torch.randint(4, (2, 6, 6))
     ignored = torch.rand(2, 6, 6) < 0.5
     labels[ignored] = ignore_index
-    terms = pixel_terms(logits, labels, ignore_index)
-    values = get_loss(name)(terms, Context(2, 5, torch.full((4,), 0.25)))
+    targets = prepare_targets(labels, ignore_index=ignore_index, class_weights=torch.full((4,), 0.25))
+    terms = pixel_terms(logits, targets)
+    values = get_loss(name).value(terms, Time(2, 5))
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert (values[ignored] == 0).all()
     assert (gradient.permute(0, 2, 3, 1)[ignored] == 0).all()
@@ -135,8 +137,71 @@ def test_any_float_dtype(dtype):
 
 def test_missing_weights_and_unknown_loss_are_said():
     with pytest.raises(UsageError, match="needs class_weights"):
-        get_loss("mce_bal")(
-            pixel_terms(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)), Context(1, 1, None)
+        get_loss("mce_bal").slope(
+            pixel_terms(torch.zeros(1, 2, 1, 1), prepare_targets(torch.zeros(1, 1, 1, dtype=torch.long))), Time(1, 1)
         )
     with pytest.raises(UsageError, match="Did you mean 'mce'"):
         get_loss("mcee")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(LOSSES)),
+    st.integers(1, 3),
+    st.integers(2, 7),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    st.floats(0, 1),
+    st.integers(1, 5),
+    st.sampled_from([1e-4, 1.0, 30.0]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_the_gradient_in_closed_form_is_that_of_autograd(name, n, k, dtype, ignored, step, scale, in_scratch, seed):
+    """In float64 to 1e-10; with and without memory that was used before; in channels_last too."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (scale * torch.randn(n, k, 4, 5, dtype=torch.float64, generator=generator)).to(dtype)
+    if seed % 2:
+        logits = logits.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(k, (n, 4, 5), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
+    weights = torch.rand(k, dtype=torch.float64, generator=generator)
+    targets, time, scratch = prepare_targets(labels, class_weights=weights), Time(step, 5), None
+    if in_scratch:  # used for other logits with the same labels
+        scratch = Scratch()
+        terms = pixel_terms(torch.randn(logits.shape, generator=generator).to(dtype), targets, scratch)
+        logit_gradient(terms, torch.ones_like(terms.ce), scratch)
+    terms = pixel_terms(logits, targets, scratch)
+    ours = logit_gradient(terms, get_loss(name).slope(terms, time), scratch)
+
+    leaf = logits.double().requires_grad_()
+    (expected,) = torch.autograd.grad(get_loss(name).value(pixel_terms(leaf, targets), time).sum(), leaf)
+    tolerance = 1e-10 if dtype is torch.float64 else 1e-5
+    torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
+    assert (ours.movedim(1, -1)[labels == 255] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["ce", "mce", "mce_bal", "segpgd", "cospgd"])
+def test_the_gradient_in_closed_form_has_the_bits_of_autograd_where_the_slope_is_exact(name):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(2, 6, 9, 7)).requires_grad_()
+    labels = torch.randint(6, (2, 9, 7))
+    labels[0, :3] = 255
+    targets, time = prepare_targets(labels, class_weights=torch.rand(6)), Time(2, 5)
+    (expected,) = torch.autograd.grad(get_loss(name).value(pixel_terms(logits, targets), time).sum(), logits)
+    terms = pixel_terms(logits.detach(), targets)
+    assert torch.equal(logit_gradient(terms, get_loss(name).slope(terms, time)), expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 300), st.integers(0, 2**31), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_predictions_are_the_first_of_the_largest(classes, seed, dtype):
+    """Many ties, infinities and NaN; as `torch.max` finds them one pixel after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randint(-3, 3, (2, classes, 3, 4), generator=generator).to(dtype)
+    for value in (math.inf, -math.inf, math.nan):
+        logits[torch.rand(logits.shape, generator=generator) < 0.02] = value
+    expected = logits.max(dim=1).indices
+    assert torch.equal(predict(logits), expected)
+    scratch = Scratch()
+    for _ in range(2):
+        assert torch.equal(predict(logits, scratch), expected)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import segbench
 from segbench.attacks.batch import AttackBatch, Job
-from segbench.attacks.problem import Evaluator, fastest_format, frozen
+from segbench.attacks.evaluator import Evaluator, fastest_format
+from segbench.attacks.problem import frozen
 from segbench.attacks.stages import Stage
 from segbench.engine import model_check
 from segbench.engine.compute import worker

@@ -11,7 +11,7 @@ from torch import nn
 
 import segbench
 from segbench import entries, evidence
-from segbench.attacks.problem import Evaluator
+from segbench.attacks.evaluator import Evaluator
 from segbench.engine.compute.precision import check_precision
 from segbench.engine.compute.worker import Worker
 from segbench.errors import ModelError, RunError, UsageError
@@ -107,7 +107,7 @@ def test_the_loss_is_float32_in_any_precision():
     model, images = Watched().eval(), torch.rand(1, 3, 4, 4)
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     evaluate = Evaluator(model, autocast=torch.bfloat16)
-    now = evaluate(images, labels, [("ce", None)], 1, 1, backward=True)
+    now = evaluate(images, evaluate.parts(labels, [("ce", None)]), 1, 1, backward=True)
     assert model.seen == [(torch.float32, torch.bfloat16, True)]
     assert (now.tracked.dtype, now.gradient.dtype) == (torch.float32, torch.float32)
 

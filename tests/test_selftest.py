@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from segbench.attacks import batch
+from segbench.attacks import batch, control
 from segbench.engine.compute.worker import Worker
 from segbench.engine.selftest import attack_checks, device_checks, golden, run
 from segbench.engine.selftest.outcome import DIFFERS, NOT_AVAILABLE, OK, Outcome, at_most
@@ -84,7 +84,7 @@ def test_compilation_is_compared_where_there_is_a_compiler(monkeypatch):
 @pytest.mark.slow
 def test_a_broken_step_rule_differs(cli, monkeypatch):
     """The step is never halved, in the batch alone: golden vectors and the plain loop both notice."""
-    monkeypatch.setattr(batch, "RHO", -1.0)
+    monkeypatch.setattr(control, "RHO", -1.0)
     kept = {name: run.CHECKS[name] for name in ("golden losses", "golden attacks", "batch against the plain loop")}
     monkeypatch.setattr(run, "CHECKS", kept)
     code, out, err = cli("selftest", "--device", "cpu", "--quiet")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.batch import AttackBatch, Job
-from segbench.attacks.problem import COUNTERS, AttackResult, Evaluator, check_arguments, frozen, outside_inference_mode
+from segbench.attacks.evaluator import Evaluator
+from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, frozen, outside_inference_mode
 from segbench.attacks.stages import Stage, reduced
 
 

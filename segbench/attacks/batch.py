@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segbench.attacks.problem import COUNTERS, AttackResult, Evaluation, Evaluator, MaskedLoss, project, zero_nonfinite
+from segbench.attacks.control import decide, move
+from segbench.attacks.evaluator import Evaluator, MaskedLoss, Part
+from segbench.attacks.problem import COUNTERS, AttackResult, ball
 from segbench.attacks.stages import ScheduleRow, Stage, schedule
 
-RHO = 0.75  # as in `reference`, which explains it
 CUDA_LAG = 2  # steps after which the host reads which images are finished: it never waits for the step it has just sent
 
 
@@ -62,7 +63,8 @@ class AttackBatch:
         self._losses: list[str] = []  # of each row
         self._free: list[int] = []  # rows whose image has left
         self._rows: dict[str, Tensor] = {}
-        self._parts: list[MaskedLoss] = []
+        self._parts: list[Part] = []
+        self._parts_size: int | None = None  # of the evaluator when they were made
         self._table = torch.zeros(len(ScheduleRow._fields), 0, dtype=torch.float64)
         self._begins: dict[tuple[Stage, ...], int] = {}  # where a schedule begins in the table
         self._flags: deque[tuple[list[int], Tensor, torch.cuda.Event | None]] = deque()
@@ -105,7 +107,8 @@ class AttackBatch:
             table = torch.tensor(schedule(stages, begin), dtype=torch.float64).T
             self._table = torch.cat([self._table.to(device), table.to(device)], dim=1)
             self._begins[stages] = begin  # last: memory may run out above
-        x = project(job.image if job.start is None else job.start, job.image, stages[0].radius * job.eps)
+        lowest, highest = ball(job.image, stages[0].radius * job.eps)
+        x = torch.clamp(job.image if job.start is None else job.start, lowest, highest)
 
         def number(value: float, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.tensor(value, dtype=dtype).to(device, non_blocking=True)
@@ -116,6 +119,8 @@ class AttackBatch:
             "eps": number(job.eps, torch.float64),
             "by_loss": number(job.by_loss, torch.bool),
             "image": job.image,
+            "lowest": lowest,
+            "highest": highest,
             "label": job.label,
             "x": x,
             "previous": x,
@@ -124,13 +129,14 @@ class AttackBatch:
             "was_halved": number(1, torch.bool),
             "rises": number(0),
             "best_x": x,
-            "best_gradient": zeros,
+            "direction": zeros,
+            "best_direction": zeros,
             "best_tracked": number(0, dtype),
             "tracked_at_checkpoint": number(0, dtype),
             "adversarial": job.image,
             "correct": number(0),
             "predictions": torch.zeros_like(job.label),
-            "highest": number(0, torch.float64),
+            "best_loss": number(0, torch.float64),
             **{name: number(0) for name in COUNTERS},
         }
 
@@ -140,21 +146,21 @@ class AttackBatch:
         rows = self._rows
         at = ScheduleRow(*self._table[:, rows["at"]])
         on_host = not rows["x"].is_cuda
-        if not self._parts:
-            self._parts = self._split_losses(rows["x"].device)
+        if not self._parts or self._parts_size != self.evaluator.size:
+            self._parts, self._parts_size = [], self.evaluator.size  # the old ones first, with what they hold
+            self._parts = self.evaluator.parts(rows["label"], self._masked_losses(rows["x"].device))
         now = self.evaluator(
             rows["x"],
-            rows["label"],
             self._parts,
             at.step.view(-1, 1, 1),
             at.iterations.view(-1, 1, 1),
             backward=not on_host or not bool(at.last.all()),  # where the host would have to ask the device: always
         )
-        recorded = rows | _record(rows, at, now)
-        self._rows = recorded | _advance(recorded, at, self._table, now, on_host=on_host)
+        numbers, change = decide(rows, at, self._table, now)
+        self._rows = rows | numbers | move(rows, change, now)
         self._flag()
 
-    def _split_losses(self, device: torch.device) -> list[MaskedLoss]:
+    def _masked_losses(self, device: torch.device) -> list[MaskedLoss]:
         names = sorted(set(self._losses))
         if len(names) == 1:
             return [(names[0], None)]
@@ -212,7 +218,7 @@ class AttackBatch:
         valid = (self._rows["label"][row] != self.evaluator.ignore_index).sum().clamp(min=1)
         accuracy = values["correct"].double() / valid
         return AttackResult(
-            values["adversarial"], accuracy, values["predictions"], values["highest"],
+            values["adversarial"], accuracy, values["predictions"], values["best_loss"],
             *(values[name] for name in COUNTERS),
         )  # fmt: skip
 
@@ -231,86 +237,8 @@ def to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return host, event
 
 
-_KEPT = {"adversarial", "correct", "predictions", "highest", *COUNTERS}
+_KEPT = {"adversarial", "correct", "predictions", "best_loss", *COUNTERS}
 
 
 def _stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
-def _record(rows: dict[str, Tensor], at: ScheduleRow, now: Evaluation) -> dict[str, Tensor]:
-    """Counts the passes, and keeps the point of each image that is no worse than its best so far."""
-    first, live = at.first.bool(), at.live.bool()
-    lower, higher = now.correct <= rows["correct"], now.tracked.double() > rows["highest"]
-    better = live & (first | torch.where(rows["by_loss"], higher, lower))
-    highest = torch.where(first, now.tracked.double(), torch.maximum(rows["highest"], now.tracked.double()))
-    new = {
-        "forwards": rows["forwards"] + live,
-        "adversarial": torch.where(_per_image(better), rows["x"], rows["adversarial"]),
-        "correct": torch.where(better, now.correct, rows["correct"]),
-        "predictions": torch.where(better.view(-1, 1, 1), now.predictions, rows["predictions"]),
-        "highest": torch.where(live, highest, rows["highest"]),
-    }
-    if now.gradient is not None:
-        needed = ~at.last.bool()
-        largest = now.gradient.flatten(1).abs().amax(dim=1)
-        new["backwards"] = rows["backwards"] + needed
-        new["zero_gradients"] = rows["zero_gradients"] + (needed & (largest == 0) & (now.correct > 0))
-        new["nonfinite_gradients"] = rows["nonfinite_gradients"] + (needed & ~torch.isfinite(largest))
-    return new
-
-
-def _advance(
-    rows: dict[str, Tensor], at: ScheduleRow, table: Tensor, now: Evaluation, *, on_host: bool
-) -> dict[str, Tensor]:
-    """Step control and the next point of each image; ``rows`` have recorded this evaluation."""
-    x, images, tracked = rows["x"], rows["image"], now.tracked
-    gradient = torch.zeros_like(x) if now.gradient is None else zero_nonfinite(now.gradient)
-    first, checkpoint = at.first.bool(), at.checkpoint.bool()
-
-    rises = torch.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | at.rise.bool()))
-    improved = first | (tracked > rows["best_tracked"])
-    best_x = torch.where(_per_image(improved), x, rows["best_x"])
-    best_gradient = torch.where(_per_image(improved), gradient, rows["best_gradient"])
-    best_tracked = torch.where(improved, tracked, rows["best_tracked"])
-    eps = rows["eps"]
-    step_size = torch.where(first, (at.step_size * eps).to(x.dtype), rows["step_size"])
-    was_halved = first | rows["was_halved"]
-
-    point, direction = x, gradient
-    if not on_host or bool(checkpoint.any()):
-        stalled = ~was_halved & (best_tracked <= rows["tracked_at_checkpoint"])
-        halve = checkpoint & ((rises <= RHO * at.interval) | stalled)
-        step_size = torch.where(halve, step_size / 2, step_size)
-        point = torch.where(_per_image(halve), best_x, x)
-        direction = torch.where(_per_image(halve), best_gradient, gradient)
-        was_halved = torch.where(checkpoint, halve, was_halved)
-        rises = torch.where(checkpoint, 0, rises)
-    renewed = first | checkpoint
-
-    ends = at.last.bool() | (~first & (now.correct == 0) & ~rows["by_loss"])
-    row = torch.where(ends, at.after.long(), rows["at"] + 1)
-    then = ScheduleRow(*table[:, row])
-    radius, a = _per_image((then.radius * eps).to(x.dtype)), _per_image(then.a.to(x.dtype))
-    z = project(point + _per_image(step_size) * direction.sign(), images, radius)
-    x = project(point + a * (z - point) + (1 - a) * (point - rows["previous"]), images, radius)
-    starts = then.first.bool()
-    if not on_host or bool(starts.any()):
-        x = torch.where(_per_image(starts), project(rows["adversarial"], images, radius), x)
-    return {
-        "at": row,
-        "x": x,
-        "previous": point,
-        "tracked": tracked,
-        "step_size": step_size,
-        "was_halved": was_halved,
-        "rises": rises,
-        "best_x": best_x,
-        "best_gradient": best_gradient,
-        "best_tracked": best_tracked,
-        "tracked_at_checkpoint": torch.where(renewed, best_tracked, rows["tracked_at_checkpoint"]),
-    }

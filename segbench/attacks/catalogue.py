@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from segbench.attacks.batch import AttackBatch, Job
+from segbench.attacks.evaluator import Evaluator
 from segbench.attacks.losses import LOSSES, TARGETED
-from segbench.attacks.problem import COUNTERS, AttackResult, Evaluator, check_arguments, frozen
+from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, frozen
 from segbench.attacks.square import square
 from segbench.attacks.stages import STAGES, Stage, reduced
 from segbench.attacks.start import random_start

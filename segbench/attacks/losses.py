@@ -4,8 +4,10 @@ Every loss maps logits (N,K,H,W) and labels (N,H,W) to a map (N,H,W) that is 0 o
 Singh, Hein, ECCV 2024, section 3 (``ce, mce, mce_bal, js``) and Figure 1 (``js_target``); Gu et al., ECCV 2022
 (``segpgd``); Agnihotri et al., ICML 2024 (``cospgd``); Matyasko et al. 2026 (``tsallis``). Formulas: SEA.md, section 2.
 
-All of them are functions of one `PixelTerms`, so an attack pays for one ``log_softmax`` per iteration and takes the
-attacked loss, the tracked loss and the accuracy from it. A new loss is one function and one line in `LOSSES`.
+All of them are functions of the cross-entropy of a pixel, CE = -log p_y with p = softmax(u), and of constants. So
+the gradient with respect to the logits is known: dL/du_t = dL/dCE (p_t - δ_ty) (`segbench.attacks.terms`). An attack
+pays for one ``log_softmax`` per iteration and takes the gradient, the tracked loss and the accuracy from it, without
+a graph through the loss. A new loss is two functions, its value and its slope dL/dCE, and one line in `LOSSES`.
 """
 
 from __future__ import annotations
@@ -15,105 +17,112 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
+from segbench.attacks.terms import ClassWeights, Labels, Logits, PixelTerms, pixel_terms, prepare_targets
 from segbench.errors import UnknownNameError, UsageError, unknown_name
 
-Logits = Float[Tensor, "n k h w"]
-Labels = Int[Tensor, "n h w"]
 PixelMap = Float[Tensor, "n h w"]
-ClassWeights = Float[Tensor, " k"]
 
 
-class PixelTerms(NamedTuple):
-    """What the losses of one iteration share.
-
-    Attributes:
-        log_probs: log_softmax of the logits, (N,K,H,W).
-        ce: cross-entropy, (N,H,W); 0 on ignored pixels.
-        correct: valid pixels whose largest logit is the label's, (N,H,W) bool; a constant for the gradient.
-        valid: pixels whose label is not ``ignore_index``, (N,H,W) bool.
-        predictions: argmax of the logits, the first of equals, (N,H,W) int64.
-        labels: the labels as given, (N,H,W) int64.
-    """
-
-    log_probs: Tensor
-    ce: Tensor
-    correct: Tensor
-    valid: Tensor
-    predictions: Tensor
-    labels: Tensor
-
-
-class Context(NamedTuple):
-    """What a loss may depend on besides the pixel terms.
+class Time(NamedTuple):
+    """Where an attack is, which some losses depend on.
 
     Attributes:
         step: gradient step t = 1..iterations, for all images or one each, (N,1,1) float64.
         iterations: number of steps T of the stage, likewise.
-        class_weights: (K,) or None.
     """
 
     step: int | Tensor
     iterations: int | Tensor
-    class_weights: Tensor | None
 
 
-Loss = Callable[[PixelTerms, Context], Tensor]
+class Loss(NamedTuple):
+    """A loss by its ``value`` (N,H,W) and by its ``slope`` dL/dCE (N,H,W), which is read on valid pixels only."""
+
+    value: Callable[[PixelTerms, Time], Tensor]
+    slope: Callable[[PixelTerms, Time], Tensor]
 
 
-def pixel_terms(logits: Logits, labels: Labels, ignore_index: int = 255) -> PixelTerms:
-    """The shared terms; half-precision logits are raised to float32 first."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    log_probs = F.log_softmax(logits, dim=1)
-    ce = F.nll_loss(log_probs, labels, reduction="none", ignore_index=ignore_index)
-    predictions = logits.detach().max(dim=1).indices
-    valid = labels != ignore_index
-    return PixelTerms(log_probs, ce, (predictions == labels) & valid, valid, predictions, labels)
-
-
-def _ce(terms: PixelTerms, _: Context) -> Tensor:
+def _ce(terms: PixelTerms, _: Time) -> Tensor:
     return terms.ce
 
 
-def _mce(terms: PixelTerms, _: Context) -> Tensor:
+def _ce_slope(terms: PixelTerms, _: Time) -> Tensor:
+    return torch.ones_like(terms.ce)
+
+
+def _mce(terms: PixelTerms, _: Time) -> Tensor:
     return terms.ce * terms.correct
 
 
-def _mce_bal(terms: PixelTerms, context: Context) -> Tensor:
-    if context.class_weights is None:
+def _mce_slope(terms: PixelTerms, _: Time) -> Tensor:
+    return terms.correct.to(terms.ce.dtype)
+
+
+def _mce_bal(terms: PixelTerms, _: Time) -> Tensor:
+    return _pixel_weights(terms) * terms.ce * terms.correct
+
+
+def _mce_bal_slope(terms: PixelTerms, _: Time) -> Tensor:
+    return _pixel_weights(terms) * terms.correct
+
+
+def _pixel_weights(terms: PixelTerms) -> Tensor:
+    if terms.targets.weights is None:
         raise UsageError(
             "The loss 'mce_bal' needs class_weights, a tensor (K,): pass class_weights=dataset.class_weights()."
         )
-    weights = context.class_weights.to(terms.ce)
-    return weights[terms.labels.where(terms.valid, 0)] * _mce(terms, context)
+    return terms.targets.weights.to(terms.ce)
 
 
-def _js(terms: PixelTerms, _: Context) -> Tensor:
+def _js(terms: PixelTerms, _: Time) -> Tensor:
     # JS(p, e_y) = log 2 + 1/2 [p log p - (1 + p) log(1 + p)] with p = p_y and log p = -ce: finite at any logit gap.
     p = torch.exp(-terms.ce)
-    return (math.log(2.0) - 0.5 * (p * terms.ce + (1 + p) * torch.log1p(p))) * terms.valid
+    return (math.log(2.0) - 0.5 * (p * terms.ce + (1 + p) * torch.log1p(p))) * terms.targets.valid
 
 
-def _segpgd(terms: PixelTerms, context: Context) -> Tensor:
-    share = torch.as_tensor((context.step - 1) / (2 * context.iterations), dtype=torch.float64)
+def _js_slope(terms: PixelTerms, _: Time) -> Tensor:
+    # dJS/dCE = 1/2 p [log(1 + p) - log p]
+    p = torch.exp(-terms.ce)
+    return torch.log1p(p).add_(terms.ce).mul_(p).mul_(0.5)
+
+
+def _segpgd(terms: PixelTerms, time: Time) -> Tensor:
+    return _segpgd_slope(terms, time) * terms.ce
+
+
+def _segpgd_slope(terms: PixelTerms, time: Time) -> Tensor:
+    share = torch.as_tensor((time.step - 1) / (2 * time.iterations), dtype=torch.float64)
     right, wrong = (part.to(terms.ce) for part in (1 - share, share))
-    return torch.where(terms.correct, right * terms.ce, wrong * terms.ce)
+    return torch.where(terms.correct, right, wrong)
 
 
-def _cospgd(terms: PixelTerms, _: Context) -> Tensor:
+def _cospgd(terms: PixelTerms, time: Time) -> Tensor:
+    return _cospgd_slope(terms, time) * terms.ce
+
+
+def _cospgd_slope(terms: PixelTerms, _: Time) -> Tensor:
     with torch.no_grad():
         probs = terms.log_probs.exp()
         cosine: Tensor = torch.exp(-terms.ce) / probs.norm(dim=1)
-    return cosine * terms.ce
+    return cosine
 
 
-def _tsallis(terms: PixelTerms, context: Context) -> Tensor:
-    intervals = torch.as_tensor(context.iterations - 1, dtype=torch.float64).clamp(min=1)
-    return _tsallis_at(terms, -2.0 + 3.0 * (context.step - 1) / intervals)
+def _tsallis(terms: PixelTerms, time: Time) -> Tensor:
+    return _tsallis_at(terms, _tsallis_q(time))
+
+
+def _tsallis_slope(terms: PixelTerms, time: Time) -> Tensor:
+    # d/dCE (1 - p^(1-q)) / (1-q) = p^(1-q), with p = exp(-ce)
+    power = 1 - torch.as_tensor(_tsallis_q(time), dtype=torch.float64)
+    return torch.exp(-power.to(terms.ce) * terms.ce)
+
+
+def _tsallis_q(time: Time) -> float | Tensor:
+    intervals = torch.as_tensor(time.iterations - 1, dtype=torch.float64).clamp(min=1)
+    return -2.0 + 3.0 * (time.step - 1) / intervals
 
 
 def _tsallis_at(terms: PixelTerms, q: float | Tensor) -> Tensor:
@@ -123,19 +132,23 @@ def _tsallis_at(terms: PixelTerms, q: float | Tensor) -> Tensor:
     return torch.where(is_ce, terms.ce, -torch.expm1(-power * terms.ce) / power)
 
 
-def _js_target(terms: PixelTerms, context: Context) -> Tensor:
-    return -_js(terms, context)
+def _js_target(terms: PixelTerms, time: Time) -> Tensor:
+    return -_js(terms, time)
+
+
+def _js_target_slope(terms: PixelTerms, time: Time) -> Tensor:
+    return -_js_slope(terms, time)
 
 
 LOSSES: Mapping[str, Loss] = {
-    "ce": _ce,
-    "mce": _mce,
-    "mce_bal": _mce_bal,
-    "js": _js,
-    "segpgd": _segpgd,
-    "cospgd": _cospgd,
-    "tsallis": _tsallis,
-    "js_target": _js_target,
+    "ce": Loss(_ce, _ce_slope),
+    "mce": Loss(_mce, _mce_slope),
+    "mce_bal": Loss(_mce_bal, _mce_bal_slope),
+    "js": Loss(_js, _js_slope),
+    "segpgd": Loss(_segpgd, _segpgd_slope),
+    "cospgd": Loss(_cospgd, _cospgd_slope),
+    "tsallis": Loss(_tsallis, _tsallis_slope),
+    "js_target": Loss(_js_target, _js_target_slope),
 }
 TARGETED = frozenset(
     {"js_target"}
@@ -153,7 +166,11 @@ def get_loss(name: str) -> Loss:
     return LOSSES[name]
 
 
-_FIRST = Context(step=1, iterations=1, class_weights=None)
+_FIRST = Time(step=1, iterations=1)
+
+
+def _terms(logits: Logits, labels: Labels, ignore_index: int) -> PixelTerms:
+    return pixel_terms(logits, prepare_targets(labels, ignore_index=ignore_index))
 
 
 def ce(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
@@ -162,39 +179,40 @@ def ce(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     >>> round(ce(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)).item(), 6)
     0.693147
     """
-    return _ce(pixel_terms(logits, labels, ignore_index), _FIRST)
+    return _ce(_terms(logits, labels, ignore_index), _FIRST)
 
 
 def mce(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """Masked cross-entropy: cross-entropy on the pixels that are still correct."""
-    return _mce(pixel_terms(logits, labels, ignore_index), _FIRST)
+    return _mce(_terms(logits, labels, ignore_index), _FIRST)
 
 
 def mce_bal(logits: Logits, labels: Labels, *, class_weights: ClassWeights, ignore_index: int = 255) -> PixelMap:
     """Masked cross-entropy times the weight of the label's class; ``class_weights`` is (K,), proportional to 1/N_c."""
-    return _mce_bal(pixel_terms(logits, labels, ignore_index), Context(1, 1, class_weights))
+    targets = prepare_targets(labels, ignore_index=ignore_index, class_weights=class_weights)
+    return _mce_bal(pixel_terms(logits, targets), _FIRST)
 
 
 def js(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """Jensen-Shannon divergence between softmax(logits) and the one-hot label, in nats, in [0, log 2]."""
-    return _js(pixel_terms(logits, labels, ignore_index), _FIRST)
+    return _js(_terms(logits, labels, ignore_index), _FIRST)
 
 
 def segpgd(logits: Logits, labels: Labels, *, step: int, iterations: int, ignore_index: int = 255) -> PixelMap:
     """(1-λ) CE on correct pixels, λ CE on wrong ones, λ = (step-1)/(2 iterations), step = 1..iterations."""
-    return _segpgd(pixel_terms(logits, labels, ignore_index), Context(step, iterations, None))
+    return _segpgd(_terms(logits, labels, ignore_index), Time(step, iterations))
 
 
 def cospgd(logits: Logits, labels: Labels, *, ignore_index: int = 255) -> PixelMap:
     """CE weighted by the cosine between softmax(logits) and the one-hot label; no gradient through the weight."""
-    return _cospgd(pixel_terms(logits, labels, ignore_index), _FIRST)
+    return _cospgd(_terms(logits, labels, ignore_index), _FIRST)
 
 
 def tsallis(logits: Logits, labels: Labels, *, q: float, ignore_index: int = 255) -> PixelMap:
     """Tsallis cross-entropy (1 - p_y^(1-q)) / (1-q); q = 1 is CE."""
-    return _tsallis_at(pixel_terms(logits, labels, ignore_index), q)
+    return _tsallis_at(_terms(logits, labels, ignore_index), q)
 
 
 def js_target(logits: Logits, targets: Labels, *, ignore_index: int = 255) -> PixelMap:
     """Negative Jensen-Shannon divergence to the target class: maximised, it draws each pixel there."""
-    return _js_target(pixel_terms(logits, targets, ignore_index), _FIRST)
+    return _js_target(_terms(logits, targets, ignore_index), _FIRST)

@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from segbench.attacks.losses import Context, get_loss, pixel_terms
+from segbench.attacks.losses import Time, get_loss
 from segbench.attacks.modules import check_logits, naming_writes
 from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, frozen
+from segbench.attacks.terms import logit_gradient, pixel_terms, prepare_targets
 
 ALPHA = 0.75  # momentum
 RHO = 0.75  # share of the steps between two checkpoints that must raise the tracked loss
@@ -76,7 +77,8 @@ def _apgd(
     model: nn.Module, image: Tensor, label: Tensor, eps: float, loss: str, n: int, start: Tensor,
     class_weights: Tensor | None, ignore_index: int,
 ) -> AttackResult:  # fmt: skip
-    valid = (label != ignore_index).sum().clamp(min=1)
+    targets = prepare_targets(label[None], ignore_index=ignore_index, class_weights=class_weights)
+    valid = targets.valid.sum().clamp(min=1)
     forwards = backwards = zero_gradients = nonfinite_gradients = 0
 
     def P(x: Tensor) -> Tensor:  # noqa: N802 - the paper's name of the projection
@@ -89,15 +91,17 @@ def _apgd(
         forwards += 1
         with frozen(model), torch.set_grad_enabled(t <= n), naming_writes():
             x = x[None].detach().clone().requires_grad_(t <= n)
-            terms = pixel_terms(check_logits(model(x), x), label[None], ignore_index)
-            attacked = get_loss(loss)(terms, Context(t, n, class_weights)).sum()
-            g = torch.autograd.grad(attacked, x)[0][0] if t <= n else torch.zeros_like(x[0])
+            logits = check_logits(model(x), x)
+            terms = pixel_terms(logits.detach(), targets)
+            slope = get_loss(loss).slope(terms, Time(t, n))
+            direction = logit_gradient(terms, slope).to(logits.dtype)
+            g = torch.autograd.grad(logits, x, direction)[0][0] if t <= n else torch.zeros_like(x[0])
         correct = int(terms.correct.sum())
         if t <= n:
             backwards += 1
             zero_gradients += bool((g == 0).all()) and correct > 0
             nonfinite_gradients += not bool(torch.isfinite(g).all())
-        tracked = terms.ce.detach()[0].sum(dim=-1).sum(dim=-1) / label.numel()
+        tracked = terms.ce[0].sum(dim=-1).sum(dim=-1) / label.numel()
         return torch.where(torch.isfinite(g), g, 0), tracked, correct, terms.predictions[0]
 
     x = x_previous = P(start)  # (1)

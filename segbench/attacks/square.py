@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segbench.attacks.losses import pixel_terms
 from segbench.attacks.modules import check_logits
 from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, image_sum, project
+from segbench.attacks.terms import pixel_terms, prepare_targets
 from segbench.errors import UsageError
 
 FIRST_SHARE = 0.8  # of the image's area that the first square covers; the paper's p for l_inf without a target
@@ -87,10 +87,11 @@ class _Found(NamedTuple):
 
 
 def _look(model: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, ignore_index: int) -> _Found:
-    terms = pixel_terms(check_logits(model(points.clone()), points), labels, ignore_index)
+    targets = prepare_targets(labels, ignore_index=ignore_index)
+    terms = pixel_terms(check_logits(model(points.clone()), points), targets)
     correct = terms.correct.flatten(1).sum(dim=1)
-    pixels = terms.valid.flatten(1).sum(dim=1).clamp(min=1)
-    probability = (image_sum(torch.exp(-terms.ce.double()) * terms.valid) / pixels).nan_to_num(nan=1.0)
+    pixels = targets.valid.flatten(1).sum(dim=1).clamp(min=1)
+    probability = (image_sum(torch.exp(-terms.ce.double()) * targets.valid) / pixels).nan_to_num(nan=1.0)
     loss = image_sum(terms.ce).double() / labels[0].numel()
     return _Found(correct + 0.999 * probability, correct, terms.predictions, loss)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench import counts
-from segbench.attacks.problem import CONTIGUOUS_ONLY, fastest_format
+from segbench.attacks.evaluator import CONTIGUOUS_ONLY, fastest_format
 from segbench.data import SegmentationDataset, load_dataset
 from segbench.data.catalogue import crop_and_images
 from segbench.engine.compute.checks import batch_dependence, probe, works_in

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segbench.attacks.evaluator import NO_VIEW
 from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.modules import WRITES, check_logits, naming_writes
-from segbench.attacks.problem import NO_VIEW
 from segbench.data import SegmentationDataset
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError

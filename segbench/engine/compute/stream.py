@@ -23,7 +23,7 @@ from segbench import counts
 from segbench.attacks import AttackResult
 from segbench.attacks.batch import AttackBatch
 from segbench.attacks.catalogue import get_attack
-from segbench.attacks.problem import Evaluator
+from segbench.attacks.evaluator import Evaluator
 from segbench.data import Sample
 from segbench.engine.compute.worker import STATISTICS, Worker, device_name, peak_memory
 from segbench.engine.rundir.plan import CHUNK, FinishedUnit, Unit

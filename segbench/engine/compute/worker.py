@@ -18,8 +18,9 @@ from segbench import attacks, counts
 from segbench.attacks import AttackResult
 from segbench.attacks.batch import AttackBatch, Job
 from segbench.attacks.catalogue import BY_LOSS, Attack, get_attack, target_labels
+from segbench.attacks.evaluator import CONTIGUOUS_ONLY, Evaluator, fastest_format
 from segbench.attacks.memory import is_out_of_memory
-from segbench.attacks.problem import CONTIGUOUS_ONLY, COUNTERS, Evaluator, fastest_format
+from segbench.attacks.problem import COUNTERS
 from segbench.attacks.square import square
 from segbench.attacks.stages import Stage
 from segbench.data import Sample, SegmentationDataset

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from segbench import attacks, counts, ensemble
 from segbench.attacks import losses, reference
 from segbench.attacks.batch import AttackBatch, Job
-from segbench.attacks.problem import AttackResult, Evaluator, frozen
+from segbench.attacks.evaluator import Evaluator
+from segbench.attacks.problem import AttackResult, frozen
 from segbench.attacks.stages import reduced
 from segbench.engine.compute.session import open_session
 from segbench.engine.selftest import golden

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, backends, nn
 
 from segbench.attacks.batch import AttackBatch
-from segbench.attacks.problem import Evaluator
+from segbench.attacks.evaluator import Evaluator
 from segbench.data import load_dataset
 from segbench.engine.compute.batch_size import choose_batch_size, free_memory
 from segbench.engine.compute.session import open_session
@@ -177,7 +177,7 @@ def compilation(device: torch.device) -> Outcome:
     )
     with open_session([model], device):
         expected, found = (
-            evaluator(images, labels, [("mce_bal", None)], 1, 1, backward=True).gradient
+            evaluator(images, evaluator.parts(labels, [("mce_bal", None)]), 1, 1, backward=True).gradient
             for evaluator in (eager, compiled)
         )
     if compiled.compiled is None:

@@ -1,0 +1,144 @@
+"""A step of APGD for a batch: what is decided for each image, and the points that follow from it.
+
+`segbench.attacks.reference` is the same for one image, as one plain loop: read that first. What is decided are
+numbers of each image. What is as large as the images is then changed in place, in memory that is there already, so
+that nothing can fail half way.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segbench.attacks.evaluator import Evaluation
+from segbench.attacks.stages import ScheduleRow
+
+RHO = 0.75  # as in `reference`, which explains it
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+class Change(NamedTuple):
+    """What happens to each image: flags (N,) bool, and numbers (N,) of the image's type.
+
+    Attributes:
+        better: this point is no worse than the best one so far.
+        improved: it raises the tracked loss over all points of its stage.
+        halve: the attack goes back to the point of the best tracked loss, with half the step.
+        starts: a stage starts, from the best point so far.
+        step_size: of the step that follows.
+        a: its weight against the momentum.
+        radius: of the ball, on the scale of the image.
+    """
+
+    better: Tensor
+    improved: Tensor
+    halve: Tensor
+    starts: Tensor
+    step_size: Tensor
+    a: Tensor
+    radius: Tensor
+
+
+def decide(
+    rows: dict[str, Tensor], at: ScheduleRow, table: Tensor, now: Evaluation
+) -> tuple[dict[str, Tensor], Change]:
+    """Counts the passes, finds what is better, and controls the steps.
+
+    Returns per-image numbers, which replace those of the rows, and what is to become of the points.
+    """
+    first, live, last, checkpoint = at.first.bool(), at.live.bool(), at.last.bool(), at.checkpoint.bool()
+    tracked, loss, by_loss = now.tracked, now.tracked.double(), rows["by_loss"]
+    dtype = rows["x"].dtype
+
+    lower, higher = now.correct <= rows["correct"], loss > rows["best_loss"]
+    better = live & (first | torch.where(by_loss, higher, lower))
+    best_loss = torch.where(first, loss, torch.maximum(rows["best_loss"], loss))
+    numbers = {
+        "forwards": rows["forwards"] + live,
+        "correct": torch.where(better, now.correct, rows["correct"]),
+        "best_loss": torch.where(live, best_loss, rows["best_loss"]),
+    }
+    if now.gradient is not None:
+        gradient = now.gradient.flatten(1)
+        lowest, highest = gradient.amin(dim=1), gradient.amax(dim=1)  # both NaN if one component is
+        is_zero = (lowest == 0) & (highest == 0)
+        is_finite = torch.isfinite(lowest) & torch.isfinite(highest)
+        numbers["backwards"] = rows["backwards"] + ~last
+        numbers["zero_gradients"] = rows["zero_gradients"] + (~last & is_zero & (now.correct > 0))
+        numbers["nonfinite_gradients"] = rows["nonfinite_gradients"] + (~last & ~is_finite)
+
+    rises = torch.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | at.rise.bool()))
+    improved = first | (tracked > rows["best_tracked"])
+    best_tracked = torch.where(improved, tracked, rows["best_tracked"])
+    was_halved = first | rows["was_halved"]
+    stalled = ~was_halved & (best_tracked <= rows["tracked_at_checkpoint"])
+    halve = checkpoint & ((rises <= RHO * at.interval) | stalled)
+    step_size = torch.where(first, (at.step_size * rows["eps"]).to(dtype), rows["step_size"])
+    step_size = torch.where(halve, step_size / 2, step_size)
+
+    ends = last | (~first & (now.correct == 0) & ~by_loss)
+    row = torch.where(ends, at.after.long(), rows["at"] + 1)
+    then = ScheduleRow(*table[:, row])
+    numbers |= {
+        "at": row,
+        "tracked": tracked,
+        "step_size": step_size,
+        "was_halved": torch.where(checkpoint, halve, was_halved),
+        "rises": torch.where(checkpoint, 0, rises),
+        "best_tracked": best_tracked,
+        "tracked_at_checkpoint": torch.where(first | checkpoint, best_tracked, rows["tracked_at_checkpoint"]),
+    }
+    radius = (then.radius * rows["eps"]).to(dtype)
+    return numbers, Change(better, improved, halve, then.first.bool(), step_size, then.a.to(dtype), radius)
+
+
+def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, Tensor]:
+    """Keeps the points that are better, and takes each image to its next one; all in place, in memory that is there.
+
+    Returns the tensors that have changed their names: the next points are written over the gradient's signs, and what
+    was the point from which the last step was taken holds those of the next iteration.
+    """
+    x, previous, direction = rows["x"], rows["previous"], rows["direction"]
+    lowest, highest = rows["lowest"], rows["highest"]
+    _keep(rows["adversarial"], x, change.better)
+    _keep(rows["predictions"], now.predictions, change.better)
+    if now.gradient is None:
+        direction.zero_()
+    else:
+        torch.nan_to_num(now.gradient, nan=0.0, posinf=0.0, neginf=0.0, out=direction).sign_()  # such do not move
+    _keep(rows["best_x"], x, change.improved)
+    _keep(rows["best_direction"], direction, change.improved)
+    _keep(x, rows["best_x"], change.halve)
+    _keep(direction, rows["best_direction"], change.halve)
+
+    on_host = not x.is_cuda
+    if not on_host or bool(change.starts.any()):
+        radius = _per_image(change.radius)
+        torch.sub(rows["image"], radius, out=lowest).clamp_(0, 1)
+        torch.add(rows["image"], radius, out=highest).clamp_(0, 1)
+    a = _per_image(change.a)
+    z = direction.mul_(_per_image(change.step_size)).add_(x)
+    torch.clamp(z, lowest, highest, out=z)
+    momentum = torch.sub(x, previous, out=previous).mul_(1 - a)
+    then = z.sub_(x).mul_(a).add_(x).add_(momentum)
+    _keep(then, rows["adversarial"], change.starts)
+    torch.clamp(then, lowest, highest, out=then)
+    return {"x": then, "previous": x, "direction": previous}
+
+
+def _keep(old: Tensor, new: Tensor, where: Tensor) -> None:
+    """Overwrites the images of ``old`` for which ``where`` (N,) holds; on a CPU image by image, which is fastest."""
+    if old.is_cuda:
+        torch.where(where.view(-1, *[1] * (old.ndim - 1)), new, old, out=old)
+        return
+    rows = where.nonzero().flatten().tolist()
+    if len(rows) == len(old):
+        old.copy_(new)
+        return
+    for row in rows:
+        old[row].copy_(new[row])

@@ -1,0 +1,124 @@
+"""What the losses of one iteration share: one ``log_softmax``, and the gradient with respect to the logits from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Logits = Float[Tensor, "n k h w"]
+Labels = Int[Tensor, "n h w"]
+ClassWeights = Float[Tensor, " k"]
+
+
+class Targets(NamedTuple):
+    """What the losses need of the labels; the same in each iteration.
+
+    Attributes:
+        labels: as given, (N,H,W) int64.
+        valid: pixels whose label is not ``ignore_index``, (N,H,W) bool.
+        classes: the labels, 0 where they are ignored, (N,1,H,W) int64.
+        weights: weight of each pixel's class, (N,H,W); None without class weights.
+    """
+
+    labels: Tensor
+    valid: Tensor
+    classes: Tensor
+    weights: Tensor | None
+
+
+class PixelTerms(NamedTuple):
+    """What the losses of one iteration share.
+
+    Attributes:
+        log_probs: log_softmax of the logits, (N,K,H,W).
+        ce: cross-entropy, (N,H,W); 0 on ignored pixels.
+        correct: valid pixels whose largest logit is the label's, (N,H,W) bool; a constant for the gradient.
+        predictions: argmax of the logits, the first of equals, (N,H,W) int64.
+        targets: of the labels.
+    """
+
+    log_probs: Tensor
+    ce: Tensor
+    correct: Tensor
+    predictions: Tensor
+    targets: Targets
+
+
+class Scratch:
+    """Tensors that each iteration on the same labels overwrites.
+
+    Fresh memory costs a CPU more than the arithmetic: 40 MB of logits take twice as long in pages that it has to ask
+    for.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def get(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous tensor of the shape of another one, and of its type if none is given; 0 the first time."""
+        kept = self._kept.get(name)
+        if kept is None or kept.shape != like.shape or kept.dtype != (dtype or like.dtype):
+            kept = torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+            self._kept[name] = kept
+        return kept
+
+
+def prepare_targets(labels: Labels, *, ignore_index: int = 255, class_weights: ClassWeights | None = None) -> Targets:
+    """What the losses need of the labels."""
+    valid = labels != ignore_index
+    classes = labels.where(valid, 0)
+    return Targets(labels, valid, classes.unsqueeze(1), None if class_weights is None else class_weights[classes])
+
+
+def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None) -> PixelTerms:
+    """The shared terms; half-precision logits are raised to float32 first."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if not logits.is_contiguous():  # as from a model in channels_last: slow in each of the operations below
+        logits = logits.contiguous() if scratch is None else scratch.get("logits", logits).copy_(logits)
+    if scratch is None:
+        log_probs = torch.log_softmax(logits, dim=1)
+    else:
+        out = scratch.get("log_probs", logits)
+        log_probs = torch.log_softmax(logits, dim=1, out=out)
+    ce = torch.where(targets.valid, -log_probs.gather(1, targets.classes).squeeze(1), 0)
+    predictions = predict(logits.detach(), scratch)
+    return PixelTerms(log_probs, ce, (predictions == targets.labels) & targets.valid, predictions, targets)
+
+
+def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
+    """Argmax of the logits over classes, the first of equals, (N,H,W) int64.
+
+    On a CPU `torch.max` finds indices one pixel after the other. This finds the value first, then the highest rank
+    K - k among the classes that have it, both many pixels at once.
+    """
+    classes = logits.shape[1]
+    if logits.device.type != "cpu" or classes > torch.iinfo(torch.uint8).max:
+        return logits.max(dim=1).indices
+    out = None if scratch is None else scratch.get("largest", logits, torch.bool)
+    largest = torch.ge(logits, logits.amax(dim=1, keepdim=True), out=out).view(torch.uint8)
+    rank = largest.mul_(torch.arange(classes, 0, -1, dtype=torch.uint8).view(1, -1, 1, 1)).amax(dim=1)
+    predictions = classes - rank.long()
+    if rank.numel() and not bool(rank.amin()):  # a NaN, which nothing is at least as large as
+        return torch.where(rank == 0, logits.max(dim=1).indices, predictions)
+    return predictions
+
+
+def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = None) -> Tensor:
+    """Gradient of the summed loss with respect to the logits, slope (p_t - δ_ty), (N,K,H,W); 0 on ignored pixels.
+
+    With ``scratch``, that of `pixel_terms`, it is written over ``terms.log_probs``.
+    """
+    log_probs, targets = terms.log_probs, terms.targets
+    one_hot = torch.zeros_like(log_probs) if scratch is None else scratch.get("one_hot", log_probs)
+    one_hot.scatter_(1, targets.classes, torch.where(targets.valid, -slope, 0).unsqueeze(1))
+    # What autograd calls, and bit for bit what it finds: one_hot - exp(log_probs) * sum(one_hot).
+    backward = torch.ops.aten._log_softmax_backward_data
+    if scratch is None:
+        gradient: Tensor = backward(one_hot, log_probs, 1, log_probs.dtype)
+        return gradient
+    backward.out(one_hot, log_probs, 1, log_probs.dtype, out=log_probs)
+    return log_probs
