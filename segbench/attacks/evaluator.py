@@ -177,7 +177,7 @@ class Evaluator:
         # A copy: a model that writes into its images changes none of ours.
         x = x.detach().clone(memory_format=memory_format).requires_grad_(backward)
         logits, gradient, tracked, correct, predictions = objective(x, part.targets, part.losses, part.scratch, time)
-        input_gradient = torch.autograd.grad(logits, x, gradient)[0] if backward else None
+        input_gradient = torch.autograd.grad(_WithGradient.apply(logits, gradient), x)[0] if backward else None
         return Evaluation(tracked, correct, predictions, input_gradient)
 
     def _objective(
@@ -195,6 +195,23 @@ class Evaluator:
             if backward:
                 gradient = logit_gradient(terms, mixed_slope(terms, losses, time), scratch).to(logits.dtype)
         return logits, gradient, tracked, correct, terms.predictions
+
+
+class _WithGradient(torch.autograd.Function):
+    """A number whose gradient with respect to the logits is the one given.
+
+    With ``grad_outputs``, `torch.autograd.grad` imports sympy first, and checks shapes symbolically each time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return logits.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None
 
 
 def mixed_slope(terms: PixelTerms, losses: Sequence[MaskedLoss], time: Time) -> Tensor:

@@ -1,4 +1,4 @@
-"""ConvNeXt backbone with a convolutional stem, from timm parts.
+"""ConvNeXt backbone with a convolutional stem.
 
 Sources: Liu et al., "A ConvNet for the 2020s", CVPR 2022 (backbone); Singh, Croce, Hein, "Revisiting
 Adversarial Training for ImageNet", NeurIPS 2023 (ConvStem).
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from timm.layers.norm import LayerNorm2d
-from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
 
+from segbench.models.architectures.layers import ConvNeXtStage, LayerNorm2d
 from segbench.models.contract import PyramidBackbone
 
 
@@ -22,10 +21,10 @@ class ConvStem(nn.Sequential):
     def __init__(self, width: int) -> None:
         super().__init__(
             nn.Conv2d(3, width // 2, 3, stride=2, padding=1),
-            LayerNorm2d(width // 2, eps=1e-6),
+            LayerNorm2d(width // 2),
             nn.GELU(),
             nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
-            LayerNorm2d(width, eps=1e-6),
+            LayerNorm2d(width),
             nn.GELU(),
         )
 
@@ -45,20 +44,17 @@ class ConvNeXtBackbone(PyramidBackbone):
         self.stem = ConvStem(widths[0])
         rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         stages: list[nn.Module] = []
-        for index, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+        for index, width in enumerate(widths):
             stages.append(
                 ConvNeXtStage(
                     widths[max(index - 1, 0)],
                     width,
                     stride=1 if index == 0 else 2,
-                    depth=depth,
                     drop_path_rates=rates[sum(depths[:index]) : sum(depths[: index + 1])],
-                    ls_init_value=1.0,
-                    norm_layer=LayerNorm2d,
                 )
             )
         self.stages = nn.ModuleList(stages)
-        self.norms = nn.ModuleList(LayerNorm2d(width, eps=1e-6) for width in widths)
+        self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths)
 
     @property
     def dense_only(self) -> Sequence[nn.Module]:  # type: ignore[override]

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segbench.models.architectures.layers import Bottleneck
 from segbench.models.architectures.upernet import POOL_SIZES, ConvBlock
 from segbench.models.contract import PyramidBackbone
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segbench.models.architectures.layers import TransformerBlock
 from segbench.models.architectures.upernet import resize
 
 IMAGENET_CLASSES = 1000
@@ -22,9 +22,7 @@ IMAGENET_CLASSES = 1000
 
 def blocks(width: int, heads: int, drop_path_rates: Sequence[float]) -> nn.Sequential:
     """Pre-norm transformer blocks, one for each rate of stochastic depth; MLPs are four times as wide."""
-    return nn.Sequential(
-        *(Block(width, heads, qkv_bias=True, drop_path=rate, norm_layer=nn.LayerNorm) for rate in drop_path_rates)
-    )
+    return nn.Sequential(*(TransformerBlock(width, heads, rate) for rate in drop_path_rates))
 
 
 def resize_position_embedding(embedding: Float[Tensor, "1 n d"], size: Sequence[int]) -> Float[Tensor, "1 m d"]:
@@ -104,8 +102,8 @@ class MaskTransformer(nn.Module):
         self.cls_emb = nn.Parameter(torch.zeros(1, num_classes, width))
         self.blocks = blocks(width, heads, [0.0] * depth)
         self.decoder_norm = nn.LayerNorm(width)
-        self.proj_patch = nn.Parameter(width**-0.5 * torch.randn(width, width))
-        self.proj_classes = nn.Parameter(width**-0.5 * torch.randn(width, width))
+        self.proj_patch = nn.Parameter(torch.empty(width, width).normal_(std=width**-0.5))
+        self.proj_classes = nn.Parameter(torch.empty(width, width).normal_(std=width**-0.5))
         self.mask_norm = nn.LayerNorm(num_classes)
 
     def forward(self, patches: Tensor) -> Tensor:
