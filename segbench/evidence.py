@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,14 +91,34 @@ def _rows(key: Key, group: Group) -> pa.Table:
     present = (counts.predicted > 0) | (counts.target > 0)
     present[:, 0] |= ~present.any(axis=1)
     images, classes = np.nonzero(present)
+    rows = np.bincount(images, minlength=len(group.image_ids)).tolist()
     columns = [
-        pa.array(np.full(len(images), key[0])),
-        pa.DictionaryArray.from_arrays(np.zeros(len(images), np.int32), [key[1]]).cast(pa.string()),
-        pa.DictionaryArray.from_arrays(images.astype(np.int32), list(group.image_ids)).cast(pa.string()),
-        pa.array(classes.astype(np.int32)),
-        *(pa.array(array[images, classes]) for array in counts),
+        _numbers(np.full(len(images), key[0])),
+        _names([key[1]], [len(images)]),
+        _names(group.image_ids, rows),
+        _numbers(classes.astype(np.int32)),
+        *(_numbers(array[images, classes]) for array in counts),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _numbers(values: npt.NDArray[Any]) -> pa.Array:
+    """A column of the same type. From Python objects or NumPy, pyarrow would import pandas first: most of a second."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _values(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """The numbers of a column without gaps; ``to_numpy`` would import pandas."""
+    return np.from_dlpack(column.combine_chunks())
+
+
+def _names(names: Sequence[str], rows: Sequence[int]) -> pa.Array:
+    """A column that repeats each name for so many rows."""
+    texts = [name.encode() for name in names]
+    ends = np.cumsum([0, *np.repeat([len(text) for text in texts], rows)]).astype(np.int32)
+    data = b"".join(text * number for text, number in zip(texts, rows, strict=True))
+    return pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(data))
 
 
 def _digest(table: pa.Table, metadata: bytes) -> bytes:
@@ -110,7 +130,7 @@ def _digest(table: pa.Table, metadata: bytes) -> bytes:
             digest.update(json.dumps(names).encode())
             digest.update(codes.tobytes())
         else:
-            digest.update(np.ascontiguousarray(column.combine_chunks().to_numpy()).tobytes())
+            digest.update(_values(column).tobytes())
     return digest.hexdigest().encode()
 
 
@@ -118,12 +138,13 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     """A column of names as its names in the order in which they first appear, and a code for each row."""
     coded = pa.types.is_dictionary(column.type)
     values = column.unify_dictionaries().combine_chunks() if coded else column.combine_chunks().dictionary_encode()
-    given = values.indices.to_numpy()
+    given = np.from_dlpack(values.indices)
     present, first = np.unique(given, return_index=True)
     order = present[np.argsort(first)]
     code_of = np.zeros(max(len(values.dictionary), 1), np.int32)
     code_of[order] = np.arange(len(order))
-    return values.dictionary.take(pa.array(order)).to_pylist(), code_of[given]
+    names = values.dictionary.to_pylist()
+    return [names[place] for place in order], code_of[given]
 
 
 def from_bytes(data: bytes, *, source: str) -> Evidence:
@@ -162,7 +183,7 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
 def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
     if any(column.null_count for column in table.columns):
         raise ContentError(f"{source} has empty cells.")
-    eps = table["eps_255"].to_numpy()
+    eps = _values(table["eps_255"])
     (loss_names, loss_codes), (image_names, image_codes) = (_codes(table[name]) for name in NAMES)
     for name in (*loss_names, *image_names):
         if len(name) > MAX_NAME:
@@ -171,8 +192,8 @@ def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
         raise ContentError(f"{source} has an attack named {wrong[0][:40]!r}; names are of a-z, 0-9 and _.")
     if len(set(loss_names)) != len(loss_names) or len(set(image_names)) != len(image_names):
         raise ContentError(f"{source} is damaged: a name has two codes.")
-    classes = table["class"].to_numpy()
-    values = [table[name].to_numpy() for name in ("intersection", "predicted", "target")]
+    classes = _values(table["class"])
+    values = [_values(table[name]) for name in ("intersection", "predicted", "target")]
     if not ((eps >= 0) & (eps <= 255)).all() or (classes < 0).any() or (classes >= num_classes).any():
         raise ContentError(f"{source} has a radius or class out of range.")
     if any((value < 0).any() or (value > MAX_PIXELS).any() for value in values):
