@@ -10,6 +10,7 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from segbench import content
@@ -31,6 +32,7 @@ from segbench.engine.rundir.store import Store, check_writable, same_probe
 from segbench.engine.rundir.workers import Heartbeat, shard_file_name
 from segbench.engine.telemetry.progress import announce
 from segbench.errors import ModelError, UsageError
+from segbench.models.devices import cpu_threads
 from segbench.models.load import LoadedModel, load
 from segbench.models.sliding import in_windows
 from segbench.models.sources.names import ModelSource
@@ -151,10 +153,13 @@ def draft_run(
     modules = [in_windows(each.module, used) for each in models]
 
     with open_session(modules, device) as session:
-        probes = probe_models(session, models, modules, used)
+        small = small_on_cpu(device, *used[0].image.shape[-2:])
+        # cores that wait for each other: a hundred times slower than one, where other processes use them too
+        with cpu_threads(1 if small else torch.get_num_threads()):
+            probes = probe_models(session, models, modules, used)
         worker = Worker(
             modules[0], used, protocol, device, batch_size, options.precision, options.compile,
-            one_core=small_on_cpu(device, *used[0].image.shape[-2:]) and all(each.is_stateless for each in models),
+            one_core=small and all(each.is_stateless for each in models),
             sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
         )  # fmt: skip
         worker.probe_as_attacked()
