@@ -122,6 +122,7 @@ def _evaluate(
     result = run(model, dataset, list(eps) or None, protocol, data_root, out, progress=not quiet, **options)
     entry = result.entry()
     note(cost_text(entry["run"]))
+    note(str(result.saved_passes()))
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")
     if entry["protocol"]["official"]:
         note(f"Put it on the leaderboard: segbench submit {shlex.quote(str(result.path))}")

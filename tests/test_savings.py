@@ -1,0 +1,62 @@
+"""Passes that images without a correct pixel save, counted from the entry of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segbench.data.sets.shapes import load_shapes
+from segbench.engine.telemetry.savings import SavedPasses, saved_passes
+from tests.runs import MODEL, run
+from tests.short import ITERATIONS as CHECK
+
+
+def one_class(number: int) -> nn.Module:
+    """Predicts one class, whatever is done to the image."""
+    model = nn.Conv2d(3, 8, 1)
+    with torch.no_grad():
+        model.weight.mul_(0.1)
+        model.bias.zero_()[number] = 50.0
+    return model
+
+
+def saved(out, model: nn.Module, iterations: int) -> SavedPasses:
+    """Of two images whose pixels are all of class 0, at one radius under the three losses."""
+    whole = load_shapes()
+
+    def read(image_id: str):
+        pixels, labels = whole.read(image_id)
+        return pixels, np.zeros_like(labels)
+
+    data = replace(whole, read=read)
+    return run(out, model=model, dataset=data, eps=[4], limit=2, iterations=iterations).saved_passes()
+
+
+def test_a_model_that_is_fooled_at_once_saves_all_but_two_passes_of_each_stage(tmp_path):
+    found = saved(tmp_path / "run", one_class(1), 10)
+    attack, made = (3 + 1) + (3 + 1) + (4 + 1), 3 * 2  # stages of 3, 3 and 4 steps, and the start of each
+    check = CHECK + 1
+    assert found.saved == 2 * (3 * (attack - made) + check - 2)
+    assert found.most == 2 * (3 * (attack + 1) + (check + 1) + 1)  # each result, and the clean image, is predicted once
+    assert str(found) == "Images without a correct pixel left early: 47.9% of the passes saved (46 of 96)."
+
+
+@pytest.mark.parametrize("iterations", [2, 4])  # of two, the wider radii get none
+def test_a_model_that_cannot_be_fooled_saves_none(tmp_path, iterations):
+    found = saved(tmp_path / "run", one_class(0), iterations)
+    attack = {2: 2 + 1, 4: 4 + 3}[iterations]
+    assert found == (0, 2 * (3 * (attack + 1) + CHECK + 2 + 1))
+    assert str(found) == f"No image left early: 0 of {found.most} forward passes saved."
+
+
+def test_the_command_says_it_and_prints_the_entry_as_it_is_stored(cli, tmp_path):
+    options = ["--limit", "1", "--iterations", "2", "--eps", "4", "--device", "cpu", "--quiet", "--json"]
+    code, out, err = cli("evaluate", "--model", MODEL, *options, "--out", "run")
+    entry = json.loads((tmp_path / "run" / f"{MODEL}.json").read_text())
+    assert (code, json.loads(out)) == (0, entry)
+    assert str(saved_passes(entry)) in err.splitlines()
