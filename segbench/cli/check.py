@@ -21,6 +21,11 @@ from segbench.cli.app import fail, find_own_modules, note, print_json, print_tab
     help="Side of the noise images in pixels when there is no data set.  [default: 256]",
 )
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+@click.option(
+    "--precisions",
+    is_flag=True,
+    help="On a CPU, attack 4 images in fp32, bf16 and compiled: speed and strength of each.",
+)
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option("--json", is_flag=True, help="Print the findings as a JSON list.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -31,6 +36,7 @@ def check_model(
     images: int,
     size: int | None,
     device: str,
+    precisions: bool,
     offline: bool,
     json: bool,
     quiet: bool,
@@ -43,8 +49,9 @@ def check_model(
 
     find_own_modules(model)
     findings = check(
-        model, dataset, data_root, images=images, size=size, device=device, offline=offline, progress=not quiet
-    )
+        model, dataset, data_root, images=images, size=size, device=device, offline=offline, progress=not quiet,
+        precisions=precisions,
+    )  # fmt: skip
     if json:
         print_json([finding._asdict() for finding in findings])
     else:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from segbench import counts
 from segbench.attacks.evaluator import CONTIGUOUS_ONLY, fastest_format
-from segbench.data import SegmentationDataset, load_dataset
+from segbench.data import Sample, SegmentationDataset, load_dataset
 from segbench.data.catalogue import crop_and_images
 from segbench.engine.compute.checks import batch_dependence, probe, works_in
 from segbench.engine.compute.session import open_session
+from segbench.engine.telemetry.precisions import compare_precisions
 from segbench.engine.telemetry.progress import format_duration, track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
 from segbench.models.devices import choose_compute_device
@@ -72,6 +73,7 @@ def check_model(
     device: str = "auto",
     offline: bool = False,
     progress: bool = True,
+    precisions: bool = False,
 ) -> list[Finding]:
     """Feeds a model a few images and looks at what an evaluation relies on.
 
@@ -88,6 +90,7 @@ def check_model(
         device: as in `segbench.evaluate`.
         offline: never use the network.
         progress: show a bar on standard error.
+        precisions: on a CPU, attack a few images in fp32, bf16 and compiled: which is fastest, and how strong each is.
 
     Returns:
         The findings, in the order in which they were made.
@@ -134,6 +137,8 @@ def check_model(
         else:
             reason = "Not looked at: no data set (--dataset, --data-root)."
             findings.append(Finding("clean_score", "note", None, reason))
+        if precisions:
+            findings += _precisions(module, samples, classes, torch_device, progress)
     return findings
 
 
@@ -253,6 +258,20 @@ def _speed(model: nn.Module, image: Tensor, images: int) -> Finding:
         passes = images * len(OFFICIAL_RADII_255) * len(SEA_V1.losses) * SEA_V1.iterations
         text += f" All of {SEA_V1.name} on {images} images, one by one: about {format_duration(passes * seconds)}."
     return Finding("speed", "ok", seconds, text)
+
+
+def _precisions(
+    model: nn.Module, samples: list[Sample], classes: int, device: torch.device, progress: bool
+) -> list[Finding]:
+    """Which precision is fastest, and how strong attacks are in each, where that can be measured."""
+    reason = ""
+    if device.type != "cpu":
+        reason = f"Measured on a CPU only (--device cpu), not on {device.type}; see also `segbench selftest`."
+    elif not samples:
+        reason = "Not measured: no data set (--dataset, --data-root)."
+    if reason:
+        return [Finding("fastest_precision", "note", None, reason)]
+    return [Finding(**flag) for flag in compare_precisions(model, samples, classes, progress=progress)]
 
 
 def _scores(

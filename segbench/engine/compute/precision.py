@@ -38,13 +38,14 @@ def check_precision(name: str, device: torch.device) -> None:
             "NVIDIA_TF32_OVERRIDE=1 forces TF32 on, also where results are scored: unset NVIDIA_TF32_OVERRIDE, and use "
             "--precision tf32 if gradients may be computed in it."
         )
-    if name == "bf16" and not _has_bf16(device):
+    if name == "bf16" and not has_bf16(device):
         logging.getLogger("segbench").warning(
             "%s has no bfloat16 instructions: bf16 works, but slower than fp32.", device.type
         )
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for bfloat16; on a CPU, those that oneDNN needs."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
