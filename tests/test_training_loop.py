@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn import functional as F
 
@@ -882,7 +883,7 @@ def test_statistics_over_several_gpus_leave_activations_in_place():
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         before = model(images)
-        after = loop.convert_sync_batchnorm(model)(images)
+        after = convert_sync_batchnorm(model)(images)
     assert sum(isinstance(part, nn.SyncBatchNorm) for part in model.modules()) > 40
     assert torch.equal(before, after)
 

@@ -17,7 +17,6 @@ from signal import SIGINT, SIGTERM
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
 from torch import nn
 
 from segbench.data.protocols import IGNORE_INDEX
@@ -148,6 +147,8 @@ class _Run:
         self.recipe, self.data, self.out, self.processes = recipe, data, out, processes
         self.epoch_steps, self.checkpoint_minutes, self.progress = epoch_steps, checkpoint_minutes, progress
         if processes.device.type == "cuda" and processes.world > 1:
+            from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
+
             # torch's own function would drop the activations that timm puts into its norms
             model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model: nn.Module = model.to(processes.device)

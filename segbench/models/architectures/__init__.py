@@ -62,7 +62,7 @@ def upernet_timm(
     _check_whole(channels=channels, auxiliary_channels=auxiliary_channels)
     if normalize not in (None, "imagenet"):
         raise ValueError(f"normalize must be 'imagenet' or null, not {normalize!r}")
-    from segbench.models.architectures.timm_backbone import TimmBackbone  # timm takes as long to import as torch
+    from segbench.models.architectures.timm_backbone import TimmBackbone  # timm takes longer to import than torch
 
     features = TimmBackbone(backbone, normalize=normalize is not None)
     return UPerNet(features, num_classes, channels, auxiliary_channels).to(memory_format=torch.channels_last)
@@ -184,7 +184,7 @@ def build_described(architecture: Mapping[str, Any], *, num_classes: int, parame
     if reserved := [key for key in RESERVED if key in arguments]:
         raise ModelError(f"Architecture {name!r}: {reserved[0]!r} is a field of the card, not an argument. {mend}")
     try:
-        with torch.device("meta"), WithoutDraws():  # torch draws without memory by way of its compiler, slow to import
+        with torch.device("meta"):
             draft = ARCHITECTURES[name].build(num_classes=num_classes, **arguments)
     except Exception as error:  # what the arguments break is not known here
         raise ModelError(f"Architecture {name!r} does not take these arguments: {error}. {mend}") from error

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from segbench.models.architectures.layers import ConvNeXtStage, LayerNorm2d
+from segbench.models.architectures.blocks import ConvNeXtStage, LayerNorm2d
 from segbench.models.contract import PyramidBackbone
 
 
@@ -49,8 +49,8 @@ class ConvNeXtBackbone(PyramidBackbone):
                 ConvNeXtStage(
                     widths[max(index - 1, 0)],
                     width,
-                    stride=1 if index == 0 else 2,
-                    drop_path_rates=rates[sum(depths[:index]) : sum(depths[: index + 1])],
+                    rates[sum(depths[:index]) : sum(depths[: index + 1])],
+                    halved=index > 0,
                 )
             )
         self.stages = nn.ModuleList(stages)

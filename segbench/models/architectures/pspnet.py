@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segbench.models.architectures.layers import Bottleneck
+from segbench.models.architectures.blocks import Bottleneck
 from segbench.models.architectures.upernet import POOL_SIZES, ConvBlock
 from segbench.models.contract import PyramidBackbone
 
@@ -58,7 +58,7 @@ class DilatedResNet(PyramidBackbone):
     def __init__(self, depths: Sequence[int], width: int, *, deep_stem: bool) -> None:
         super().__init__()
         self.stem = Stem(width, deep=deep_stem)
-        self.widths = tuple(width * 2**index * Bottleneck.expansion for index in range(len(STRIDES)))
+        self.widths = tuple(width * 2**index * Bottleneck.EXPANSION for index in range(len(STRIDES)))
         stages: list[nn.Module] = []
         channels_in = self.stem.width
         for index, (depth, stride, dilation) in enumerate(zip(depths, STRIDES, DILATIONS, strict=True)):
@@ -80,7 +80,7 @@ class DilatedResNet(PyramidBackbone):
 
 
 def _stage(channels_in: int, width: int, depth: int, stride: int, dilation: int) -> nn.Sequential:
-    channels_out = width * Bottleneck.expansion
+    channels_out = width * Bottleneck.EXPANSION
     shortcut = nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
     )

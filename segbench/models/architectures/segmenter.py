@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segbench.models.architectures.layers import TransformerBlock
+from segbench.models.architectures.blocks import TransformerBlock
 from segbench.models.architectures.upernet import resize
 
 IMAGENET_CLASSES = 1000
@@ -102,8 +102,9 @@ class MaskTransformer(nn.Module):
         self.cls_emb = nn.Parameter(torch.zeros(1, num_classes, width))
         self.blocks = blocks(width, heads, [0.0] * depth)
         self.decoder_norm = nn.LayerNorm(width)
-        self.proj_patch = nn.Parameter(torch.empty(width, width).normal_(std=width**-0.5))
-        self.proj_classes = nn.Parameter(torch.empty(width, width).normal_(std=width**-0.5))
+        # not torch.randn times a number: for a draft without memory, that imports torch's whole compiler
+        self.proj_patch = nn.Parameter(nn.init.normal_(torch.empty(width, width), std=width**-0.5))
+        self.proj_classes = nn.Parameter(nn.init.normal_(torch.empty(width, width), std=width**-0.5))
         self.mask_norm = nn.LayerNorm(num_classes)
 
     def forward(self, patches: Tensor) -> Tensor:
