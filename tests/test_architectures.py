@@ -241,6 +241,7 @@ def test_segmenter_keeps_its_unused_classifier_frozen():
 
 
 def test_dropped_paths_are_for_training_only():
+    torch.manual_seed(0)  # two draws of 16 paths at 0.9 agree once in 24 times
     model = build("segmenter_vit", num_classes=3, **TINY["segmenter_vit"], drop_path_rate=0.9)
     x = torch.rand(8, 3, 32, 32)
     assert not torch.equal(model.train()(x), model(x))
