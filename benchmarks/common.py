@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -39,7 +40,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "convnext_mini": ("upernet_convnext", MINI, 8),
     "convnext_t": ("upernet_convnext", {}, 21),
     "vit_s": ("segmenter_vit", {}, 21),
+    "lraspp": ("torchvision", {"name": "lraspp_mobilenet_v3_large"}, 21),
+    "tiny_21": ("tiny", {}, 21),
+    "tiny_151": ("tiny", {}, 151),
 }
+Size = tuple[int, int]  # height, width
+ITERATIONS = 300  # of an attack, as in the protocol
 
 
 def arguments(doc: str, **options: Any) -> argparse.ArgumentParser:
@@ -50,13 +56,19 @@ def arguments(doc: str, **options: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def random_model(name: str, device: torch.device, side: int) -> tuple[nn.Module, int]:
+def random_model(name: str, device: torch.device, size: Size) -> tuple[nn.Module, int]:
     """A model with random weights that calls every pixel the last class, so that no image is finished early."""
     torch.manual_seed(0)
     architecture, options, num_classes = MODELS[name]
-    if architecture == "segmenter_vit":
-        options = options | {"image_size": side}
-    model = build(architecture, num_classes=num_classes, **options).eval().to(device)
+    model: nn.Module
+    if architecture == "tiny":
+        model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, num_classes, 1))
+    elif architecture == "torchvision":
+        model = load_model("torchvision:{name}@none".format(**options))
+    else:
+        if architecture == "segmenter_vit":
+            options = options | {"image_size": size[0]}
+        model = build(architecture, num_classes=num_classes, **options)
     return Unfoolable(model, num_classes).eval().to(device), num_classes
 
 
@@ -73,19 +85,26 @@ class Unfoolable(nn.Module):
 
 
 def full_batch(
-    evaluator: Evaluator, batch: int, side: int, num_classes: int, device: torch.device, losses: Sequence[str]
+    evaluator: Evaluator, batch: int, size: Size, num_classes: int, device: torch.device, losses: Sequence[str]
 ) -> AttackBatch:
     """Images of the last class under attack, the losses in turn, 300 iterations with radius reduction."""
     torch.manual_seed(1)
     attacked = AttackBatch(evaluator)
-    label = torch.full((side, side), num_classes - 1, device=device)
+    label = torch.full(size, num_classes - 1, device=device)
     attacked.add(
         [
-            Job(torch.rand(3, side, side, device=device), label, losses[k % len(losses)], 4 / 255, reduced(300))
+            Job(torch.rand(3, *size, device=device), label, losses[k % len(losses)], 4 / 255, reduced(ITERATIONS))
             for k in range(batch)
         ]
     )
     return attacked
+
+
+def bare(model: nn.Module, images: torch.Tensor, passes: int = 1) -> None:
+    """Forward passes and input gradients of the summed logits."""
+    for _ in range(passes):
+        x = images.detach().requires_grad_()
+        torch.autograd.grad(model(x).sum(), x)
 
 
 def attack(
@@ -123,9 +142,24 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def effort(function: Callable[[], object], device: torch.device) -> float:
+    """CPU seconds of the process, which other programs disturb least; with CUDA seconds as in `timed`."""
+    if device.type == "cuda":
+        return timed(function, device)
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     """Median, minimum and maximum."""
     return {name: round(f(values), digits) for name, f in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def quartiles(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Median, minimum and maximum, and the quartiles: half of the values lie between those."""
+    lower, upper = np.quantile(values, [0.25, 0.75]).tolist()
+    return spread(values, digits) | {"lower_quartile": round(lower, digits), "upper_quartile": round(upper, digits)}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -155,13 +189,20 @@ def _bf16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """As markdown; a column whose name begins with ``>`` is a column of numbers."""
-    print("\n| " + " | ".join(name.lstrip(">") for name in columns) + " |")
-    print("|" + "|".join(" --: " if name.startswith(">") else " :-- " for name in columns) + "|")
+    lines = [
+        "| " + " | ".join(name.lstrip(">") for name in columns) + " |",
+        "|" + "|".join(" --: " if name.startswith(">") else " :-- " for name in columns) + "|",
+    ]
     for row in rows:
-        print("| " + " | ".join("–" if cell is None else str(cell) for cell in row) + " |")
-    print(flush=True)
+        lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in row) + " |")
+    return "\n".join(lines)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """`markdown` between empty lines."""
+    print(f"\n{markdown(columns, rows)}\n", flush=True)
 
 
 def progress(text: str) -> None:

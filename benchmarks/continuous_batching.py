@@ -46,7 +46,7 @@ class Brightness(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.beside, _ = common.random_model("convnext_mini", torch.device("cpu"), 64)
+        self.beside, _ = common.random_model("convnext_mini", torch.device("cpu"), (64, 64))
 
     def forward(self, images: Tensor) -> Tensor:
         above = images.mean(dim=1, keepdim=True) - 0.5

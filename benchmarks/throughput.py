@@ -58,7 +58,7 @@ def _measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    model, num_classes = common.random_model(name, device, side)
+    model, num_classes = common.random_model(name, device, (side, side))
     chosen = get_precision(precision)
     evaluator = Evaluator(
         model,
@@ -70,7 +70,7 @@ def _measure(
         compiled=compiled,
     )
     with exact_float32(), frozen(model):
-        attacked = common.full_batch(evaluator, batch, side, num_classes, device, LOSSES)
+        attacked = common.full_batch(evaluator, batch, (side, side), num_classes, device, LOSSES)
 
         def steps(count: int) -> None:
             for _ in range(count):
@@ -108,7 +108,8 @@ def settings(options: argparse.Namespace) -> list[tuple[str, int, int, str, bool
 
 def main() -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--models", nargs="+", choices=common.MODELS, default=list(common.MODELS))
+    names = [name for name, _ in ON_CPU]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
     parser.add_argument("--sizes", nargs="+", type=int, help="image sides instead of those of each model")
     parser.add_argument("--batches", nargs="+", type=int, help="1 4 16; on a GPU 1 4 16 32")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "tf32", "bf16"])

@@ -629,7 +629,17 @@ def test_cpu_batches_depend_on_the_image_alone():
         x = torch.rand(n, 3, 64, 64)
         assert torch.equal(in_fixed_batches(model, x), x)
     assert set(model.seen) == {cpu_batch(64, 64)} == {16}
-    assert cpu_batch(1000, 1000) == 1
+    x = torch.rand(3, 3, 180, 240)  # one short batch
+    model.seen.clear()
+    assert torch.equal(in_fixed_batches(model, x), x)
+    assert model.seen == [2, 2]
+
+
+def test_the_size_of_a_cpu_batch_is_fixed_for_every_image_size():
+    """Bytes depend on it: a change here changes results, so it is spelled out."""
+    sizes = {1: 16, 64: 16, 65: 15, 128: 4, 147: 3, 148: 2, 182: 2, 256: 2, 257: 1, 473: 1, 512: 1, 1000: 1}
+    assert {side: cpu_batch(side, side) for side in sizes} == sizes
+    assert cpu_batch(180, 240) == cpu_batch(240, 180) == 2
 
 
 def test_probe_finds_nothing_wrong_with_a_shipped_model():
