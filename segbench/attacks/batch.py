@@ -100,7 +100,7 @@ class AttackBatch:
         return keys
 
     def _row(self, job: Job) -> dict[str, Tensor]:
-        device, dtype = job.image.device, job.image.dtype
+        device = job.image.device
         stages = tuple(stage for stage in job.stages if stage.iterations)
         if stages not in self._begins:
             begin = self._table.shape[1]
@@ -124,15 +124,15 @@ class AttackBatch:
             "label": job.label,
             "x": x,
             "previous": x,
-            "tracked": number(0, dtype),
-            "step_size": number(0, dtype),
+            "tracked": number(0, torch.float64),
+            "step_size": number(0, torch.float64),
             "was_halved": number(1, torch.bool),
             "rises": number(0),
             "best_x": x,
             "direction": zeros,
             "best_direction": zeros,
-            "best_tracked": number(0, dtype),
-            "tracked_at_checkpoint": number(0, dtype),
+            "best_tracked": number(0, torch.float64),
+            "tracked_at_checkpoint": number(0, torch.float64),
             "adversarial": job.image,
             "correct": number(0),
             "predictions": torch.zeros_like(job.label),

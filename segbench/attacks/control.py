@@ -7,15 +7,22 @@ that nothing can fail half way.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segbench.attacks.evaluator import Evaluation
+from segbench.attacks.problem import COUNTERS
 from segbench.attacks.stages import ScheduleRow
 
 RHO = 0.75  # as in `reference`, which explains it
+NUMBERS = (  # of each image, which `decide` reads
+    "at", "eps", "by_loss", "tracked", "step_size", "was_halved", "rises", "best_tracked", "tracked_at_checkpoint",
+    "correct", "best_loss", *COUNTERS,
+)  # fmt: skip
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -23,7 +30,7 @@ def _per_image(values: Tensor) -> Tensor:
 
 
 class Change(NamedTuple):
-    """What happens to each image: flags (N,) bool, and numbers (N,) of the image's type.
+    """What happens to each image: flags (N,) bool, and numbers (N,) float64.
 
     Attributes:
         better: this point is no worse than the best one so far.
@@ -49,52 +56,74 @@ def decide(
 ) -> tuple[dict[str, Tensor], Change]:
     """Counts the passes, finds what is better, and controls the steps.
 
+    A few numbers of each image: NumPy is fastest with those on a CPU, and a GPU's must stay on it.
+
     Returns per-image numbers, which replace those of the rows, and what is to become of the points.
     """
-    first, live, last, checkpoint = at.first.bool(), at.live.bool(), at.last.bool(), at.checkpoint.bool()
-    tracked, loss, by_loss = now.tracked, now.tracked.double(), rows["by_loss"]
-    dtype = rows["x"].dtype
+    gradient, extremes = now.gradient, list[Tensor]()
+    if gradient is not None:
+        extremes = [gradient.amin(dim=(1, 2, 3)), gradient.amax(dim=(1, 2, 3))]  # both NaN if one component is
+    numbers = {name: rows[name] for name in NUMBERS}
+    if table.is_cuda:
+        return _decided(torch, numbers, at, table, now.tracked, now.correct, extremes)
+    found, change = _decided(
+        np,
+        {name: values.numpy() for name, values in numbers.items()},
+        ScheduleRow._make(values.numpy() for values in at),
+        table.numpy(),
+        now.tracked.numpy(),
+        now.correct.numpy(),
+        [values.double().numpy() for values in extremes],  # NumPy has no bfloat16
+    )
+    return {name: torch.from_numpy(values) for name, values in found.items()}, Change(*map(torch.from_numpy, change))
 
-    lower, higher = now.correct <= rows["correct"], loss > rows["best_loss"]
-    better = live & (first | torch.where(by_loss, higher, lower))
-    best_loss = torch.where(first, loss, torch.maximum(rows["best_loss"], loss))
+
+def _decided(
+    xp: Any, rows: dict[str, Any], at: Any, table: Any, tracked: Any, correct: Any, extremes: Sequence[Any]
+) -> tuple[dict[str, Any], Any]:
+    """`decide` with the functions of ``xp``, NumPy or torch, on its arrays."""
+    first, live, last, checkpoint = at.first != 0, at.live != 0, at.last != 0, at.checkpoint != 0
+    tracked, by_loss = xp.asarray(tracked, dtype=xp.float64), rows["by_loss"]
+
+    lower, higher = correct <= rows["correct"], tracked > rows["best_loss"]
+    better = live & (first | xp.where(by_loss, higher, lower))
+    best_loss = xp.where(first, tracked, xp.maximum(rows["best_loss"], tracked))
     numbers = {
         "forwards": rows["forwards"] + live,
-        "correct": torch.where(better, now.correct, rows["correct"]),
-        "best_loss": torch.where(live, best_loss, rows["best_loss"]),
+        "correct": xp.where(better, correct, rows["correct"]),
+        "best_loss": xp.where(live, best_loss, rows["best_loss"]),
     }
-    if now.gradient is not None:
-        gradient = now.gradient.flatten(1)
-        lowest, highest = gradient.amin(dim=1), gradient.amax(dim=1)  # both NaN if one component is
+    if extremes:
+        lowest, highest = extremes
         is_zero = (lowest == 0) & (highest == 0)
-        is_finite = torch.isfinite(lowest) & torch.isfinite(highest)
+        is_finite = xp.isfinite(lowest) & xp.isfinite(highest)
         numbers["backwards"] = rows["backwards"] + ~last
-        numbers["zero_gradients"] = rows["zero_gradients"] + (~last & is_zero & (now.correct > 0))
+        numbers["zero_gradients"] = rows["zero_gradients"] + (~last & is_zero & (correct > 0))
         numbers["nonfinite_gradients"] = rows["nonfinite_gradients"] + (~last & ~is_finite)
 
-    rises = torch.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | at.rise.bool()))
+    rises = xp.where(first, 0, rows["rises"] + ((tracked > rows["tracked"]) | (at.rise != 0)))
     improved = first | (tracked > rows["best_tracked"])
-    best_tracked = torch.where(improved, tracked, rows["best_tracked"])
+    best_tracked = xp.where(improved, tracked, rows["best_tracked"])
     was_halved = first | rows["was_halved"]
     stalled = ~was_halved & (best_tracked <= rows["tracked_at_checkpoint"])
     halve = checkpoint & ((rises <= RHO * at.interval) | stalled)
-    step_size = torch.where(first, (at.step_size * rows["eps"]).to(dtype), rows["step_size"])
-    step_size = torch.where(halve, step_size / 2, step_size)
+    step_size = xp.where(first, at.step_size * rows["eps"], rows["step_size"])
+    step_size = xp.where(halve, step_size / 2, step_size)
 
-    ends = last | (~first & (now.correct == 0) & ~by_loss)
-    row = torch.where(ends, at.after.long(), rows["at"] + 1)
-    then = ScheduleRow(*table[:, row])
+    ends = last | (~first & (correct == 0) & ~by_loss)
+    row = xp.where(ends, xp.asarray(at.after, dtype=xp.int64), rows["at"] + 1)
+    then = ScheduleRow._make(table[:, row])
     numbers |= {
         "at": row,
         "tracked": tracked,
         "step_size": step_size,
-        "was_halved": torch.where(checkpoint, halve, was_halved),
-        "rises": torch.where(checkpoint, 0, rises),
+        "was_halved": xp.where(checkpoint, halve, was_halved),
+        "rises": xp.where(checkpoint, 0, rises),
         "best_tracked": best_tracked,
-        "tracked_at_checkpoint": torch.where(first | checkpoint, best_tracked, rows["tracked_at_checkpoint"]),
+        "tracked_at_checkpoint": xp.where(first | checkpoint, best_tracked, rows["tracked_at_checkpoint"]),
     }
-    radius = (then.radius * rows["eps"]).to(dtype)
-    return numbers, Change(better, improved, halve, then.first.bool(), step_size, then.a.to(dtype), radius)
+    starts, radius = then.first != 0, then.radius * rows["eps"]
+    return numbers, Change(better, improved, halve, starts, step_size, then.a, radius)
 
 
 def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, Tensor]:
@@ -118,11 +147,11 @@ def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, 
 
     on_host = not x.is_cuda
     if not on_host or bool(change.starts.any()):
-        radius = _per_image(change.radius)
+        radius = _per_image(change.radius.to(x.dtype))
         torch.sub(rows["image"], radius, out=lowest).clamp_(0, 1)
         torch.add(rows["image"], radius, out=highest).clamp_(0, 1)
-    a = _per_image(change.a)
-    z = direction.mul_(_per_image(change.step_size)).add_(x)
+    a = _per_image(change.a.to(x.dtype))
+    z = direction.mul_(_per_image(change.step_size.to(x.dtype))).add_(x)
     torch.clamp(z, lowest, highest, out=z)
     momentum = torch.sub(x, previous, out=previous).mul_(1 - a)
     then = z.sub_(x).mul_(a).add_(x).add_(momentum)
