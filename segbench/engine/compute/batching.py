@@ -27,9 +27,9 @@ def cpu_batch(height: int, width: int) -> int:
     """Images in a CPU batch: 16 at 64x64, 4 at 128x128, 2 from there to 256x256, 1 for larger ones.
 
     Measured by benchmarks/cpu_batch.py, in CPU seconds per image. At 240x180 two images at once gain 11 percent over
-    one on LRASPP and 26 on a mini ConvNeXt, at 256x256 7 and 20; ConvNeXt-T gains and loses nothing, and four are no
-    better than two on LRASPP. On larger images two gain 3 percent on LRASPP and four lose 15 and more. This is never
-    measured when a run begins: bytes are the same on every machine.
+    one on LRASPP and 26 on a mini ConvNeXt, at 256x256 7 and 20; ConvNeXt-T gains and loses nothing at 240x180. Four
+    are no better than two on LRASPP. On larger images two gain 3 percent on LRASPP and four lose 15 and more. This is
+    never measured when a run begins: bytes are the same on every machine.
 
     >>> cpu_batch(64, 64), cpu_batch(128, 128), cpu_batch(180, 240), cpu_batch(256, 256), cpu_batch(473, 473)
     (16, 4, 2, 2, 1)
