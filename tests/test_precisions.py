@@ -17,7 +17,7 @@ MODEL = "at_convnext_mini_shapes"
 
 
 class Within(nn.Module):
-    """Waits, and answers wrongly everywhere, where it is told to: under autocast or outside of it."""
+    """A model that is slow, or wrong at every pixel, only with autocast on (True) or only with it off (False)."""
 
     def __init__(self, *, slow: bool, wrong: bool | None = None) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A step of APGD for a batch: what is decided for each image, and the points that follow from it.
 
-`segbench.attacks.reference` is the same for one image, as one plain loop: read that first. What is decided are
-numbers of each image. What is as large as the images is then changed in place, in memory that is there already, so
-that nothing can fail half way.
+`segbench.attacks.reference` is the same for one image, as one plain loop: read that first. A decision
+is one number per image. Tensors as large as the images are then changed in place, in memory that is already allocated,
+so that no step fails halfway.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ def _decided(
 
 
 def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, Tensor]:
-    """Keeps the points that are better, and takes each image to its next one; all in place, in memory that is there.
+    """Keeps the points that are better, and takes each image to its next one; all in place.
 
-    Returns the tensors that have changed their names: the next points are written over the gradient's signs, and what
-    was the point from which the last step was taken holds those of the next iteration.
+    Returns the buffers under their new names: the next points are written over the signs of the gradient, and the
+    buffer of the previous points will hold the signs of the next iteration.
     """
     x, previous, direction = rows["x"], rows["previous"], rows["direction"]
     lowest, highest = rows["lowest"], rows["highest"]

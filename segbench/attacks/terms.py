@@ -50,8 +50,7 @@ class PixelTerms(NamedTuple):
 class Scratch:
     """Tensors that each iteration on the same labels overwrites.
 
-    Fresh memory costs a CPU more than the arithmetic: 40 MB of logits take twice as long in pages that it has to ask
-    for.
+    On a CPU, newly allocated memory can cost more than the arithmetic: ``log_softmax`` of 40 MB takes twice as long.
     """
 
     def __init__(self) -> None:

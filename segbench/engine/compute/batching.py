@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 PIXELS_PER_BATCH = 65536
 LARGEST_BATCH = 16
-SMALLEST_BATCH = 2  # of images of no more pixels
+SMALLEST_BATCH = 2  # for images within PIXELS_PER_BATCH
 
 
 def small_on_cpu(device: torch.device, height: int, width: int) -> bool:
@@ -26,10 +26,11 @@ def small_on_cpu(device: torch.device, height: int, width: int) -> bool:
 def cpu_batch(height: int, width: int) -> int:
     """Images in a CPU batch: 16 at 64x64, 4 at 128x128, 2 from there to 256x256, 1 for larger ones.
 
-    Measured by benchmarks/cpu_batch.py, in CPU seconds per image. At 240x180 two images at once gain 11 percent over
-    one on LRASPP and 26 on a mini ConvNeXt, at 256x256 7 and 20; ConvNeXt-T gains and loses nothing at 240x180. Four
-    are no better than two on LRASPP. On larger images two gain 3 percent on LRASPP and four lose 15 and more. This is
-    never measured when a run begins: bytes are the same on every machine.
+    Chosen from benchmarks/cpu_batch.py, in CPU seconds per image. At 240x180 a batch of two is 11% faster than one
+    image at a time on LRASPP and 26% faster on a mini ConvNeXt; at 256x256, 7% and 20%. ConvNeXt-T shows no
+    difference at 240x180. A batch of four is no faster than two on LRASPP. On larger images a batch of two is 3%
+    faster on LRASPP, and one of four at least 15% slower. The size is fixed here, not measured on the machine that
+    runs, because results depend on it.
 
     >>> cpu_batch(64, 64), cpu_batch(128, 128), cpu_batch(180, 240), cpu_batch(256, 256), cpu_batch(473, 473)
     (16, 4, 2, 2, 1)

@@ -154,7 +154,7 @@ def draft_run(
 
     with open_session(modules, device) as session:
         small = small_on_cpu(device, *used[0].image.shape[-2:])
-        # cores that wait for each other: a hundred times slower than one, where other processes use them too
+        # as they are attacked: where other processes use the cores, threads mostly wait for each other
         with cpu_threads(1 if small else torch.get_num_threads()):
             probes = probe_models(session, models, modules, used)
         worker = Worker(
