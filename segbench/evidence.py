@@ -8,7 +8,6 @@ can vanish. The same content gives the same bytes, and a digest of the content t
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import re
@@ -81,9 +80,9 @@ def to_bytes(evidence: Evidence) -> bytes:
     text = json.dumps(evidence.metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
     table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
     table = table.replace_schema_metadata({METADATA_KEY: text.encode(), DIGEST_KEY: _digest(table, text.encode())})
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=["loss", "image_id"])
-    return buffer.getvalue()
+    return buffer.getvalue().to_pybytes()
 
 
 def _rows(key: Key, group: Group) -> pa.Table:
@@ -154,7 +153,8 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
         ContentError: not Parquet, another schema, damaged, or counts that cannot be; names ``source``.
     """
     try:
-        with pq.ParquetFile(io.BytesIO(data), read_dictionary=list(NAMES)) as file:
+        # Without Arrow's threads: they let go of a Python file late, and abort a process that exits just then.
+        with pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(NAMES), pre_buffer=False) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ContentError(f"{source} has {file.metadata.num_rows} rows; at most {MAX_ROWS} are read.")
             if file.num_row_groups > MAX_ROW_GROUPS:
@@ -165,7 +165,7 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
             schema, metadata = file.schema_arrow.remove_metadata(), file.schema_arrow.metadata or {}
             if schema != DICTIONARY_SCHEMA:
                 raise ContentError(f"{source} does not have the columns of evidence: {', '.join(SCHEMA.names)}.")
-            table = file.read()
+            table = file.read(use_threads=False)
         table.validate(full=True)
         run = schemas.parse(metadata.get(METADATA_KEY, b"null").decode(), source=source)
     except KeyError as error:  # a column that should be read as a dictionary

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pandas  # noqa: F401 - pyarrow imports it when it is first used: once here, for all forks
 import torch
 from filelock import FileLock
 

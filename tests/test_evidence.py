@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,21 @@ def test_other_content_gives_other_bytes(part: str) -> None:
     else:
         groups, metadata["run_id"] = dict(found.groups), "other"
     assert to_bytes(Evidence(groups, metadata)) != to_bytes(found)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the threads of a process in /proc")
+def test_no_thread_of_arrow_is_left_that_could_abort_the_process_at_its_end() -> None:
+    program = """if True:
+        import os
+        from segbench.evidence import from_bytes, to_bytes
+        from tests.test_evidence import sample
+
+        before = len(os.listdir("/proc/self/task"))
+        from_bytes(to_bytes(sample()), source="f")
+        print(len(os.listdir("/proc/self/task")) - before)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_an_image_without_valid_pixels_survives() -> None:
