@@ -82,7 +82,8 @@ def to_bytes(evidence: Evidence) -> bytes:
     table = table.replace_schema_metadata({METADATA_KEY: text.encode(), DIGEST_KEY: _digest(table, text.encode())})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd", use_dictionary=["loss", "image_id"])
-    return buffer.getvalue().to_pybytes()
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
 
 
 def _rows(key: Key, group: Group) -> pa.Table:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import click
 import numpy as np
@@ -78,12 +79,45 @@ def test_a_stronger_attack_is_added_as_the_documentation_says(tmp_path, monkeypa
     assert any(flag["name"] == "sea_overestimates" for flag in row["flags"])
 
 
-def test_the_table_of_the_benchmark_is_that_of_its_figures():
-    """docs/pirat.md shows what benchmarks/results/pirat.json holds."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "pirat.json").read_text("utf-8"))["rows"]
-    spec = importlib.util.spec_from_file_location("pirat", ROOT / "benchmarks" / "pirat.py")
+def benchmark(name: str) -> ModuleType:
+    """A script of benchmarks/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    assert benchmark.table(rows).strip() in (ROOT / "docs" / "pirat.md").read_text("utf-8")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results(name: str) -> dict:
+    """What a benchmark found."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+
+
+def test_the_table_of_the_benchmark_is_that_of_its_figures():
+    """docs/pirat.md shows what benchmarks/results/pirat.json holds."""
+    table = benchmark("pirat").table(results("pirat")["rows"])
+    assert table.strip() in (ROOT / "docs" / "pirat.md").read_text("utf-8")
+
+
+def test_what_an_iteration_costs_is_what_was_measured(tmp_path, monkeypatch):
+    """docs/attacks.md is what ``--docs`` writes from the results: all cases, and the machine."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    overhead, found = benchmark("attack_overhead"), results("attack_overhead_cpu")
+    expected = {
+        (name, batch, target) for name, case in overhead.CASES.items() for batch, (_, target) in case.on_cpu.items()
+    }
+    assert {(case["case"], case["batch"], case["target"]) for case in found["cases"]} == expected
+    for case in found["cases"]:
+        medians = [case["overhead"][loss]["median"] for loss in overhead.LOSSES]
+        within = case["target"] is None or max(medians) <= case["target"]
+        assert case["met"] == (within and case["js_over_mce"]["median"] <= overhead.JS_TARGET), case["case"]
+
+    page = (ROOT / "docs" / "attacks.md").read_text("utf-8")
+    head, inside, tail = re.split("|".join(map(re.escape, overhead.MARKS)), page)
+    assert inside.strip() == overhead.section(found)
+    assert found["processor"] in inside
+    monkeypatch.setattr(overhead, "PAGE", tmp_path / "attacks.md")
+    overhead.PAGE.write_text(f"{head}{overhead.MARKS[0]}an older table{overhead.MARKS[1]}{tail}", "utf-8")
+    overhead.write_docs()
+    assert overhead.PAGE.read_text("utf-8") == page

@@ -1,4 +1,4 @@
-"""Passes that images without a correct pixel save, counted from the entry of a run."""
+"""Passes that images without a correct pixel save, counted from the log of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from segbench.data.sets.shapes import load_shapes
-from segbench.engine.telemetry.savings import SavedPasses, saved_passes
+from segbench.engine.rundir.savings import SavedPasses, saved_passes
+from segbench.engine.rundir.store import Store
 from tests.runs import MODEL, run
 from tests.short import ITERATIONS as CHECK
 
@@ -34,7 +35,9 @@ def saved(out, model: nn.Module, iterations: int) -> SavedPasses:
         return pixels, np.zeros_like(labels)
 
     data = replace(whole, read=read)
-    return run(out, model=model, dataset=data, eps=[4], limit=2, iterations=iterations).saved_passes()
+    found = run(out, model=model, dataset=data, eps=[4], limit=2, iterations=iterations).saved_passes()
+    assert found is not None
+    return found
 
 
 def test_a_model_that_is_fooled_at_once_saves_all_but_two_passes_of_each_stage(tmp_path):
@@ -54,9 +57,30 @@ def test_a_model_that_cannot_be_fooled_saves_none(tmp_path, iterations):
     assert str(found) == f"No image left early: 0 of {found.most} forward passes saved."
 
 
-def test_the_command_says_it_and_prints_the_entry_as_it_is_stored(cli, tmp_path):
+def test_the_command_the_status_and_the_report_say_it(cli, tmp_path):
     options = ["--limit", "1", "--iterations", "2", "--eps", "4", "--device", "cpu", "--quiet", "--json"]
     code, out, err = cli("evaluate", "--model", MODEL, *options, "--out", "run")
     entry = json.loads((tmp_path / "run" / f"{MODEL}.json").read_text())
     assert (code, json.loads(out)) == (0, entry)
-    assert str(saved_passes(entry)) in err.splitlines()
+    found = saved_passes(Store.open(tmp_path / "run").costs().values())
+    assert found.most - found.saved == entry["run"]["forward_passes"]
+    assert str(found) in err.splitlines()
+
+    code, out, _ = cli("status", "run")
+    assert (code, str(found) in out.splitlines()) == (0, True)
+    code, out, _ = cli("status", "run", "--json")
+    assert (code, json.loads(out)["saved_passes"]) == (0, {"saved": found.saved, "most": found.most})
+    code, _, _ = cli("report", "run", "--no-pictures", "--quiet", "--out", "report.html")
+    assert (code, str(found) in (tmp_path / "report.html").read_text()) == (0, True)
+
+
+def test_logs_of_older_versions_do_not_tell(tmp_path):
+    found = run(tmp_path / "run", eps=[4], limit=1, iterations=2)
+    log = tmp_path / "run" / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    for record in records:
+        del record["forwards"], record["most_forwards"]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert found.saved_passes() is None
+    assert found.entry()["run"]["seconds"] > 0
+    assert len(Store.open(found.path).costs()) == len(records)

@@ -24,7 +24,7 @@ from segbench.attacks.evaluator import Evaluator
 from segbench.attacks.losses import LOSSES, TARGETED
 from segbench.attacks.problem import COUNTERS, AttackResult, check_arguments, frozen
 from segbench.attacks.square import square
-from segbench.attacks.stages import STAGES, Stage, reduced
+from segbench.attacks.stages import Stage, reduced
 from segbench.attacks.start import random_start
 from segbench.errors import UnknownNameError, UsageError, unknown_name
 
@@ -79,7 +79,7 @@ class Attack:
         """Forward passes of an image at most, all restarts together."""
         if self.optimiser == "square":
             return QUERIES * self.iterations
-        return self.iterations + self.restarts * (len(STAGES) if self.schedule == "red" else 1)
+        return self.iterations + self.restarts * sum(stage.iterations > 0 for stage in self._stages())
 
     def parts(self) -> list[str]:
         """The restarts as attacks of one start each, by name; of one restart its own name.
@@ -91,12 +91,16 @@ class Attack:
 
     def stages(self, eps_255: float) -> tuple[Stage, ...]:
         """Of one restart."""
-        each = self.iterations // self.restarts
-        stages = reduced(each) if self.schedule == "red" else (Stage(1.0, each),)
+        stages = self._stages()
         if self.optimiser == "pgd":
             step = step_size(eps_255) / (eps_255 / 255)
             stages = tuple(stage._replace(fixed_step=step) for stage in stages)
         return stages
+
+    def _stages(self) -> tuple[Stage, ...]:
+        """Without the step sizes of plain PGD, which depend on the radius."""
+        each = self.iterations // self.restarts
+        return reduced(each) if self.schedule == "red" else (Stage(1.0, each),)
 
 
 def schedules(name: str) -> list[str]:

@@ -122,7 +122,8 @@ def _evaluate(
     result = run(model, dataset, list(eps) or None, protocol, data_root, out, progress=not quiet, **options)
     entry = result.entry()
     note(cost_text(entry["run"]))
-    note(str(result.saved_passes()))
+    if saved := result.saved_passes():
+        note(str(saved))
     note(f"entry     {result.entry_path}\nevidence  {result.evidence_path}")
     if entry["protocol"]["official"]:
         note(f"Put it on the leaderboard: segbench submit {shlex.quote(str(result.path))}")

@@ -43,6 +43,8 @@ def status(run: Path, json: bool) -> None:
             f"{found.model} on {found.dataset}: {total.done} of {total.units} units done in {found.seconds:.0f} s, "
             f"{total.running} running, {total.failed} failed, {total.missing} missing{time_left}"
         )
+        if found.saved:
+            click.echo(str(found.saved))
         if searches:
             tried = Trials(run).read()
             there = "there" if (run / "minimum.json").exists() else "not there yet"

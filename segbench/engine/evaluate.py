@@ -15,7 +15,8 @@ from segbench.engine.launch.dispatch import PREEMPTED, finish_run, run_missing_u
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.launch.prepare import Request, prepare_run
 from segbench.engine.rundir.merge import merge
-from segbench.engine.telemetry.savings import SavedPasses, saved_passes
+from segbench.engine.rundir.savings import SavedPasses, saved_passes
+from segbench.engine.rundir.store import Store
 from segbench.errors import PreemptedError, UsageError
 from segbench.models.sources.names import parse
 from segbench.protocol import Protocol, get_protocol, radii_of
@@ -38,9 +39,9 @@ class Result:
         """The entry as a dict that validates."""
         return self._entry
 
-    def saved_passes(self) -> SavedPasses:
-        """What was saved because images without a correct pixel leave early."""
-        return saved_passes(self._entry)
+    def saved_passes(self) -> SavedPasses | None:
+        """What was saved because images without a correct pixel leave early; None if the run's log is lost."""
+        return saved_passes(Store.open(self.path).costs().values())
 
     def table(self) -> pd.DataFrame:
         """One row per radius, fractions in [0,1]; ε = 0 is the clean score."""

@@ -18,7 +18,7 @@ from segbench.data import Sample, SegmentationDataset, load_dataset
 from segbench.data.catalogue import crop_and_images
 from segbench.engine.compute.checks import batch_dependence, probe, works_in
 from segbench.engine.compute.session import open_session
-from segbench.engine.telemetry.precisions import compare_precisions
+from segbench.engine.precisions import compare_precisions
 from segbench.engine.telemetry.progress import format_duration, track_items
 from segbench.errors import DataError, UnknownNameError, UsageError
 from segbench.models.devices import choose_compute_device

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench import evidence, schemas
+from segbench.engine.rundir.savings import SavedPasses, saved_passes
 from segbench.engine.rundir.store import Store
 from segbench.errors import ContentError, RunError, UsageError, difference
 from segbench.evidence import CHECK_LOSS, CLEAN, Group, Key
@@ -26,12 +27,14 @@ class Run:
         manifest: what was run.
         groups: counts by (ε over 255, attack), the clean images among them; empty for a search for the smallest ε.
         documents: by kind what it wrote: ``entry``, ``comparison``, ``targeted``, ``minimum``, ``sweep``.
+        saved: passes of images that left early, where attacks ran for a fixed time and the run's log tells.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     groups: Mapping[Key, Group]
     documents: Mapping[str, Any]
+    saved: SavedPasses | None = None
 
     @property
     def attacks(self) -> dict[float, list[str]]:
@@ -114,6 +117,7 @@ def _read(path: Path) -> list[Run]:
     name = store.manifest["protocol"]["name"]
     if name == MINIMUM:
         return [Run(path, store.manifest, {}, {"minimum": _finished(path / "minimum.json", "attack minimum")})]
+    saved = saved_passes(store.costs().values())
     if name == COMPARISON:
         kinds = [kind for kind in ("comparison", "targeted") if (path / f"{kind}.json").exists()]
         if not kinds:
@@ -121,10 +125,11 @@ def _read(path: Path) -> list[Run]:
         groups: dict[Key, Group] = {}
         for kind in kinds:
             groups |= _groups(path / f"{kind}.parquet", store)
-        return [Run(path, store.manifest, groups, {kind: _document(path / f"{kind}.json") for kind in kinds})]
+        documents = {kind: _document(path / f"{kind}.json") for kind in kinds}
+        return [Run(path, store.manifest, groups, documents, saved)]
     model = store.manifest["model"]["id"]
     entry = _finished(path / f"{model}.json", f"merge {path}")
-    return [Run(path, store.manifest, _groups(path / f"{model}.parquet", store), {"entry": entry})]
+    return [Run(path, store.manifest, _groups(path / f"{model}.parquet", store), {"entry": entry}, saved)]
 
 
 def _finished(path: Path, command: str) -> Any:

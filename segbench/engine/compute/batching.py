@@ -26,11 +26,10 @@ def small_on_cpu(device: torch.device, height: int, width: int) -> bool:
 def cpu_batch(height: int, width: int) -> int:
     """Images in a CPU batch: 16 at 64x64, 4 at 128x128, 2 from there to 256x256, 1 for larger ones.
 
-    Chosen from benchmarks/cpu_batch.py, in CPU seconds per image. At 240x180 a batch of two is 11% faster than one
-    image at a time on LRASPP and 26% faster on a mini ConvNeXt; at 256x256, 7% and 20%. ConvNeXt-T shows no
-    difference at 240x180. A batch of four is no faster than two on LRASPP. On larger images a batch of two is 3%
-    faster on LRASPP, and one of four at least 15% slower. The size is fixed here, not measured on the machine that
-    runs, because results depend on it.
+    Chosen from benchmarks/cpu_batch.py, in CPU seconds per image. At 240x180 a batch of two is 1.08 times as fast as
+    one image at a time on LRASPP and 1.20 on a mini ConvNeXt; at 256x256, 1.04 and 1.17; ConvNeXt-T shows no
+    difference. A batch of four is slower than two on LRASPP. On larger images a batch of two costs LRASPP and
+    ConvNeXt-T a tenth. The size is fixed here, not measured on the machine that runs, because results depend on it.
 
     >>> cpu_batch(64, 64), cpu_batch(128, 128), cpu_batch(180, 240), cpu_batch(256, 256), cpu_batch(473, 473)
     (16, 4, 2, 2, 1)

@@ -25,7 +25,7 @@ from segbench.attacks.batch import AttackBatch
 from segbench.attacks.catalogue import get_attack
 from segbench.attacks.evaluator import Evaluator
 from segbench.data import Sample
-from segbench.engine.compute.worker import STATISTICS, Worker, device_name, peak_memory
+from segbench.engine.compute.worker import STATISTICS, Worker, device_name, image_passes, peak_memory
 from segbench.engine.rundir.plan import CHUNK, FinishedUnit, Unit
 from segbench.errors import SegbenchError
 from segbench.evidence import CHECK_LOSS, CLEAN, Group
@@ -50,7 +50,13 @@ class _OpenUnit:
             self.unit,
             Group(ids, counts.merge(self.counts[image_id] for image_id in ids)),
             stats,
-            {"unit": self.unit.name, "images": len(ids), "seconds": self.seconds, **cost},
+            {
+                "unit": self.unit.name,
+                "images": len(ids),
+                "seconds": self.seconds,
+                "forwards": sum(stats["forwards"]) + len(ids),  # and the pass that counts
+                **cost,
+            },
         )
 
 
@@ -253,6 +259,7 @@ class Stream:
                 self.finish(
                     opened.finished(
                         {
+                            "most_forwards": image_passes(opened.unit, self.worker.protocol),
                             "peak_memory_bytes": peak_memory(self.worker.device),
                             "device": device_name(self.worker.device),
                             "joules": None if watts is None else watts * opened.seconds,

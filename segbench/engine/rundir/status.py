@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segbench.engine.rundir.plan import Unit, loss_of_unit
+from segbench.engine.rundir.savings import SavedPasses, saved_passes
 from segbench.engine.rundir.store import Store
 from segbench.engine.rundir.workers import WorkerStatus, list_workers
 from segbench.evidence import Key
@@ -33,7 +34,7 @@ class RunStatus:
     """The state of a run directory: tallies by (ε, loss), and their sum.
 
     ``seconds`` of the finished units are summed over all devices; ``seconds_left`` are for the processes that run
-    now, None while no unit is finished.
+    now, None while no unit is finished; ``saved`` are the passes of images that left early, None if no log tells.
     """
 
     model: str
@@ -42,6 +43,7 @@ class RunStatus:
     total: Tally
     seconds: float
     seconds_left: float | None
+    saved: SavedPasses | None
     workers: Sequence[WorkerStatus]
 
     def document(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class RunStatus:
             "missing": self.total.missing,
             "seconds": self.seconds,
             "seconds_left": self.seconds_left,
+            "saved_passes": None if self.saved is None else self.saved._asdict(),
             "groups": groups,
             "workers": [worker._asdict() for worker in self.workers],
         }
@@ -88,6 +91,7 @@ def run_status(store: Store) -> RunStatus:
         total,
         sum(cost["seconds"] for cost in costs.values()),
         estimate_seconds(left, costs, processes),
+        saved_passes(costs.values()),
         workers,
     )
 

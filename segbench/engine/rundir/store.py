@@ -32,8 +32,10 @@ OTHER_OUT = "Nothing was changed. Give another folder with --out."
 MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
 COST: Mapping[str, Callable[[Any], Any]] = {
     "seconds": float, "peak_memory_bytes": int, "device": str, "images": int, "joules": float, "batch_size": int,
+    "forwards": int, "most_forwards": int,
 }  # fmt: skip
-UNKNOWABLE = ("joules", "batch_size")  # null where the machine does not tell
+# null or missing where the machine does not tell, or an older version did not
+UNKNOWABLE = ("joules", "batch_size", "forwards", "most_forwards")
 
 
 def run_id(identity: Mapping[str, str]) -> str:
@@ -240,7 +242,7 @@ class Store:
         for record in read_lines(self.path, "log*.jsonl"):
             with suppress(ValueError, TypeError, KeyError):  # the merge says if the cost of a unit is unknown
                 records[record["unit"]] = {
-                    name: None if name in UNKNOWABLE and record[name] is None else kind(record[name])
+                    name: None if name in UNKNOWABLE and record.get(name) is None else kind(record[name])
                     for name, kind in COST.items()
                 }
         return records
