@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import segbench
+from segbench.engine import precisions
 from segbench.engine.model_check import Finding, check_model
-from segbench.engine.telemetry import precisions
 
 MODEL = "at_convnext_mini_shapes"
 
