@@ -1,6 +1,6 @@
 """What an attack iteration costs over a bare forward pass and input gradient of the same model.
 
-    python benchmarks/attack_overhead.py --out benchmarks/results/attack_overhead_cpu.json      # fifteen minutes
+    python benchmarks/attack_overhead.py --out benchmarks/results/attack_overhead_cpu.json      # twenty minutes
     python benchmarks/attack_overhead.py --docs      # writes the committed results into docs/attacks.md
 
 Both sides see the same model and images of the same size in the same batch, in one process, in turns. Each loss has a
@@ -38,7 +38,7 @@ JS_TARGET = 1.05  # of js over mce, in every case
 
 
 class Case(NamedTuple):
-    """A model, its images, and for each batch the steps of one measurement (0.1 to 0.3 s) and the target on a CPU."""
+    """A model, its images, and for each batch the steps of one measurement and the target on a CPU."""
 
     model: str
     size: common.Size

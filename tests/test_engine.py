@@ -642,6 +642,25 @@ def test_the_size_of_a_cpu_batch_is_fixed_for_every_image_size():
     assert cpu_batch(180, 240) == cpu_batch(240, 180) == 2
 
 
+@pytest.mark.parametrize(("stateless", "threads"), [(True, 1), (False, 2)])
+def test_a_model_is_probed_on_as_many_threads_as_it_is_attacked_on(monkeypatch, tmp_path, stateless, threads):
+    """One for small images; all for a model that may keep state, of which one pass runs at a time."""
+
+    class Threads(nn.Conv2d):
+        seen: set[int] = set()  # noqa: RUF012
+
+        def forward(self, images):
+            self.seen.add(torch.get_num_threads())
+            return super().forward(images)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr("segbench.models.load.LoadedModel.is_stateless", stateless)
+    Threads.seen.clear()
+    with cpu_threads(2):
+        run(tmp_path / "run", model=Threads(3, 8, 1), dataset="shapes", limit=1, eps=[4], iterations=2)
+    assert Threads.seen == {threads}
+
+
 def test_probe_finds_nothing_wrong_with_a_shipped_model():
     found = probe(segbench.load_model(MODEL), torch.rand(2, 3, 64, 64), 8, was_training=False)
     assert {flag["level"] for flag in found.flags} == {"ok"}

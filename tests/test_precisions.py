@@ -83,7 +83,7 @@ def test_what_cannot_be_measured_has_a_reason(monkeypatch):
     assert found["fastest_precision"].message.startswith("fp32, the default, is fastest")
 
 
-def test_a_model_that_compiles_not_at_all_is_no_faster_compiled(monkeypatch):
+def test_a_model_that_cannot_be_compiled_is_no_faster_compiled(monkeypatch):
     def broken_later(function, **_):
         def compiled(*arguments):
             if function.__name__ == "_objective":

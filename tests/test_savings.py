@@ -45,16 +45,16 @@ def test_a_model_that_is_fooled_at_once_saves_all_but_two_passes_of_each_stage(t
     attack, made = (3 + 1) + (3 + 1) + (4 + 1), 3 * 2  # stages of 3, 3 and 4 steps, and the start of each
     check = CHECK + 1
     assert found.saved == 2 * (3 * (attack - made) + check - 2)
-    assert found.most == 2 * (3 * (attack + 1) + (check + 1) + 1)  # each result, and the clean image, is predicted once
-    assert str(found) == "Images without a correct pixel left early: 47.9% of the passes saved (46 of 96)."
+    assert found.most == 2 * (3 * (attack + 1) + (check + 1))  # each result is predicted once
+    assert str(found) == "Attacks that were decided early saved 48.9% of the forward passes (46 of 94)."
 
 
 @pytest.mark.parametrize("iterations", [2, 4])  # of two, the wider radii get none
 def test_a_model_that_cannot_be_fooled_saves_none(tmp_path, iterations):
     found = saved(tmp_path / "run", one_class(0), iterations)
     attack = {2: 2 + 1, 4: 4 + 3}[iterations]
-    assert found == (0, 2 * (3 * (attack + 1) + CHECK + 2 + 1))
-    assert str(found) == f"No image left early: 0 of {found.most} forward passes saved."
+    assert found == (0, 2 * (3 * (attack + 1) + CHECK + 2))
+    assert str(found) == f"No attack was decided early: 0 of {found.most} forward passes saved."
 
 
 def test_the_command_the_status_and_the_report_say_it(cli, tmp_path):
@@ -62,8 +62,8 @@ def test_the_command_the_status_and_the_report_say_it(cli, tmp_path):
     code, out, err = cli("evaluate", "--model", MODEL, *options, "--out", "run")
     entry = json.loads((tmp_path / "run" / f"{MODEL}.json").read_text())
     assert (code, json.loads(out)) == (0, entry)
-    found = saved_passes(Store.open(tmp_path / "run").costs().values())
-    assert found.most - found.saved == entry["run"]["forward_passes"]
+    found = saved_passes(Store.open(tmp_path / "run").costs())
+    assert found.most - found.saved == entry["run"]["forward_passes"] - 1  # that of the clean image
     assert str(found) in err.splitlines()
 
     code, out, _ = cli("status", "run")
@@ -84,3 +84,10 @@ def test_logs_of_older_versions_do_not_tell(tmp_path):
     assert found.saved_passes() is None
     assert found.entry()["run"]["seconds"] > 0
     assert len(Store.open(found.path).costs()) == len(records)
+
+
+def test_clean_images_and_a_search_for_the_smallest_radius_tell_nothing():
+    clean = {"forwards": 16, "most_forwards": 16}
+    assert saved_passes({}) is None
+    assert saved_passes({"eps0_clean_0000": clean, "eps0_clean_0001": clean}) is None
+    assert saved_passes({"eps0_clean_0000": clean, "eps4_mce_0000": {"forwards": 3, "most_forwards": 8}}) == (5, 8)

@@ -4,8 +4,8 @@ Source: Croce, Singh, Hein, ECCV 2024, section 4 and appendix; Croce & Hein, ICM
 `segbench.attacks.reference` is the same for one image, as one plain loop: read that first.
 
 Everything is per image: a batch is only a way to compute. Each image has its own radius, step size and loss; an image
-that is finished leaves, and another may take its row. All decisions are made on the device, so the host need not wait
-for it.
+that is finished leaves, and another may take its row. On a GPU all decisions are made there, so the host
+need not wait for it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A step of APGD for a batch: what is decided for each image, and the points that follow from it.
 
-`segbench.attacks.reference` is the same for one image, as one plain loop: read that first. A decision
-is one number per image. Tensors as large as the images are then changed in place, in memory that is already allocated,
-so that no step fails halfway.
+`segbench.attacks.reference` is the same for one image, as one plain loop: read that first. A decision is one number per
+image. Tensors as large as the images are then changed in place, in memory that is already allocated, so that no step
+fails halfway.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def decide(
 
     A few numbers of each image: NumPy is fastest with those on a CPU, and a GPU's must stay on it.
 
-    Returns per-image numbers, which replace those of the rows, and what is to become of the points.
+    Returns per-image numbers, which replace those of the rows, and what happens to the points.
     """
     gradient, extremes = now.gradient, list[Tensor]()
     if gradient is not None:
@@ -81,7 +81,7 @@ def decide(
 def _decided(
     xp: Any, rows: dict[str, Any], at: Any, table: Any, tracked: Any, correct: Any, extremes: Sequence[Any]
 ) -> tuple[dict[str, Any], Any]:
-    """`decide` with the functions of ``xp``, NumPy or torch, on its arrays."""
+    """The rules of `decide`, when the step is halved among them, with the functions of ``xp``: NumPy or torch."""
     first, live, last, checkpoint = at.first != 0, at.live != 0, at.last != 0, at.checkpoint != 0
     tracked, by_loss = xp.asarray(tracked, dtype=xp.float64), rows["by_loss"]
 
@@ -134,6 +134,9 @@ def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, 
     """
     x, previous, direction = rows["x"], rows["previous"], rows["direction"]
     lowest, highest = rows["lowest"], rows["highest"]
+    # All that takes memory comes first: below, a step that fails could not be repeated.
+    step_size, a, radius = (_per_image(each.to(x.dtype)) for each in (change.step_size, change.a, change.radius))
+    rest = 1 - a
     _keep(rows["adversarial"], x, change.better)
     _keep(rows["predictions"], now.predictions, change.better)
     if now.gradient is None:
@@ -147,13 +150,11 @@ def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, 
 
     on_host = not x.is_cuda
     if not on_host or bool(change.starts.any()):
-        radius = _per_image(change.radius.to(x.dtype))
         torch.sub(rows["image"], radius, out=lowest).clamp_(0, 1)
         torch.add(rows["image"], radius, out=highest).clamp_(0, 1)
-    a = _per_image(change.a.to(x.dtype))
-    z = direction.mul_(_per_image(change.step_size.to(x.dtype))).add_(x)
+    z = direction.mul_(step_size).add_(x)
     torch.clamp(z, lowest, highest, out=z)
-    momentum = torch.sub(x, previous, out=previous).mul_(1 - a)
+    momentum = torch.sub(x, previous, out=previous).mul_(rest)
     then = z.sub_(x).mul_(a).add_(x).add_(momentum)
     _keep(then, rows["adversarial"], change.starts)
     torch.clamp(then, lowest, highest, out=then)
@@ -163,7 +164,7 @@ def move(rows: dict[str, Tensor], change: Change, now: Evaluation) -> dict[str, 
 def _keep(old: Tensor, new: Tensor, where: Tensor) -> None:
     """Overwrites the images of ``old`` for which ``where`` (N,) holds; on a CPU image by image, which is fastest."""
     if old.is_cuda:
-        torch.where(where.view(-1, *[1] * (old.ndim - 1)), new, old, out=old)
+        _keep_on_device(old, new, where)
         return
     rows = where.nonzero().flatten().tolist()
     if len(rows) == len(old):
@@ -171,3 +172,8 @@ def _keep(old: Tensor, new: Tensor, where: Tensor) -> None:
         return
     for row in rows:
         old[row].copy_(new[row])
+
+
+def _keep_on_device(old: Tensor, new: Tensor, where: Tensor) -> None:
+    """`_keep` without asking a GPU which images those are."""
+    torch.where(where.view(-1, *[1] * (old.ndim - 1)), new, old, out=old)

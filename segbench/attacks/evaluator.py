@@ -41,7 +41,7 @@ class Part(NamedTuple):
         missing: black images that fill up the pass.
         targets: of its labels.
         losses: with masks of its images.
-        scratch: what passes on these images overwrite; None where torch reuses memory by itself.
+        scratch: what each pass overwrites, the same for all parts; None where torch reuses memory by itself.
     """
 
     rows: slice
@@ -100,9 +100,9 @@ class Evaluator:
         self.compiled = torch.compile(self._objective, dynamic=False) if compiled else None
 
     def parts(self, labels: Tensor, losses: Sequence[MaskedLoss]) -> list[Part]:
-        """The passes in which images with these labels (N,H,W) are evaluated: to be made anew when one changes."""
+        """The passes in which images with these labels (N,H,W) are evaluated; to be made again if those change."""
         size = self.size or max(1, len(labels))
-        on_cpu = labels.device.type == "cpu"
+        scratch = Scratch() if labels.device.type == "cpu" else None
         found = []
         for start in range(0, len(labels), size):
             rows = slice(start, min(start + size, len(labels)))
@@ -113,7 +113,7 @@ class Evaluator:
                 class_weights=self.class_weights,
             )
             masks = [(name, mask if mask is None else _filled(mask[rows], missing, False)) for name, mask in losses]
-            found.append(Part(rows, missing, targets, masks, Scratch() if on_cpu else None))
+            found.append(Part(rows, missing, targets, masks, scratch))
         return found
 
     def __call__(
@@ -178,6 +178,8 @@ class Evaluator:
         x = x.detach().clone(memory_format=memory_format).requires_grad_(backward)
         logits, gradient, tracked, correct, predictions = objective(x, part.targets, part.losses, part.scratch, time)
         input_gradient = torch.autograd.grad(_WithGradient.apply(logits, gradient), x)[0] if backward else None
+        if input_gradient is not None and _share_memory(input_gradient, gradient):  # of a model that is the identity
+            input_gradient = input_gradient.clone()  # the next pass overwrites it
         return Evaluation(tracked, correct, predictions, input_gradient)
 
     def _objective(
@@ -236,5 +238,12 @@ def surviving_pixels(terms: PixelTerms, losses: Sequence[MaskedLoss]) -> tuple[T
     return loss, surviving
 
 
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
 def _filled(values: Tensor, missing: int, value: float) -> Tensor:
+    """The values, or a longer copy of them."""
+    if not missing:
+        return values
     return torch.cat([values, values.new_full((missing, *values.shape[1:]), value)])

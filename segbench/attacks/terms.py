@@ -48,7 +48,7 @@ class PixelTerms(NamedTuple):
 
 
 class Scratch:
-    """Tensors that each iteration on the same labels overwrites.
+    """Tensors that each pass of an attack overwrites; what lies in them is valid until the next one.
 
     On a CPU, newly allocated memory can cost more than the arithmetic: ``log_softmax`` of 40 MB takes twice as long.
     """
@@ -57,7 +57,7 @@ class Scratch:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A contiguous tensor of the shape of another one, and of its type if none is given; 0 the first time."""
+        """A contiguous tensor of the shape of another one, and of its dtype unless given; zeros when new."""
         kept = self._kept.get(name)
         if kept is None or kept.shape != like.shape or kept.dtype != (dtype or like.dtype):
             kept = torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
@@ -120,4 +120,5 @@ def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = N
         gradient: Tensor = backward(one_hot, log_probs, 1, log_probs.dtype)
         return gradient
     backward.out(one_hot, log_probs, 1, log_probs.dtype, out=log_probs)
+    one_hot.scatter_(1, targets.classes, 0)  # for other labels
     return log_probs

@@ -24,7 +24,7 @@ from segbench.cli.app import fail, find_own_modules, note, print_json, print_tab
 @click.option(
     "--precisions",
     is_flag=True,
-    help="On a CPU, attack 4 images in fp32, bf16 and compiled: speed and strength of each.",
+    help="On a CPU, attack up to 4 images in fp32, bf16 and compiled: speed and strength of each.",
 )
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @click.option("--json", is_flag=True, help="Print the findings as a JSON list.")

@@ -40,8 +40,8 @@ class Result:
         return self._entry
 
     def saved_passes(self) -> SavedPasses | None:
-        """What was saved because images without a correct pixel leave early; None if the run's log is lost."""
-        return saved_passes(Store.open(self.path).costs().values())
+        """What was saved because decided images leave early, as forward passes; None if the run's log does not tell."""
+        return saved_passes(Store.open(self.path).costs())
 
     def table(self) -> pd.DataFrame:
         """One row per radius, fractions in [0,1]; ε = 0 is the clean score."""

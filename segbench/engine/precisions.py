@@ -94,7 +94,7 @@ def _fastest(seconds: Mapping[str, float]) -> dict[str, Any]:
     factor = seconds[FP32] / seconds[way]
     if factor < FASTER:
         return _flag("fastest_precision", 1.0, f"{FP32}, the default, is fastest on this machine.")
-    text = f"{way} is fastest on this machine, so many times as fast as {FP32}: {OPTIONS[way]}."
+    text = f"{way} is fastest on this machine, {factor:.2f} times as fast as {FP32}: {OPTIONS[way]}."
     return _flag("fastest_precision", factor, text)
 
 

@@ -24,12 +24,12 @@ def small_on_cpu(device: torch.device, height: int, width: int) -> bool:
 
 
 def cpu_batch(height: int, width: int) -> int:
-    """Images in a CPU batch: 16 at 64x64, 4 at 128x128, 2 from there to 256x256, 1 for larger ones.
+    """Images in a CPU batch: as many as have 65536 pixels together, at least 2 and at most 16; 1 if one has more.
 
-    Chosen from benchmarks/cpu_batch.py, in CPU seconds per image. At 240x180 a batch of two is 1.08 times as fast as
-    one image at a time on LRASPP and 1.20 on a mini ConvNeXt; at 256x256, 1.04 and 1.17; ConvNeXt-T shows no
-    difference. A batch of four is slower than two on LRASPP. On larger images a batch of two costs LRASPP and
-    ConvNeXt-T a tenth. The size is fixed here, not measured on the machine that runs, because results depend on it.
+    Chosen by benchmarks/cpu_batch.py, in CPU seconds per image. Two images at 240x180 over one at a time: 1.08 times as
+    fast on LRASPP, 1.20 on a mini ConvNeXt, 0.96 on ConvNeXt-T; at 256x256, 1.04 and 1.17, and ConvNeXt-T was not
+    measured. Four are slower than two there on LRASPP. At 473x473 two are 0.87, 1.17 and 0.90 times as fast as one, on
+    the three in that order. The size is fixed, not measured on the machine that runs, because results depend on it.
 
     >>> cpu_batch(64, 64), cpu_batch(128, 128), cpu_batch(180, 240), cpu_batch(256, 256), cpu_batch(473, 473)
     (16, 4, 2, 2, 1)

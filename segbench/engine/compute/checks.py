@@ -76,7 +76,7 @@ def first_images(data: SegmentationDataset, device: torch.device) -> Tensor:
 def works_in(model: nn.Module, images: Tensor, memory_format: torch.memory_format) -> bool:
     """Whether logits and gradient can be computed on images in this memory format, and are those of contiguous ones.
 
-    ``model`` has been probed on these images; attacks give it `segbench.attacks.problem.fastest_format`.
+    ``model`` has been probed on these images; attacks give it `segbench.attacks.evaluator.fastest_format`.
     """
     with _seeded(images.device):
         expected, again = _forward(model, images), _forward(model, images)

@@ -153,13 +153,13 @@ def draft_run(
     modules = [in_windows(each.module, used) for each in models]
 
     with open_session(modules, device) as session:
-        small = small_on_cpu(device, *used[0].image.shape[-2:])
-        # as they are attacked: where other processes use the cores, threads mostly wait for each other
-        with cpu_threads(1 if small else torch.get_num_threads()):
+        one_core = small_on_cpu(device, *used[0].image.shape[-2:]) and all(each.is_stateless for each in models)
+        # Probed on as many threads as they are attacked on.
+        with cpu_threads(1 if one_core else torch.get_num_threads()):
             probes = probe_models(session, models, modules, used)
         worker = Worker(
             modules[0], used, protocol, device, batch_size, options.precision, options.compile,
-            one_core=small and all(each.is_stateless for each in models),
+            one_core=one_core,
             sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
         )  # fmt: skip
         worker.probe_as_attacked()

@@ -1,9 +1,12 @@
-"""What a run saved: an image without a correct pixel is decided, and leaves its attack early. Torch-free."""
+"""What a run saved: an image that is decided, because no correct pixel is left, leaves its attack early. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from segbench.engine.rundir.plan import loss_of_unit
+from segbench.evidence import CLEAN
 
 
 class SavedPasses(NamedTuple):
@@ -14,13 +17,17 @@ class SavedPasses(NamedTuple):
 
     def __str__(self) -> str:
         if not self.saved:
-            return f"No image left early: 0 of {self.most} forward passes saved."
-        share = f"{100 * self.saved / self.most:.1f}% of the passes saved ({self.saved} of {self.most})"
-        return f"Images without a correct pixel left early: {share}."
+            return f"No attack was decided early: 0 of {self.most} forward passes saved."
+        share = f"{100 * self.saved / self.most:.1f}% of the forward passes ({self.saved} of {self.most})"
+        return f"Attacks that were decided early saved {share}."
 
 
-def saved_passes(costs: Iterable[Mapping[str, Any]]) -> SavedPasses | None:
-    """From the costs of finished units (`Store.costs`); None if none of them tells: older versions did not log it."""
-    known = [cost for cost in costs if cost["most_forwards"] is not None and cost["forwards"] is not None]
+def saved_passes(costs: Mapping[str, Mapping[str, Any]]) -> SavedPasses | None:
+    """From the costs of finished units (`Store.costs`); None if no attack among them tells.
+
+    Older versions did not log it, and a search for the smallest ε has no units but the clean images.
+    """
+    told = {name: cost for name, cost in costs.items() if None not in (cost["forwards"], cost["most_forwards"])}
+    known = [cost for name, cost in told.items() if loss_of_unit(name) != CLEAN[1]]
     most = sum(cost["most_forwards"] for cost in known)
     return SavedPasses(most - sum(cost["forwards"] for cost in known), most) if known else None
