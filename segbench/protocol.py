@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class Tolerance:
 
 TOLERANCES: Mapping[str, Tolerance] = {SEA_V1.name: Tolerance(clean=0.002, image=0.25, pooled=0.03, worst_case=0.005)}
 
+SMALL_EPS_255 = 0.25  # the smallest radius in use; below, ε may be meant on the scale [0,1]
 MIN_EPS_255 = 0.001  # below, the ball is lost in the rounding of float32
 OFFICIAL_RADII_255: tuple[float, ...] = (4.0, 8.0, 12.0)
 
@@ -144,7 +146,7 @@ def parse_eps(values: Sequence[str | float]) -> tuple[float, ...]:
     >>> parse_eps(["8/255", 4, "0.25"])
     (0.25, 4.0, 8.0)
     """
-    radii = set()
+    radii = set[float]()
     for value in values:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(/\s*255)?\s*", str(value))
         eps = float(match.group(1)) if match else float("nan")
@@ -153,6 +155,11 @@ def parse_eps(values: Sequence[str | float]) -> tuple[float, ...]:
         radii.add(eps)
     if not radii:
         raise UsageError("Give at least one ε, e.g. --eps 4 8 12.")
+    if (smallest := min(radii)) < SMALL_EPS_255:
+        logging.getLogger("segbench").warning(
+            "ε = %g is read as %g/255, which hardly changes an image. 8/255 is written 8; %g on the scale [0,1] is "
+            "written %g.", smallest, smallest, smallest, round(255 * smallest, 4),
+        )  # fmt: skip
     return tuple(sorted(radii))
 
 

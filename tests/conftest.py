@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench.cli import main
-from segbench.engine.compute import worker
 from segbench.engine.evaluate import Result
+from segbench.engine.launch import prepare
+from segbench.engine.rundir import store
 from segbench.entries import placement
-from tests import short
 from tests.runs import run
 
 torch.set_num_threads(1)
@@ -45,12 +45,11 @@ def _own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "LABELS", {})
 
 
-@pytest.fixture(scope="module")
-def whole_check() -> Iterator[None]:
-    """In this module the check at a huge ε is as users have it (`tests.short`)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "CHECK_ITERATIONS", short.WHOLE)
-        yield
+@pytest.fixture
+def whole_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials have the check at a huge ε, too, which they go without (`rundir.plan.is_trial`)."""
+    for module in (prepare, store):
+        monkeypatch.setattr(module, "is_trial", lambda *_, **__: False)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,6 @@ from segbench import files
 from segbench.engine.rundir.plan import FinishedUnit
 from segbench.engine.rundir.store import Store
 from segbench.errors import SegbenchError
-from tests import short  # noqa: F401 - with a short check, as all evaluations of the tests
 
 evaluate = segbench.evaluate  # lazy: loaded here, once for all forks
 

@@ -35,4 +35,4 @@ def is_temporary(path: Path) -> bool:
 def command(out: Path, iterations: int = 4, eps: Sequence[float] = (4, 8)) -> list[str]:
     """The same from a command line."""
     options = ["--eps", *map(str, eps), "--limit", "5", "--iterations", str(iterations), "--quiet"]
-    return [sys.executable, "-m", "tests.short", "evaluate", "--model", MODEL, "--out", str(out), *options]
+    return [sys.executable, "-m", "segbench", "evaluate", "--model", MODEL, "--out", str(out), *options]

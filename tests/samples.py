@@ -88,7 +88,7 @@ def make_evidence(found: dict[str, Any], quality: float = 0.9) -> Evidence:
         "protocol": found["protocol"],
         "dataset": {key: found["dataset"][key] for key in ("id", "split", "available", "class_weights_from")},
         "checks": [
-            entries.flag(name, 0.0, "ok", "As it should be.") for name in ("deterministic", "logits", "eval_mode")
+            entries.flag(name, 0.0, "ok", "As it should be.") for name in ("deterministic", "output_scale", "eval_mode")
         ],
         "gradients": {"attacks": 54, "zero_gradients": 1, "nonfinite_gradients": 0, "nonfinite_logits": 0},
         "passes": {"forwards": 10, "backwards": 9},

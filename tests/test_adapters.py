@@ -72,7 +72,7 @@ def evaluate(module: nn.Module, out: Path) -> None:
     assert entry["results"][0]["aacc"] <= entry["clean"]["aacc"]
     flags = {flag["name"]: flag["level"] for flag in entry["flags"]}
     assert flags["deterministic"] != "warning"
-    assert flags["logits"] == "ok"
+    assert flags["output_scale"] == "ok"
 
 
 def check_contract(module: nn.Module, num_classes: int) -> None:

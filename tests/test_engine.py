@@ -32,13 +32,12 @@ from segbench.engine.compute.session import open_session
 from segbench.engine.compute.worker import Worker
 from segbench.engine.launch.shards import parse_shard
 from segbench.engine.rundir.merge import merge
-from segbench.engine.rundir.plan import Unit, plan
+from segbench.engine.rundir.plan import CHECK_ITERATIONS, Unit, plan
 from segbench.engine.rundir.store import Store
 from segbench.errors import IncompleteError, ModelError, RunError, UsageError
 from segbench.models import devices
 from segbench.models.devices import cpu_threads
 from segbench.protocol import SEA_V1, comparison
-from tests import short
 from tests.runs import ENVIRONMENT, MODEL, SHORT, command, run, units
 
 
@@ -57,9 +56,7 @@ def test_result_entry_and_table(reference):
         for loss, each in scores.get("per_loss", {}).items():
             assert (row[f"aacc_{loss}"], row[f"miou_{loss}"]) == (each["aacc"], each["miou"])
     found = evidence.from_bytes(reference.evidence_path.read_bytes(), source="evidence")
-    assert list(found.groups) == [(0, "clean"), (64, "check")] + [
-        (eps, loss) for eps in (4, 8) for loss in ("mce_bal", "mce", "js")
-    ]
+    assert list(found.groups) == [(0, "clean")] + [(eps, loss) for eps in (4, 8) for loss in ("mce_bal", "mce", "js")]
     data = segbench.load_dataset("shapes").first(5)
     assert all(group.image_ids == data.image_ids for group in found.groups.values())
     labels = torch.stack([sample.label for sample in data])
@@ -278,7 +275,7 @@ def test_the_check_is_mce_at_a_huge_radius_from_the_image_itself():
     assert (job.loss, job.eps, stages, job.start) == (
         "mce",
         evidence.CHECK_EPS_255 / 255,
-        [(1.0, short.ITERATIONS)],
+        [(1.0, CHECK_ITERATIONS)],
         None,
     )
 
@@ -553,7 +550,7 @@ class Masked(Pixelwise):
 @pytest.mark.parametrize(
     ("model", "flag"),
     [
-        (Pixelwise(transform=lambda u: u.softmax(dim=1)), "logits"),
+        (Pixelwise(transform=lambda u: u.softmax(dim=1)), "output_scale"),
         (Pixelwise(transform=lambda u: u + 0.1 * torch.rand_like(u)), "deterministic"),
         (Masked(), "zero_gradients"),
     ],
@@ -564,8 +561,7 @@ def test_unreliable_models_are_flagged(tmp_path, model, flag):
     assert levels[flag] == "warning"
 
 
-def test_a_score_that_stays_up_at_a_huge_radius_is_flagged(tmp_path, monkeypatch):
-    monkeypatch.setattr("segbench.engine.compute.worker.CHECK_ITERATIONS", short.WHOLE)
+def test_a_score_that_stays_up_at_a_huge_radius_is_flagged(tmp_path, whole_check):
     entry = segbench.evaluate(Masked(), "shapes", out=tmp_path / "run", **SHORT).entry()
     flags = {found["name"]: found for found in entry["flags"]}
     expected = "warning" if flags["falls_to_zero"]["value"] > 0.02 else "ok"

@@ -26,7 +26,7 @@ class Within(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         autocast = torch.is_autocast_enabled("cpu")
-        time.sleep(0.15 * (autocast is self.slow))
+        time.sleep(0.5 * (autocast is self.slow))
         logits = self.model(images)
         return logits - 1e3 * logits.detach().abs() * (logits == logits.amax(1, keepdim=True)) * (
             autocast is self.wrong

@@ -205,7 +205,7 @@ def test_a_model_whose_eval_does_nothing_is_put_in_eval_mode(images):
         found = probe(model, images, K, was_training=session.was_training[0])
     assert {flag["name"]: flag["level"] for flag in found.flags} == {
         "deterministic": "ok",
-        "logits": "ok",
+        "output_scale": "ok",
         "eval_mode": "note",
     }
     assert torch.equal(model.norm.running_mean, before)

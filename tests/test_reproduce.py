@@ -200,7 +200,7 @@ def test_a_killed_reproduction_goes_on_with_the_same_images(tmp_path):
     """At one radius, with so many iterations that there is time to kill it between two units."""
     entry = evaluate_shortly(tmp_path / "run", eps=12, limit=6, iterations=60).entry_path
     command = [
-        sys.executable, "-m", "tests.short", "reproduce", str(entry), "--sample", "6", "--out", "record",
+        sys.executable, "-m", "segbench", "reproduce", str(entry), "--sample", "6", "--out", "record",
         "--device", "cpu", "--quiet",
     ]  # fmt: skip
     environment = ENVIRONMENT

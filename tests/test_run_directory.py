@@ -209,7 +209,7 @@ def test_an_empty_folder_becomes_a_run_directory(tmp_path, left):
     result = run(tmp_path, limit=1, iterations=1, eps=8)
     assert result.path == tmp_path
     assert set(left) <= set(files(tmp_path))
-    assert len(files(tmp_path / "units")) == 5
+    assert len(files(tmp_path / "units")) == 4
 
 
 def changed(manifest, field, value):

@@ -101,7 +101,7 @@ def test_an_explicit_shard_tells_that_units_are_missing(tmp_path):
         [*command(tmp_path / "run"), "--shard", "2/2"], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (3, "")
-    assert "Shard 2/2 is done. 4 of 8 units are missing" in done.stderr
+    assert "Shard 2/2 is done. 4 of 7 units are missing" in done.stderr
 
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}

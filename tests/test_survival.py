@@ -168,7 +168,7 @@ def test_what_a_power_loss_leaves_behind_is_no_unit(tiny, tmp_path):
     unit = out / "units" / "eps8_mce_0000.parquet"
     unit.rename(unit.with_name(f".{unit.name}.0123456789abcdef.tmp"))
     (out / "log.jsonl").write_text((out / "log.jsonl").read_text()[:-20])
-    with pytest.raises(IncompleteError, match="1 of 5 units are missing"):
+    with pytest.raises(IncompleteError, match="1 of 4 units are missing"):
         segbench.engine.rundir.merge.merge(Store.open(out))
     leftover = next(file for file in (out / "units").iterdir() if is_temporary(file))
     (evidence,) = out.glob("*.parquet")

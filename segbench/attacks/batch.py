@@ -20,6 +20,7 @@ from torch import Tensor
 from segbench.attacks.control import decide, move
 from segbench.attacks.evaluator import Evaluator, MaskedLoss, Part
 from segbench.attacks.problem import COUNTERS, AttackResult, ball
+from segbench.attacks.scaling import Scaling
 from segbench.attacks.stages import ScheduleRow, Stage, schedule
 
 CUDA_LAG = 2  # steps after which the host reads which images are finished: it never waits for the step it has just sent
@@ -37,6 +38,8 @@ class Job(NamedTuple):
         start: first point, projected on the first ball; None for the image itself.
         by_loss: the result is the point of the highest cross-entropy instead of the lowest accuracy, and an image
             without a correct pixel goes on, as the code published with SegPGD and CosPGD does.
+        scale: factor of the model's logits before the loss; of standardised ones their standard deviation.
+        standardised: the logits of each pixel are centred and divided by their deviation (`segbench.attacks.scaling`).
     """
 
     image: Tensor
@@ -46,6 +49,8 @@ class Job(NamedTuple):
     stages: tuple[Stage, ...]
     start: Tensor | None = None
     by_loss: bool = False
+    scale: float = 1.0
+    standardised: bool = False
 
 
 class AttackBatch:
@@ -60,7 +65,7 @@ class AttackBatch:
         self.evaluator = evaluator
         self._lag = lag
         self._keys: list[int] = []  # of each row; a key is never used twice
-        self._losses: list[str] = []  # of each row
+        self._jobs: list[Job] = []  # of each row, without its tensors
         self._free: list[int] = []  # rows whose image has left
         self._rows: dict[str, Tensor] = {}
         self._parts: list[Part] = []
@@ -90,12 +95,12 @@ class AttackBatch:
             for name, values in rows.items():
                 grown[name][index] = values[: len(reused)]
         for row, key, job in zip(reused, keys, jobs, strict=False):
-            self._keys[row], self._losses[row] = key, job.loss
+            self._keys[row], self._jobs[row] = key, _without_tensors(job)
         self._rows = grown
         self._free = self._free[len(jobs) :]
         self._next_key += len(jobs)
         self._keys += keys[len(reused) :]
-        self._losses += [job.loss for job in jobs[len(reused) :]]
+        self._jobs += [_without_tensors(job) for job in jobs[len(reused) :]]
         self._parts = []
         return keys
 
@@ -148,7 +153,9 @@ class AttackBatch:
         on_host = not rows["x"].is_cuda
         if not self._parts or self._parts_size != self.evaluator.size:
             self._parts, self._parts_size = [], self.evaluator.size  # the old ones first, with what they hold
-            self._parts = self.evaluator.parts(rows["label"], self._masked_losses(rows["x"].device))
+            self._parts = self.evaluator.parts(
+                rows["label"], self._masked_losses(rows["x"].device), self._scaling(rows["x"].device)
+            )
         now = self.evaluator(
             rows["x"],
             self._parts,
@@ -161,11 +168,18 @@ class AttackBatch:
         self._flag()
 
     def _masked_losses(self, device: torch.device) -> list[MaskedLoss]:
-        names = sorted(set(self._losses))
+        names = sorted({job.loss for job in self._jobs})
         if len(names) == 1:
             return [(names[0], None)]
-        masks = [torch.tensor([loss == name for loss in self._losses], device=device) for name in names]
+        masks = [torch.tensor([job.loss == name for job in self._jobs], device=device) for name in names]
         return [(name, mask.view(-1, 1, 1)) for name, mask in zip(names, masks, strict=True)]
+
+    def _scaling(self, device: torch.device) -> Scaling | None:
+        if all(job.scale == 1 and not job.standardised for job in self._jobs):
+            return None
+        factor = torch.tensor([job.scale for job in self._jobs], dtype=torch.float64, device=device)
+        rows = tuple(row for row, job in enumerate(self._jobs) if job.standardised)
+        return Scaling(factor.view(-1, 1, 1, 1), rows)
 
     def _close_gaps(self) -> None:
         if not self._free:
@@ -174,7 +188,7 @@ class AttackBatch:
         kept = [row for row in range(len(self._keys)) if row not in gaps]
         index = torch.tensor(kept, dtype=torch.int64, device=self._rows["x"].device)
         self._rows = {name: values[index] for name, values in self._rows.items()}
-        self._keys, self._losses = [self._keys[row] for row in kept], [self._losses[row] for row in kept]
+        self._keys, self._jobs = [self._keys[row] for row in kept], [self._jobs[row] for row in kept]
         self._free, self._parts = [], []
 
     def _flag(self) -> None:
@@ -209,7 +223,7 @@ class AttackBatch:
                     self._free.append(row)
         self._free.sort()
         if not len(self):
-            self._rows, self._keys, self._losses, self._free, self._parts = {}, [], [], [], []
+            self._rows, self._keys, self._jobs, self._free, self._parts = {}, [], [], [], []
             self._flags.clear()
         return found
 
@@ -238,6 +252,11 @@ def to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 
 
 _KEPT = {"adversarial", "correct", "predictions", "best_loss", *COUNTERS}
+
+
+def _without_tensors(job: Job) -> Job:
+    nothing = torch.empty(0)
+    return job._replace(image=nothing, label=nothing, start=None)
 
 
 def _stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from segbench.attacks.scaling import Scaling, scale, scaled_gradient
+
 Logits = Float[Tensor, "n k h w"]
 Labels = Int[Tensor, "n h w"]
 ClassWeights = Float[Tensor, " k"]
@@ -21,25 +23,31 @@ class Targets(NamedTuple):
         valid: pixels whose label is not ``ignore_index``, (N,H,W) bool.
         classes: the labels, 0 where they are ignored, (N,1,H,W) int64.
         weights: weight of each pixel's class, (N,H,W); None without class weights.
+        scaling: of the logits, before any loss; None for none.
     """
 
     labels: Tensor
     valid: Tensor
     classes: Tensor
     weights: Tensor | None
+    scaling: Scaling | None = None
 
 
 class PixelTerms(NamedTuple):
     """What the losses of one iteration share.
 
     Attributes:
-        log_probs: log_softmax of the logits, (N,K,H,W).
+        logits: of the model, contiguous, in float32 at least, (N,K,H,W).
+        scaled: the same, scaled as the targets say.
+        log_probs: log_softmax of the scaled logits, (N,K,H,W).
         ce: cross-entropy, (N,H,W); 0 on ignored pixels.
         correct: valid pixels whose largest logit is the label's, (N,H,W) bool; a constant for the gradient.
         predictions: argmax of the logits, the first of equals, (N,H,W) int64.
         targets: of the labels.
     """
 
+    logits: Tensor
+    scaled: Tensor
     log_probs: Tensor
     ce: Tensor
     correct: Tensor
@@ -65,11 +73,18 @@ class Scratch:
         return kept
 
 
-def prepare_targets(labels: Labels, *, ignore_index: int = 255, class_weights: ClassWeights | None = None) -> Targets:
+def prepare_targets(
+    labels: Labels,
+    *,
+    ignore_index: int = 255,
+    class_weights: ClassWeights | None = None,
+    scaling: Scaling | None = None,
+) -> Targets:
     """What the losses need of the labels."""
     valid = labels != ignore_index
     classes = labels.where(valid, 0)
-    return Targets(labels, valid, classes.unsqueeze(1), None if class_weights is None else class_weights[classes])
+    weights = None if class_weights is None else class_weights[classes]
+    return Targets(labels, valid, classes.unsqueeze(1), weights, scaling)
 
 
 def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None) -> PixelTerms:
@@ -78,14 +93,18 @@ def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None
         logits = logits.float()
     if not logits.is_contiguous():  # as from a model in channels_last: slow in each of the operations below
         logits = logits.contiguous() if scratch is None else scratch.get("logits", logits).copy_(logits)
+    scaled = logits
+    if targets.scaling is not None:
+        scaled = scale(logits, targets.scaling, None if scratch is None else scratch.get("scaled", logits))
     if scratch is None:
-        log_probs = torch.log_softmax(logits, dim=1)
+        log_probs = torch.log_softmax(scaled, dim=1)
     else:
         out = scratch.get("log_probs", logits)
-        log_probs = torch.log_softmax(logits, dim=1, out=out)
+        log_probs = torch.log_softmax(scaled, dim=1, out=out)
     ce = torch.where(targets.valid, -log_probs.gather(1, targets.classes).squeeze(1), 0)
     predictions = predict(logits.detach(), scratch)
-    return PixelTerms(log_probs, ce, (predictions == targets.labels) & targets.valid, predictions, targets)
+    correct = (predictions == targets.labels) & targets.valid
+    return PixelTerms(logits, scaled, log_probs, ce, correct, predictions, targets)
 
 
 def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
@@ -95,7 +114,7 @@ def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
     K - k among the classes that have it, both many pixels at once.
     """
     classes = logits.shape[1]
-    if logits.device.type != "cpu" or classes > torch.iinfo(torch.uint8).max:
+    if logits.device.type != "cpu" or classes > torch.iinfo(torch.uint8).max or torch.compiler.is_compiling():
         return logits.max(dim=1).indices
     out = None if scratch is None else scratch.get("largest", logits, torch.bool)
     largest = torch.ge(logits, logits.amax(dim=1, keepdim=True), out=out).view(torch.uint8)
@@ -109,7 +128,8 @@ def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
 def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Gradient of the summed loss with respect to the logits, slope (p_t - δ_ty), (N,K,H,W); 0 on ignored pixels.
 
-    With ``scratch``, that of `pixel_terms`, it is written over ``terms.log_probs``.
+    Of scaled logits it is exact but for a positive factor of each image (`scaled_gradient`). With ``scratch``, that of
+    `pixel_terms`, it is written over ``terms.log_probs``.
     """
     log_probs, targets = terms.log_probs, terms.targets
     one_hot = torch.zeros_like(log_probs) if scratch is None else scratch.get("one_hot", log_probs)
@@ -118,7 +138,9 @@ def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = N
     backward = torch.ops.aten._log_softmax_backward_data
     if scratch is None:
         gradient: Tensor = backward(one_hot, log_probs, 1, log_probs.dtype)
+    else:
+        gradient = backward.out(one_hot, log_probs, 1, log_probs.dtype, out=log_probs)
+        one_hot.scatter_(1, targets.classes, 0)  # for other labels
+    if targets.scaling is None:
         return gradient
-    backward.out(one_hot, log_probs, 1, log_probs.dtype, out=log_probs)
-    one_hot.scatter_(1, targets.classes, 0)  # for other labels
-    return log_probs
+    return scaled_gradient(gradient, terms.logits, terms.scaled, targets.scaling)

@@ -13,7 +13,7 @@ from segbench import content
 from segbench.cards import list_models
 from segbench.cli.app import ManyValues, fail, find_own_modules, note, print_json, print_table, printable
 from segbench.cli.computing import computing_options
-from segbench.cli.zoo import print_scores
+from segbench.cli.zoo import print_scores, unofficial
 from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, UsageError
 
 
@@ -38,6 +38,7 @@ from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, Usage
 )
 @click.option("--limit", type=int, help="Only the first images; the entry becomes unofficial.")
 @click.option("--iterations", type=int, help="Instead of the protocol's; the entry becomes unofficial.")
+@click.option("--quick", is_flag=True, help="A first look in seconds: 16 images, 30 iterations, no check for masking.")
 @computing_options
 @click.option("--json", is_flag=True, help="Print the entry as JSON; a list of several models' entries.")
 def evaluate(
@@ -145,21 +146,19 @@ def cost_text(cost: dict[str, Any]) -> str:
 
 
 def _show(entry: dict[str, Any]) -> None:
-    protocol = entry["protocol"]
-    text = protocol["name"] + ("" if protocol["official"] else f", unofficial: {'; '.join(protocol['deviations'])}")
-    click.echo(
-        printable(
-            f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), {text}. "
-            "Percent; per loss aAcc / mIoU."
-        )
+    print_scores(
+        entry,
+        f"{entry['model']['id']} on {entry['dataset']['id']} ({entry['dataset']['images']} images), "
+        f"{entry['protocol']['name']}. Percent; per loss aAcc / mIoU.",
     )
-    print_scores(entry)
 
 
 def _show_rows(entries: list[dict[str, Any]]) -> None:
     """A row for each model: aAcc / mIoU in percent, clean and at each radius."""
     radii = sorted({row["eps_255"] for entry in entries for row in entry["results"]})
     rows = []
+    for text in dict.fromkeys(filter(None, map(unofficial, entries))):
+        click.echo(printable(text))
     for entry in entries:
         scores = {0.0: entry["clean"]} | {row["eps_255"]: row for row in entry["results"]}
         cells = [scores.get(eps) for eps in (0.0, *radii)]

@@ -141,10 +141,8 @@ def show(model_id: str, json: bool, download: bool, offline: bool) -> None:
     print_table(["", card.id], [*_card_rows(card), ["on this machine", str(here) if here else _how_to_get(card)]])
     for entry in found:
         source = f" ({entry['claim']['source']})" if entry["claim"]["source"] else ""
-        click.echo(
-            printable(f"{entry['protocol']['name']} on {entry['dataset']['id']}, {entry['claim']['tier']}{source}:")
-        )
-        print_scores(entry)
+        title = f"{entry['protocol']['name']} on {entry['dataset']['id']}, {entry['claim']['tier']}{source}:"
+        print_scores(entry, title)
 
 
 def _how_to_get(card: ModelCard) -> str:
@@ -186,12 +184,22 @@ def _who(paper: Mapping[str, Any]) -> str:
     return f"{', '.join(paper['authors'])}{venue} {paper['year']}"
 
 
-def print_scores(entry: dict[str, Any]) -> None:
-    """The table of an entry, in percent."""
+def unofficial(entry: Mapping[str, Any]) -> str:
+    """What a reader must know before the numbers of an entry that is not official; empty for others."""
+    if not (reasons := "; ".join(entry["protocol"]["deviations"])):
+        return ""
+    is_trial = any(flag["name"] == "falls_to_zero" and flag["value"] is None for flag in entry["flags"])
+    return f"Trial, a first look and no result: {reasons}." if is_trial else f"Unofficial: {reasons}."
+
+
+def print_scores(entry: dict[str, Any], title: str = "") -> None:
+    """The table of an entry, in percent; a trial says so before anything else."""
+    for text in filter(None, (unofficial(entry), title)):
+        click.echo(printable(text))
     losses = list(dict.fromkeys(loss for row in entry["results"] for loss in row["per_loss"] or ()))
-    columns = [">ε", ">aAcc", ">95%", ">mIoU", ">95%", ">bound", *(f">{loss}" for loss in losses)]
+    columns = [">ε", ">aAcc", ">95%", ">mIoU", ">95%", *(f">{loss}" for loss in losses)]
     clean = entry["clean"]
-    rows = [["0", _percent(clean["aacc"]), "", _percent(clean["miou"]), "", "", *("" for _ in losses)]]
+    rows = [["0", _percent(clean["aacc"]), "", _percent(clean["miou"]), "", *("" for _ in losses)]]
     for row in entry["results"]:
         interval = {metric: "–".join(map(_percent, ends)) for metric, ends in (row["interval"] or {}).items()}
         scores = [(row["per_loss"] or {}).get(loss) for loss in losses]
@@ -202,11 +210,11 @@ def print_scores(entry: dict[str, Any]) -> None:
                 interval.get("aacc", "–"),
                 _percent(row["miou"]),
                 interval.get("miou", "–"),
-                _percent(row["miou_lower_bound"]),
                 *(f"{_percent(each['aacc'])} / {_percent(each['miou'])}" if each else "–" for each in scores),
             ]
         )
     print_table(columns, rows)
     for flag in entry["flags"]:
         if flag["level"] != "ok":
-            click.echo(printable(f"{flag['level']}: {flag['name']} = {flag['value']}: {flag['message']}"))
+            value = "" if flag["value"] is None else f" = {flag['value']}"
+            click.echo(printable(f"{flag['level']}: {flag['name']}{value}: {flag['message']}"))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class Quick(NamedTuple):
+    """How much a first look attacks."""
+
+    limit: int
+    iterations: int
+
+
+QUICK = Quick(limit=16, iterations=30)
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """A finished evaluation: its run directory, the entry ``<id>.json`` and its evidence ``<id>.parquet``."""
@@ -41,7 +51,8 @@ class Result:
 
     def saved_passes(self) -> SavedPasses | None:
         """What was saved because decided images leave early, as forward passes; None if the run's log does not tell."""
-        return saved_passes(Store.open(self.path).costs())
+        store = Store.open(self.path)
+        return saved_passes(store.costs_of(store.units([row["eps_255"] for row in self._entry["results"]])))
 
     def table(self) -> pd.DataFrame:
         """One row per radius, fractions in [0,1]; ε = 0 is the clean score."""
@@ -77,6 +88,7 @@ def evaluate(
     compile: bool = False,
     workers: int | None = None,
     gpus_per_worker: float | None = None,
+    quick: bool = False,
 ) -> Result:
     """Attacks a model with the whole protocol and writes entry and evidence.
 
@@ -107,6 +119,8 @@ def evaluate(
         compile: compile model and loss with `torch.compile`; faster on a GPU, rounds otherwise.
         workers: actors of the Ray engine; None for as many as the cluster holds.
         gpus_per_worker: that each of them asks for, e.g. 0.5; None for 1 on CUDA.
+        quick: a first look in place of a result, in seconds for a small model: `QUICK` images and iterations, unless
+            ``limit`` or ``iterations`` say otherwise. As in every trial, the check for masked gradients is left out.
 
     Returns:
         The result, with ``table()`` and ``entry()``.
@@ -118,6 +132,9 @@ def evaluate(
             the error is this result; else units are missing.
     """
     radii = radii_of(eps)
+    if quick:
+        limit = QUICK.limit if limit is None else limit
+        iterations = QUICK.iterations if iterations is None else iterations
     options = RunOptions(
         device, batch_size, precision, shard, engine, progress, offline, compile, workers, gpus_per_worker
     )

@@ -11,6 +11,8 @@ from segbench.errors import ContentError, SegbenchError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
 from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS
 
+NOT_RUN = "The check for masked gradients was not run: it needs 16 images and all iterations, so trials go without."
+
 
 def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
     """``clean`` and ``results`` of an entry from its evidence.
@@ -103,6 +105,8 @@ def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, An
                 "above 0.02 hints at masked gradients.",
             )
         )
+    if not huge:
+        flags.append(flag("falls_to_zero", None, "note", NOT_RUN))
     return flags
 
 

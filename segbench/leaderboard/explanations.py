@@ -9,6 +9,10 @@ EXPLANATIONS = {
         "Two passes over the same image must give the same logits. If not, attacks chase a moving target and the model "
         "looks more robust than it is."
     ),
+    "output_scale": (
+        "The model must return logits. A sigmoid, a softmax or a scaling of each pixel changes no prediction, but "
+        "weakens the losses of attacks."
+    ),
     "logits": "The model must return logits. Probabilities have vanishing gradients, which weakens every attack.",
     "eval_mode": "The model must be evaluated in eval mode; batch statistics or dropout change the result.",
     "zero_gradients": (

@@ -25,7 +25,7 @@ class View:
         aacc_choice, miou_choice: (N,) which candidate it takes of each image.
         aacc, miou: in [0,1].
         aacc_95, miou_95: bootstrap intervals over images.
-        bound: below which no choice gets the mIoU.
+        bound: of the mIoU: no choice among these candidates is below; it says nothing of other attacks.
     """
 
     eps_255: float

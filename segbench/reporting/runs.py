@@ -117,7 +117,7 @@ def _read(path: Path) -> list[Run]:
     name = store.manifest["protocol"]["name"]
     if name == MINIMUM:
         return [Run(path, store.manifest, {}, {"minimum": _finished(path / "minimum.json", "attack minimum")})]
-    saved = saved_passes(store.costs())
+    saved = saved_passes(store.costs_of(store.units()))
     if name == COMPARISON:
         kinds = [kind for kind in ("comparison", "targeted") if (path / f"{kind}.json").exists()]
         if not kinds:

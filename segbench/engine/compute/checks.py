@@ -15,6 +15,7 @@ from segbench.attacks.evaluator import NO_VIEW
 from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.modules import WRITES, check_logits, naming_writes
 from segbench.data import SegmentationDataset
+from segbench.engine.compute.output_scale import output_scale
 from segbench.entries import flag
 from segbench.errors import ModelError, RunError
 
@@ -64,7 +65,7 @@ def probe(model: nn.Module, images: Tensor, num_classes: int, *, was_training: b
         "note" if was_training else "ok",
         "1 if a module was in training mode; it was put in eval mode.",
     )
-    return Probe([determinism, _logits(first), mode], _sample(first) + _sample(gradient))
+    return Probe([determinism, output_scale(first), mode], _sample(first) + _sample(gradient))
 
 
 def first_images(data: SegmentationDataset, device: torch.device) -> Tensor:
@@ -247,19 +248,6 @@ def _determinism(first: Tensor, second: Tensor) -> dict[str, Any]:
     level = "ok" if difference == 0 else "note" if difference <= 1e-5 * scale else "warning"
     return flag(
         "deterministic", difference, level, "Largest difference between the logits of two passes over the same images."
-    )
-
-
-def _logits(logits: Tensor) -> dict[str, Any]:
-    sums = logits.double().sum(dim=1)
-    looks = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
-    logs = bool((logits <= 0).all()) and bool(((logits.double().exp().sum(dim=1) - 1).abs() < 1e-3).all())
-    level = "warning" if looks else "note" if logs else "ok"
-    return flag(
-        "logits",
-        float(looks),
-        level,
-        "1 if the output sums to 1 like probabilities, which weakens every attack; return logits.",
     )
 
 

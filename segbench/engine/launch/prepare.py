@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from segbench.engine.launch.options import ENGINES, RunOptions
 from segbench.engine.launch.shards import process_device
 from segbench.engine.rundir.lock import claim_shard
 from segbench.engine.rundir.manifest import FP32, build_manifest
-from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
+from segbench.engine.rundir.plan import FinishedUnit, Unit, is_trial, plan
 from segbench.engine.rundir.store import Store, check_writable, same_probe
 from segbench.engine.rundir.workers import Heartbeat, shard_file_name
 from segbench.engine.telemetry.progress import announce
@@ -163,7 +164,8 @@ def draft_run(
             sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
         )  # fmt: skip
         worker.probe_as_attacked()
-        units = plan(protocol.name, used.image_ids, radii_255, protocol.losses)
+        trial = is_trial(dataclasses.asdict(protocol), images=len(used), available=data.complete or len(data))
+        units = plan(protocol.name, used.image_ids, radii_255, protocol.losses, checked=not trial)
         mine = units[shard - 1 :: shards]
         check_writable(Path("runs" if request.out is None else request.out))
         fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[FinishedUnit]()

@@ -12,7 +12,7 @@ from segbench.counts import Counts
 from segbench.engine.compute.worker import image_passes
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.telemetry.progress import ProgressReport
-from segbench.evidence import Key
+from segbench.evidence import CHECK_LOSS, Key
 from segbench.protocol import Protocol
 
 
@@ -66,4 +66,7 @@ class RunProgress:
 
 
 def describe_unit(unit: Unit) -> str:
+    """For the progress line."""
+    if unit.loss == CHECK_LOSS:
+        return f"check for masked gradients, ε {unit.eps_255:g}/255"
     return "clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,12 +32,14 @@ class Unit:
 
 
 def loss_of_unit(name: str) -> str:
-    """The loss in `Unit.name`.
+    """The loss in `Unit.name`; a ValueError or TypeError if it is none.
 
     >>> loss_of_unit("eps8_mce_bal_0003")
     'mce_bal'
     """
-    return name.split("_", 1)[1].rsplit("_", 1)[0]
+    if not (match := re.fullmatch(r"eps[^_]+_(\w+)_[0-9]{4,}", name)):
+        raise ValueError(name)
+    return match[1]
 
 
 class FinishedUnit(NamedTuple):
@@ -48,10 +51,30 @@ class FinishedUnit(NamedTuple):
     cost: dict[str, Any]
 
 
-def plan(protocol: str, image_ids: Sequence[str], radii_255: Sequence[float], losses: Sequence[str]) -> list[Unit]:
+def is_trial(protocol: Mapping[str, Any], *, images: int, available: int) -> bool:
+    """Whether a run is a first look: fewer iterations than its protocol has, or fewer images than its checks need.
+
+    ``protocol`` are the fields of a `segbench.protocol.Protocol`; ``available`` are the images of the data set.
+    """
+    official = PROTOCOLS.get(protocol["name"])
+    return official is not None and (
+        protocol["iterations"] < official.iterations or images < min(available, CHECK_IMAGES)
+    )
+
+
+def plan(
+    protocol: str,
+    image_ids: Sequence[str],
+    radii_255: Sequence[float],
+    losses: Sequence[str],
+    *,
+    checked: bool = True,
+) -> list[Unit]:
     """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
 
-    A comparison of attacks has no check; in a search for the smallest ε only the clean images are units.
+    Without the check where it is not ``checked``: it would take most of the time of a trial (`is_trial`), and
+    shortened it gives false alarms. A comparison of attacks has none; in a search for the smallest ε only the clean
+    images are units.
 
     >>> [unit.name for unit in plan("sea-v1", ["a"], [4.0], ["mce"])]
     ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
@@ -61,6 +84,6 @@ def plan(protocol: str, image_ids: Sequence[str], radii_255: Sequence[float], lo
     chunks = [tuple(image_ids[start : start + CHUNK]) for start in range(0, len(image_ids), CHUNK)]
     groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
     units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
-    if protocol in PROTOCOLS:
+    if protocol in PROTOCOLS and checked:
         units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
     return units

@@ -22,12 +22,14 @@ class SavedPasses(NamedTuple):
         return f"Attacks that were decided early saved {share}."
 
 
-def saved_passes(costs: Mapping[str, Mapping[str, Any]]) -> SavedPasses | None:
-    """From the costs of finished units (`Store.costs`); None if no attack among them tells.
+def saved_passes(costs: Mapping[str, Mapping[str, Any] | None]) -> SavedPasses | None:
+    """From the costs of finished units (`Store.costs_of`); None if there is no attack, or not all of them tell.
 
     Older versions did not log it, and a search for the smallest ε has no units but the clean images.
     """
-    told = {name: cost for name, cost in costs.items() if None not in (cost["forwards"], cost["most_forwards"])}
-    known = [cost for name, cost in told.items() if loss_of_unit(name) != CLEAN[1]]
+    attacks = [cost for name, cost in costs.items() if loss_of_unit(name) != CLEAN[1]]
+    known = [cost for cost in attacks if cost and None not in (cost["forwards"], cost["most_forwards"])]
+    if not known or len(known) < len(attacks):
+        return None
     most = sum(cost["most_forwards"] for cost in known)
-    return SavedPasses(most - sum(cost["forwards"] for cost in known), most) if known else None
+    return SavedPasses(most - sum(cost["forwards"] for cost in known), most)

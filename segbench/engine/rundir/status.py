@@ -91,7 +91,7 @@ def run_status(store: Store) -> RunStatus:
         total,
         sum(cost["seconds"] for cost in costs.values()),
         estimate_seconds(left, costs, processes),
-        saved_passes(costs),
+        saved_passes(store.costs_of(store.units())),
         workers,
     )
 

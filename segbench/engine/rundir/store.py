@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from segbench import evidence, schemas
 from segbench.engine.rundir.differences import differences
 from segbench.engine.rundir.lock import lock_manifest
-from segbench.engine.rundir.plan import FinishedUnit, Unit, plan
+from segbench.engine.rundir.plan import FinishedUnit, Unit, is_trial, loss_of_unit, plan
 from segbench.engine.rundir.workers import FOLDER, holds_only_workers
 from segbench.errors import ContentError, IncompleteError, RunError
 from segbench.evidence import Evidence, Group
@@ -142,8 +143,9 @@ class Store:
     def units(self, radii_255: Sequence[float] | None = None) -> list[Unit]:
         """The units of these radii, or of all radii of the run, in order."""
         radii = self.manifest["radii_255"] if radii_255 is None else radii_255
-        protocol = self.manifest["protocol"]
-        return plan(protocol["name"], self.manifest["image_ids"], radii, protocol["losses"])
+        protocol, ids = self.manifest["protocol"], self.manifest["image_ids"]
+        trial = is_trial(protocol, images=len(ids), available=self.manifest["dataset"]["available"])
+        return plan(protocol["name"], ids, radii, protocol["losses"], checked=not trial)
 
     def check_source(self, source: str, sample: Sequence[float]) -> None:
         """Remembers the probe of a source model of transfer attacks, or checks it against the first one."""
@@ -240,12 +242,30 @@ class Store:
         """Unit name to its last record; damaged lines (of a killed run) are skipped."""
         records: dict[str, dict[str, Any]] = {}
         for record in read_lines(self.path, "log*.jsonl"):
-            with suppress(ValueError, TypeError, KeyError):  # the merge says if the cost of a unit is unknown
-                records[record["unit"]] = {
-                    name: None if name in UNKNOWABLE and record.get(name) is None else kind(record[name])
-                    for name, kind in COST.items()
-                }
+            with suppress(ValueError, TypeError, KeyError, OverflowError):  # the merge says if a cost is unknown
+                unit, cost = _unit_and_cost(record)
+                records[unit] = cost
         return records
+
+    def costs_of(self, units: Sequence[Unit]) -> dict[str, dict[str, Any] | None]:
+        """Unit name to cost, of those units that are finished; None where the log does not tell."""
+        costs = self.costs()
+        return {unit.name: costs.get(unit.name) for unit in units if self.file(unit).exists()}
+
+
+def _unit_and_cost(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A line of the log; any error if it is damaged."""
+    cost: dict[str, Any] = {
+        name: None if name in UNKNOWABLE and record.get(name) is None else kind(record[name])
+        for name, kind in COST.items()
+    }
+    loss_of_unit(record["unit"])
+    forwards, most = cost["forwards"], cost["most_forwards"]
+    numbers = [value for value in cost.values() if isinstance(value, float | int)]
+    sound = cost["images"] > 0 and all(0 <= value < math.inf for value in numbers)
+    if not sound or (forwards is not None and most is not None and not 0 < forwards <= most):
+        raise ValueError(record)
+    return record["unit"], cost
 
 
 def _is_foreign(path: Path) -> bool:

@@ -63,6 +63,7 @@ def render(
         source=text.clean(row["source"], 200) if row["source"] else None,
         load=f"segbench.load_model({json.dumps(row['id'], ensure_ascii=False)})" if row["loadable"] else None,
         scores=_scores(table, row),
+        bounds=_bounds(row),
         intervals=any(
             score and score["interval"] for pair in row["scores"].values() if pair for score in pair.values()
         ),
@@ -90,7 +91,6 @@ def render(
 
 
 def _scores(table: Table, row: Row) -> list[dict[str, Any]]:
-    bounds = {f"{part['eps_255']:g}": part["miou_lower_bound"] for part in row["results"]}
     lines = []
     for view in table.views:
         pair = row["scores"].get(view)
@@ -106,8 +106,21 @@ def _scores(table: Table, row: Row) -> list[dict[str, Any]]:
                 "lower": text.beaten(score),
                 "rank": score["rank"] or text.NOTHING,
             }
-        lines.append({"view": text.view_label(view, short=True), "bound": text.percent(bounds.get(view)), **cells})
+        lines.append({"view": text.view_label(view, short=True), **cells})
     return lines
+
+
+def _bounds(row: Row) -> list[dict[str, str]]:
+    """How far the search for the worst case mIoU may be from the best choice among its candidates."""
+    return [
+        {
+            "view": text.view_label(f"{part['eps_255']:g}"),
+            "bound": text.percent(part["miou_lower_bound"]),
+            "gap": text.percent(part["miou"] - part["miou_lower_bound"]),
+        }
+        for part in row["results"]
+        if part["miou_lower_bound"] is not None
+    ]
 
 
 def _losses(row: Row) -> list[dict[str, Any]]:
