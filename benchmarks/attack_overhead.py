@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -181,16 +180,6 @@ def section(report: dict[str, Any]) -> str:
     )
 
 
-def write_docs() -> None:
-    """Puts the committed results into the docs."""
-    inside = f"{MARKS[0]}\n\n{section(json.loads(RESULTS.read_text('utf-8')))}\n\n{MARKS[1]}"
-    pattern = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
-    text, count = pattern.subn(lambda _: inside, PAGE.read_text("utf-8"))
-    if count != 1:
-        raise SystemExit(f"{PAGE} has {count} tables between {MARKS[0]} and {MARKS[1]}; it must have one.")
-    PAGE.write_text(text, "utf-8")
-
-
 def main() -> None:
     parser: argparse.ArgumentParser = common.arguments(__doc__)
     parser.add_argument("--model", nargs="+", choices=CASES, default=list(CASES))
@@ -200,7 +189,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="only write the committed results into docs/attacks.md")
     options = parser.parse_args()
     if options.docs:
-        write_docs()
+        common.write_docs(PAGE, MARKS, section(json.loads(RESULTS.read_text("utf-8"))))
         return
     with cpu_threads(options.threads):
         report = common.machine(options.device) | {"rounds": options.rounds, "js_target": JS_TARGET, "cases": []}

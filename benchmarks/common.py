@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import statistics
 import sys
@@ -198,6 +199,15 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     for row in rows:
         lines.append("| " + " | ".join("–" if cell is None else str(cell) for cell in row) + " |")
     return "\n".join(lines)
+
+
+def write_docs(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Puts a text between two marks of a page of the docs."""
+    pattern = re.compile(f"{re.escape(marks[0])}.*?{re.escape(marks[1])}", re.DOTALL)
+    whole, count = pattern.subn(lambda _: f"{marks[0]}\n\n{text}\n\n{marks[1]}", page.read_text("utf-8"))
+    if count != 1:
+        raise SystemExit(f"{page} has {count} places between {marks[0]} and {marks[1]}; it must have one.")
+    page.write_text(whole, "utf-8")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

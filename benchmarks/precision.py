@@ -23,7 +23,7 @@ from segbench.data import SegmentationDataset
 from segbench.engine.compute.precision import check_precision
 from segbench.ensemble import WorstCase, worst_case
 from segbench.errors import UsageError
-from segbench.evidence import CHECK_LOSS
+from segbench.evidence import CHECKS
 from segbench.protocol import SEA_V1
 
 SAMPLES, TARGET = 2000, 0.2
@@ -38,7 +38,7 @@ def attacked(model: str, data: SegmentationDataset, precision: str, options: Any
     started = time.monotonic()
     found = common.attack(model, data, [options.eps], protocol, options.device, precision)
     seconds = time.monotonic() - started
-    return worst_case([group.counts for (_, loss), group in found.groups.items() if loss != CHECK_LOSS]), seconds
+    return worst_case([group.counts for (_, loss), group in found.groups.items() if loss not in CHECKS]), seconds
 
 
 def difference(base: WorstCase, other: WorstCase) -> dict[str, Any]:

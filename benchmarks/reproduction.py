@@ -21,7 +21,7 @@ import torch
 
 from segbench import evidence, load_dataset
 from segbench.content import folder
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
+from segbench.evidence import CHECKS, CLEAN, Evidence
 from segbench.protocol import OFFICIAL_RADII_255, SEA_V1
 
 SAMPLES, SIZE = 1000, 20
@@ -31,7 +31,7 @@ VALUES = ("largest_image", "pooled_all", "largest_pooled_of_20", "largest_miou_o
 def differences(one: Evidence, other: Evidence) -> list[dict]:
     rows = []
     for key, group in one.groups.items():
-        if key[1] == CHECK_LOSS:
+        if key[1] in CHECKS:
             continue
         before, after = group.counts, other.groups[key].counts
         pixels = before.target.sum(axis=1)

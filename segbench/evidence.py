@@ -51,9 +51,12 @@ LOSS_NAME = "[a-z][a-z0-9_]{0,39}"
 MAX_CELLS = 50_000_000  # images x classes, over all groups
 MAX_PIXELS = 2**31 - 1  # of one image, so that sums stay in int64
 CLEAN = (0.0, "clean")
-CHECK_LOSS = "check"  # the loss name of the attack at a huge ε: a reliability check, never a candidate
+# Names in the place of a loss, of attacks that are reliability checks and never candidates.
+CHECK_LOSS = "check"  # at a huge ε, with gradients
+CHECK_SEARCH = "check_search"  # at an ε of the protocol, without
+CHECKS = frozenset({CHECK_LOSS, CHECK_SEARCH})
 
-CHECK_EPS_255 = 64.0  # its radius
+CHECK_EPS_255, SEARCH_EPS_255 = 64.0, 8.0  # their radii
 
 Key = tuple[float, str]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 
 from segbench import entries, evidence, schemas
 from segbench.counts import Counts, count
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
+from segbench.evidence import CHECK_LOSS, CHECK_SEARCH, CLEAN, Evidence, Group
 from segbench.files import sha256_bytes
 from segbench.leaderboard import END, START
 from segbench.protocol import SEA_V1, Protocol
@@ -70,15 +68,17 @@ def manifest(model_id: str, *, dataset: str = "shapes", protocol: Protocol = PRO
             "num_classes": NUM_CLASSES, "fingerprint": fingerprint, "class_weights_from": "training split",
             "preprocessing": "as stored",
         },
-        "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
+        "protocol": protocol.fields(),
     }  # fmt: skip
 
 
-def make_evidence(found: dict[str, Any], quality: float = 0.9) -> Evidence:
-    """Scores that fall with ε, and a check at a huge ε that reaches 0."""
+def make_evidence(found: dict[str, Any], quality: float = 0.9, failed: str = "") -> Evidence:
+    """Scores that fall with ε, and a check at a huge ε that reaches 0; the check ``failed`` is a warning."""
     groups = {CLEAN: Group(IMAGE_IDS, counts(quality, 0)), (64.0, CHECK_LOSS): Group(IMAGE_IDS[:4], counts(0.0, 1, 4))}
+    if found["protocol"]["name"] != SEA_V1.name:
+        groups[8.0, CHECK_SEARCH] = Group(IMAGE_IDS[:4], counts(0.95, 2, 4))
     for row, eps in enumerate(RADII):
-        for column, loss in enumerate(PROTOCOL.losses):
+        for column, loss in enumerate(found["protocol"]["losses"]):
             accuracy = quality * (0.7, 0.4, 0.1)[row] + 0.02 * column
             groups[(eps, loss)] = Group(IMAGE_IDS, counts(accuracy, 10 * row + column + 2))
     metadata = {
@@ -88,7 +88,8 @@ def make_evidence(found: dict[str, Any], quality: float = 0.9) -> Evidence:
         "protocol": found["protocol"],
         "dataset": {key: found["dataset"][key] for key in ("id", "split", "available", "class_weights_from")},
         "checks": [
-            entries.flag(name, 0.0, "ok", "As it should be.") for name in ("deterministic", "output_scale", "eval_mode")
+            entries.flag(name, float(name == failed), "warning" if name == failed else "ok", "As it should be.")
+            for name in ("deterministic", "output_scale", "eval_mode")
         ],
         "gradients": {"attacks": 54, "zero_gradients": 1, "nonfinite_gradients": 0, "nonfinite_logits": 0},
         "passes": {"forwards": 10, "backwards": 9},
@@ -104,10 +105,10 @@ RUN = {
 }  # fmt: skip
 
 
-def build(model_id: str, quality: float = 0.9, **options: Any) -> tuple[dict[str, Any], bytes]:
+def build(model_id: str, quality: float = 0.9, failed: str = "", **options: Any) -> tuple[dict[str, Any], bytes]:
     """An entry and its evidence."""
     found = manifest(model_id, **options)
-    content = make_evidence(found, quality)
+    content = make_evidence(found, quality, failed)
     data = evidence.to_bytes(content)
     entry = entries.build(
         found, content, evidence_name=f"{model_id}.parquet", evidence_bytes=data, run=RUN, submitter="alice",
@@ -121,7 +122,7 @@ def publish(root: Path, model_id: str, quality: float = 0.9, **options: Any) -> 
     dataset = options.get("dataset", "shapes")
     entry, data = build(model_id, quality, **options)
     card_path = root / "model_zoo" / dataset / f"{model_id}.json"
-    path = root / "entries" / "sea-v1" / dataset / f"{model_id}.json"
+    path = root / "entries" / entry["protocol"]["name"] / dataset / f"{model_id}.json"
     for file in (card_path, path):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_json(card_path, card(model_id, dataset))

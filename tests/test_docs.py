@@ -119,5 +119,15 @@ def test_what_an_iteration_costs_is_what_was_measured(tmp_path, monkeypatch):
     assert found["processor"] in inside
     monkeypatch.setattr(overhead, "PAGE", tmp_path / "attacks.md")
     overhead.PAGE.write_text(f"{head}{overhead.MARKS[0]}an older table{overhead.MARKS[1]}{tail}", "utf-8")
-    overhead.write_docs()
+    overhead.common.write_docs(overhead.PAGE, overhead.MARKS, overhead.section(found))
     assert overhead.PAGE.read_text("utf-8") == page
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "standardisation"])
+def test_what_the_scale_of_logits_does_is_what_was_measured(monkeypatch, name):
+    """docs/attacks.md is what ``--docs`` writes from the results."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module, found = benchmark(name), results(name)
+    page = (ROOT / "docs" / "attacks.md").read_text("utf-8")
+    _, inside, _ = re.split("|".join(map(re.escape, module.MARKS)), page)
+    assert inside.strip() == module.table(found)

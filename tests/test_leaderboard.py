@@ -37,7 +37,7 @@ def row(model_id: str, mious: dict[str, float], clean: float = 0.5, rank: int = 
     scores["clean"] = {"aacc": score(clean + 0.25), "miou": score(clean)}
     return {
         "id": model_id, "architecture": "upernet_convnext", "backbone": "ConvNeXt", "parameters": 104744,
-        "scores": scores, "flags": [], "tier": "checked",
+        "scores": scores, "flags": [], "tier": "checked", "unranked": None,
     } | changes  # fmt: skip
 
 

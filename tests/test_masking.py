@@ -9,8 +9,9 @@ from segbench.engine.compute import worker
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir import plan
 from segbench.engine.studies.compare import compare
+from segbench.leaderboard.verdict import why_unranked
 from segbench.protocol import SEA_V1
-from tests.masked import MASKED, Randomised
+from tests.masked import MASKED, Randomised, Saturated
 
 OPTIONS = {"dataset": "shapes", "eps": 8, "limit": 6, "iterations": 20}
 ROBUST = "at_convnext_mini_shapes"
@@ -23,8 +24,8 @@ def clean():
     return segbench.load_model("clean_convnext_mini_shapes")
 
 
-def warnings(model, out):
-    entry = segbench.evaluate(model, out=out, progress=False, **OPTIONS).entry()
+def warnings(model, out, protocol="sea-v1"):
+    entry = segbench.evaluate(model, out=out, progress=False, protocol=protocol, **OPTIONS).entry()
     return {flag["name"] for flag in entry["flags"] if flag["level"] == "warning"}
 
 
@@ -48,6 +49,23 @@ def test_a_masked_gradient_is_caught_by_the_flags_and_by_the_search(clean, maski
 def test_an_adversarially_trained_model_is_not_flagged(tmp_path):
     assert flagged(ROBUST, tmp_path / "comparison") == []
     assert not {"zero_gradients", "falls_to_zero"} & warnings(ROBUST, tmp_path / "evaluation")
+
+
+@pytest.mark.parametrize("masking", MASKED)
+def test_a_masked_model_has_no_rank_under_sea_v2(clean, masking, tmp_path):
+    """But one whose logits are only very large: standardised, they hide nothing, and its score is that of the model."""
+    found = warnings(masking(clean), tmp_path, "sea-v2")
+    if masking is Saturated:
+        assert found == set()
+        return
+    assert "search_is_weaker" in found
+    assert why_unranked([{"name": name, "level": "warning"} for name in found], "sea-v2")
+
+
+@pytest.mark.parametrize("name", [ROBUST, "pirat_vit_mini_shapes"])
+def test_an_honest_model_keeps_its_rank_under_sea_v2(name, tmp_path):
+    found = warnings(name, tmp_path, "sea-v2")
+    assert why_unranked([{"name": name, "level": "warning"} for name in found], "sea-v2") is None
 
 
 def test_the_check_at_a_huge_radius_is_long_enough():

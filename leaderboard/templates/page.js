@@ -183,7 +183,8 @@
   }
 
   function keyOf(row, column) {
-    if (column === 'rank' || column === 'score') return score(row)?.[0] ?? null;
+    if (column === 'rank') return score(row)?.[4] == null ? null : score(row)[0];
+    if (column === 'score') return score(row)?.[0] ?? null;
     if (column === 'best') return score(row)?.[3] ?? null;
     if (column === 'model') return row.id;
     if (column === 'tier') return TIERS.indexOf(row.tier);

@@ -20,8 +20,8 @@ from torch import Tensor
 from segbench.attacks.control import decide, move
 from segbench.attacks.evaluator import Evaluator, MaskedLoss, Part
 from segbench.attacks.problem import COUNTERS, AttackResult, ball
-from segbench.attacks.scaling import Scaling
 from segbench.attacks.stages import ScheduleRow, Stage, schedule
+from segbench.attacks.standardise import Standardised
 
 CUDA_LAG = 2  # steps after which the host reads which images are finished: it never waits for the step it has just sent
 
@@ -38,8 +38,8 @@ class Job(NamedTuple):
         start: first point, projected on the first ball; None for the image itself.
         by_loss: the result is the point of the highest cross-entropy instead of the lowest accuracy, and an image
             without a correct pixel goes on, as the code published with SegPGD and CosPGD does.
-        scale: factor of the model's logits before the loss; of standardised ones their standard deviation.
-        standardised: the logits of each pixel are centred and divided by their deviation (`segbench.attacks.scaling`).
+        largest_margin: m of the standardised logits that the loss sees (`segbench.attacks.standardise`); None for the
+            logits themselves.
     """
 
     image: Tensor
@@ -49,8 +49,7 @@ class Job(NamedTuple):
     stages: tuple[Stage, ...]
     start: Tensor | None = None
     by_loss: bool = False
-    scale: float = 1.0
-    standardised: bool = False
+    largest_margin: float | None = None
 
 
 class AttackBatch:
@@ -154,7 +153,7 @@ class AttackBatch:
         if not self._parts or self._parts_size != self.evaluator.size:
             self._parts, self._parts_size = [], self.evaluator.size  # the old ones first, with what they hold
             self._parts = self.evaluator.parts(
-                rows["label"], self._masked_losses(rows["x"].device), self._scaling(rows["x"].device)
+                rows["label"], self._masked_losses(rows["x"].device), self._standardised(rows["x"].device)
             )
         now = self.evaluator(
             rows["x"],
@@ -174,12 +173,12 @@ class AttackBatch:
         masks = [torch.tensor([job.loss == name for job in self._jobs], device=device) for name in names]
         return [(name, mask.view(-1, 1, 1)) for name, mask in zip(names, masks, strict=True)]
 
-    def _scaling(self, device: torch.device) -> Scaling | None:
-        if all(job.scale == 1 and not job.standardised for job in self._jobs):
+    def _standardised(self, device: torch.device) -> Standardised | None:
+        rows = tuple(row for row, job in enumerate(self._jobs) if job.largest_margin is not None)
+        if not rows:
             return None
-        factor = torch.tensor([job.scale for job in self._jobs], dtype=torch.float64, device=device)
-        rows = tuple(row for row, job in enumerate(self._jobs) if job.standardised)
-        return Scaling(factor.view(-1, 1, 1, 1), rows)
+        margins = torch.tensor([job.largest_margin or 1.0 for job in self._jobs], dtype=torch.float64, device=device)
+        return Standardised(margins.view(-1, 1, 1, 1), rows)
 
     def _close_gaps(self) -> None:
         if not self._free:

@@ -4,8 +4,9 @@ Sources: Croce, Singh, Hein, ECCV 2024 (the losses of SEA, radius reduction, res
 baselines); Gu et al., ECCV 2022 (SegPGD); Agnihotri et al., ICML 2024 (CosPGD); Matyasko et al. 2026 (TsallisPGD);
 Andriushchenko et al., ECCV 2020 (the square search). A new loss is one function and one line in
 `segbench.attacks.losses`; its attacks are then here under ``<loss>_red``, ``<loss>_const`` and ``<loss>_3x100``.
-Two kinds have no line of their own but a pattern: ``js_target_3`` draws every pixel to class 3, and
-``mce_from_1a2b3c4d`` is ``mce`` on the model whose weights' hash begins so, for another one to face.
+``mce_std`` and its like see standardised logits (`segbench.attacks.standardise`). Two kinds have no line of their own
+but a pattern: ``js_target_3`` draws every pixel to class 3, and ``mce_from_1a2b3c4d`` is ``mce`` on the model whose
+weights' hash begins so, for another one to face.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ STEP_SIZES: Mapping[float, float] = {
     0.25: 0.0008, 0.5: 0.0009, 1: 0.001, 2: 0.002, 4: 0.003, 8: 0.005, 12: 0.006,
 }  # fmt: skip
 BY_ACCURACY, BY_LOSS = "accuracy", "loss"
+LARGEST_MARGIN = 20.0  # of the standardised logits of sea-v2: chosen on training images (docs/attacks.md)
 QUERIES = 3  # passes of the square search for each iteration, forward and backward, of the others
 
 
@@ -52,6 +54,7 @@ class Attack:
         target: class that every pixel is drawn to; None for away from the label.
         source: first `SOURCE_DIGITS` of the weights' hash of the model that is attacked in the place of the evaluated
             one; empty for the evaluated one itself.
+        largest_margin: of standardised logits (`segbench.attacks.standardise`); None for the logits themselves.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Attack:
     best: str = BY_ACCURACY
     target: int | None = None
     source: str = ""
+    largest_margin: float | None = None
 
     @property
     def seed_name(self) -> str:
@@ -112,7 +116,7 @@ def schedules(name: str) -> list[str]:
     (['mce_const', 'mce_3x100', 'mce'], ['ce_const', 'ce_3x100', 'ce_red'], ['pgd'])
     """
     attack = get_attack(name)
-    if attack.optimiser != "apgd" or attack.target is not None or attack.source:
+    if attack.optimiser != "apgd" or attack.target is not None or attack.source or attack.largest_margin is not None:
         return [name]
     red = attack.loss if getattr(ATTACKS.get(attack.loss), "schedule", "") == "red" else f"{attack.loss}_red"
     return [f"{attack.loss}_const", f"{attack.loss}_3x100", red]
@@ -150,7 +154,8 @@ def _catalogue() -> dict[str, Attack]:
         found.append(Attack(f"{loss}_const", loss, "apgd", "const"))
         found.append(Attack(f"{loss}_3x100", loss, "apgd", "const", restarts=3))
     sea = [Attack(loss, loss, "apgd", "red") for loss in ("mce_bal", "mce", "js", "tsallis")]
-    return {attack.name: attack for attack in [*found, *sea]}
+    standardised = [replace(attack, name=f"{attack.name}_std", largest_margin=LARGEST_MARGIN) for attack in sea]
+    return {attack.name: attack for attack in [*found, *sea, *standardised]}
 
 
 ATTACKS: Mapping[str, Attack] = _catalogue()
@@ -230,7 +235,7 @@ def perform(
         for restart in range(attack.restarts):
             starts = random_start(images, eps=stages[0].radius * eps, seeds=[each[restart] for each in seeds])
             jobs = [
-                Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS)
+                Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS, attack.largest_margin)
                 for image, label, start in zip(images, labels, starts, strict=True)
             ]
             keys = batch.add(jobs)

@@ -14,7 +14,7 @@ from segbench.attacks.losses import TARGETED, Time, get_loss
 from segbench.attacks.memory import is_out_of_memory
 from segbench.attacks.modules import check_logits, naming_writes
 from segbench.attacks.problem import image_sum
-from segbench.attacks.scaling import Scaling
+from segbench.attacks.standardise import Standardised
 from segbench.attacks.terms import PixelTerms, Scratch, Targets, logit_gradient, pixel_terms, prepare_targets
 
 NO_VIEW = "view size is not compatible"  # torch, of .view() of a tensor that is not contiguous
@@ -100,7 +100,9 @@ class Evaluator:
         self.memory_format = memory_format
         self.compiled = torch.compile(self._objective, dynamic=False) if compiled else None
 
-    def parts(self, labels: Tensor, losses: Sequence[MaskedLoss], scaling: Scaling | None = None) -> list[Part]:
+    def parts(
+        self, labels: Tensor, losses: Sequence[MaskedLoss], standardised: Standardised | None = None
+    ) -> list[Part]:
         """The passes in which images with these labels (N,H,W) are evaluated; to be made again if those change."""
         size = self.size or max(1, len(labels))
         scratch = Scratch() if labels.device.type == "cpu" else None
@@ -112,7 +114,7 @@ class Evaluator:
                 _filled(labels[rows], missing, self.ignore_index),
                 ignore_index=self.ignore_index,
                 class_weights=self.class_weights,
-                scaling=None if scaling is None else scaling.take(rows, missing),
+                standardised=None if standardised is None else standardised.take(rows, missing),
             )
             masks = [(name, mask if mask is None else _filled(mask[rows], missing, False)) for name, mask in losses]
             found.append(Part(rows, missing, targets, masks, scratch))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from segbench.attacks.scaling import Scaling, scale, scaled_gradient
+from segbench.attacks.standardise import Seen, Standardised, gradient_through, standardise
 
 Logits = Float[Tensor, "n k h w"]
 Labels = Int[Tensor, "n h w"]
@@ -23,31 +23,29 @@ class Targets(NamedTuple):
         valid: pixels whose label is not ``ignore_index``, (N,H,W) bool.
         classes: the labels, 0 where they are ignored, (N,1,H,W) int64.
         weights: weight of each pixel's class, (N,H,W); None without class weights.
-        scaling: of the logits, before any loss; None for none.
+        standardised: images whose logits are standardised before any loss; None for none.
     """
 
     labels: Tensor
     valid: Tensor
     classes: Tensor
     weights: Tensor | None
-    scaling: Scaling | None = None
+    standardised: Standardised | None = None
 
 
 class PixelTerms(NamedTuple):
     """What the losses of one iteration share.
 
     Attributes:
-        logits: of the model, contiguous, in float32 at least, (N,K,H,W).
-        scaled: the same, scaled as the targets say.
-        log_probs: log_softmax of the scaled logits, (N,K,H,W).
+        seen: standardised logits, where the targets say so; else None.
+        log_probs: log_softmax of what the losses see: of those, or of the logits, (N,K,H,W).
         ce: cross-entropy, (N,H,W); 0 on ignored pixels.
         correct: valid pixels whose largest logit is the label's, (N,H,W) bool; a constant for the gradient.
         predictions: argmax of the logits, the first of equals, (N,H,W) int64.
         targets: of the labels.
     """
 
-    logits: Tensor
-    scaled: Tensor
+    seen: Seen | None
     log_probs: Tensor
     ce: Tensor
     correct: Tensor
@@ -78,13 +76,13 @@ def prepare_targets(
     *,
     ignore_index: int = 255,
     class_weights: ClassWeights | None = None,
-    scaling: Scaling | None = None,
+    standardised: Standardised | None = None,
 ) -> Targets:
     """What the losses need of the labels."""
     valid = labels != ignore_index
     classes = labels.where(valid, 0)
     weights = None if class_weights is None else class_weights[classes]
-    return Targets(labels, valid, classes.unsqueeze(1), weights, scaling)
+    return Targets(labels, valid, classes.unsqueeze(1), weights, standardised)
 
 
 def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None) -> PixelTerms:
@@ -93,18 +91,20 @@ def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None
         logits = logits.float()
     if not logits.is_contiguous():  # as from a model in channels_last: slow in each of the operations below
         logits = logits.contiguous() if scratch is None else scratch.get("logits", logits).copy_(logits)
-    scaled = logits
-    if targets.scaling is not None:
-        scaled = scale(logits, targets.scaling, None if scratch is None else scratch.get("scaled", logits))
+    seen = None
+    if targets.standardised is not None:
+        out = None if scratch is None else scratch.get("seen", logits)
+        seen = standardise(logits, targets.standardised, out)
+    visible = logits if seen is None else seen.logits
     if scratch is None:
-        log_probs = torch.log_softmax(scaled, dim=1)
+        log_probs = torch.log_softmax(visible, dim=1)
     else:
         out = scratch.get("log_probs", logits)
-        log_probs = torch.log_softmax(scaled, dim=1, out=out)
+        log_probs = torch.log_softmax(visible, dim=1, out=out)
     ce = torch.where(targets.valid, -log_probs.gather(1, targets.classes).squeeze(1), 0)
     predictions = predict(logits.detach(), scratch)
     correct = (predictions == targets.labels) & targets.valid
-    return PixelTerms(logits, scaled, log_probs, ce, correct, predictions, targets)
+    return PixelTerms(seen, log_probs, ce, correct, predictions, targets)
 
 
 def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
@@ -128,8 +128,8 @@ def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
 def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = None) -> Tensor:
     """Gradient of the summed loss with respect to the logits, slope (p_t - δ_ty), (N,K,H,W); 0 on ignored pixels.
 
-    Of scaled logits it is exact but for a positive factor of each image (`scaled_gradient`). With ``scratch``, that of
-    `pixel_terms`, it is written over ``terms.log_probs``.
+    Standardised logits are differentiated through. With ``scratch``, that of `pixel_terms`, it is written over
+    ``terms.log_probs``.
     """
     log_probs, targets = terms.log_probs, terms.targets
     one_hot = torch.zeros_like(log_probs) if scratch is None else scratch.get("one_hot", log_probs)
@@ -141,6 +141,7 @@ def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = N
     else:
         gradient = backward.out(one_hot, log_probs, 1, log_probs.dtype, out=log_probs)
         one_hot.scatter_(1, targets.classes, 0)  # for other labels
-    if targets.scaling is None:
+    if targets.standardised is None or terms.seen is None:
         return gradient
-    return scaled_gradient(gradient, terms.logits, terms.scaled, targets.scaling)
+    spare = None if scratch is None else scratch.get("logits", gradient)  # those of the model are not read again
+    return gradient_through(gradient, terms.seen, targets.standardised, spare)

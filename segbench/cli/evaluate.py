@@ -29,7 +29,7 @@ from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, Usage
 @click.option(
     "--eps", multiple=True, help="Radii: 4, 8/255, 0.25 (all over 255). Several after one --eps.  [default: 4 8 12]"
 )
-@click.option("--protocol", default="sea-v1", help="Name of the protocol.")
+@click.option("--protocol", default="sea-v1", help="sea-v1, as published, or sea-v2, the stronger attack.")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data set.")
 @click.option(
     "--out",

@@ -100,7 +100,7 @@ def evaluate(
             (N,K,H,W).
         dataset: data set id or object; None for the one of the model's card.
         eps: radii as numerators over 255 (``8`` or ``"8/255"``), one or several; None for 4, 8, 12.
-        protocol: ``sea-v1``.
+        protocol: ``sea-v1``, as published, or ``sea-v2``, stronger and independent of the scale of the logits.
         data_root: folder of the data set, where it needs one.
         out: run directory; None for ``runs/<model>-<data set>-<identity>``.
         device: ``auto`` (CUDA if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...

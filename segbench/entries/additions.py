@@ -17,7 +17,7 @@ from segbench import ensemble, evidence, schemas
 from segbench.counts import Counts
 from segbench.entries.reading import read_document
 from segbench.errors import ContentError, UsageError
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group, Key
+from segbench.evidence import CHECKS, CLEAN, Evidence, Group, Key
 from segbench.files import sha256_bytes
 from segbench.protocol import OFFICIAL_RADII_255, TOLERANCES, Tolerance
 
@@ -76,7 +76,7 @@ def candidates(found: Evidence, external: Evidence) -> dict[Key, Counts]:
     for key, group in external.groups.items():
         if key == CLEAN:
             continue
-        if key[0] == CLEAN[0] or key[1] in (CLEAN[1], CHECK_LOSS):
+        if key[0] == CLEAN[0] or key[1] in {CLEAN[1], *CHECKS}:
             raise ContentError(f"It has an attack named {key[1]} at ε = {key[0]:g}/255: give it a name of its own.")
         if unknown := [image_id for image_id in group.image_ids if image_id not in row_of]:
             raise ContentError(f"It holds the image {unknown[0]!r}, which the entry's evidence does not.")
@@ -143,7 +143,7 @@ def _is_new(counts: Counts, own: Sequence[Counts]) -> Any:
 
 
 def _is_attack(key: Key, eps: float) -> bool:
-    return key[0] == eps and key[1] != CHECK_LOSS
+    return key[0] == eps and key[1] not in CHECKS
 
 
 def overestimates(result: Mapping[str, Any], known: Mapping[str, Any], protocol: str) -> bool:
@@ -251,7 +251,7 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
     """
     rows = []
     for key, group in found.groups.items():
-        if key[1] == CHECK_LOSS:
+        if key[1] in CHECKS:
             continue
         if key not in stored.groups:
             raise ContentError(f"The entry's evidence has no attack {key[1]} at ε = {key[0]:g}/255.")

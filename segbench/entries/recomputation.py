@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from segbench.entries.reading import read_evidence
 from segbench.entries.scores import deviations, recompute, reliability
 from segbench.errors import ContentError
-from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Evidence
-from segbench.protocol import digest_of
+from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CHECK_SEARCH, CHECKS, CLEAN, SEARCH_EPS_255, Evidence, Group
+from segbench.protocol import SEA_V1, digest_of
 
 TOLERANCE = 1e-9
 # What `segbench.engine.compute.checks.probe` stores; `output_scale` took the place of `logits`.
@@ -91,7 +91,7 @@ def _not_official(
         dataset = {**about, "images": len(clean.image_ids)}
         precision = found.metadata["identity"].get("precision", "fp32")
         differences = deviations(protocol, entry["results"], dataset, precision)
-        attacks = len(clean.image_ids) * sum(key != CLEAN and key[1] != CHECK_LOSS for key in found.groups)
+        attacks = len(clean.image_ids) * sum(key != CLEAN and key[1] not in CHECKS for key in found.groups)
         counted = found.metadata["gradients"]["attacks"]
     except (KeyError, TypeError) as error:
         raise ContentError(f"the evidence lacks the metadata of a run: {error}") from error
@@ -101,11 +101,20 @@ def _not_official(
     checks = [(key[0], group) for key, group in found.groups.items() if key[1] == CHECK_LOSS]
     if len(checks) != 1 or checks[0][0] != CHECK_EPS_255:
         return [*problems, "the evidence holds no attack at a huge ε, a reliability check: evaluate again."]
-    group = checks[0][1]
-    rows = len(group.image_ids)
-    if group.image_ids != clean.image_ids[:rows] or (group.counts.target != clean.counts.target[:rows]).any():
+    if not _of_first_images(checks[0][1], clean):
         problems.append("the attack at a huge ε was made on other images than the first ones: evaluate again.")
+    searches = [(key[0], group) for key, group in found.groups.items() if key[1] == CHECK_SEARCH]
+    if protocol["name"] != SEA_V1.name and [eps for eps, _ in searches] != [SEARCH_EPS_255]:
+        problems.append("the evidence holds no search without gradients, a reliability check: evaluate again.")
+    if any(not _of_first_images(group, clean) for _, group in searches):
+        problems.append("the search without gradients was made on other images than the first ones: evaluate again.")
     return problems
+
+
+def _of_first_images(group: Group, clean: Group) -> bool:
+    rows = len(group.image_ids)
+    same_labels = bool((group.counts.target == clean.counts.target[:rows]).all())
+    return group.image_ids == clean.image_ids[:rows] and same_labels
 
 
 def against_evidence(entry: Mapping[str, Any], found: Evidence, name: str) -> Iterator[Compared]:

@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from segbench import counts, ensemble
 from segbench.errors import ContentError, SegbenchError
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS
+from segbench.evidence import CHECK_LOSS, CHECK_SEARCH, CHECKS, CLEAN, Evidence, Group
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, TOLERANCES
 
-NOT_RUN = "The check for masked gradients was not run: it needs 16 images and all iterations, so trials go without."
+NOT_RUN = "The checks for masked gradients were not run: they need 16 images and all iterations; trials go without."
 
 
 def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
@@ -32,8 +34,8 @@ def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
     if clean is None:
         raise ContentError("The evidence has no clean images.")
     results = []
-    for eps in sorted({eps for eps, loss in found.groups if eps > 0 and loss != CHECK_LOSS}):
-        losses = {loss: group for (radius, loss), group in found.groups.items() if radius == eps and loss != CHECK_LOSS}
+    for eps in sorted({eps for eps, loss in found.groups if eps > 0 and loss not in CHECKS}):
+        losses = {loss: group for (radius, loss), group in found.groups.items() if radius == eps and loss not in CHECKS}
         candidates = {"clean": clean, **losses}
         for loss, group in losses.items():
             if group.image_ids != clean.image_ids:
@@ -105,9 +107,26 @@ def reliability(found: Evidence, scores: Mapping[str, Any]) -> list[dict[str, An
                 "above 0.02 hints at masked gradients.",
             )
         )
+    flags += [_search_flag(found, eps, group) for (eps, loss), group in found.groups.items() if loss == CHECK_SEARCH]
     if not huge:
         flags.append(flag("falls_to_zero", None, "note", NOT_RUN))
     return flags
+
+
+def _search_flag(found: Evidence, eps: float, search: Group) -> dict[str, Any]:
+    """Whether a search without gradients found less than the attacks of the protocol on the same images."""
+    rows = {image_id: row for row, image_id in enumerate(found.groups[CLEAN].image_ids)}
+    places = np.array([rows[image_id] for image_id in search.image_ids], np.intp)
+    attacks = [group for (radius, loss), group in found.groups.items() if radius == eps and loss not in CHECKS]
+    correct = np.min([group.counts.take(places).correct for group in [found.groups[CLEAN], *attacks]], axis=0)
+    pixels = max(int(search.counts.target.sum()), 1)
+    below = (int(correct.sum()) - int(search.counts.correct.sum())) / pixels
+    tolerance = TOLERANCES[found.metadata["protocol"]["name"]].worst_case
+    text = (
+        f"aAcc of the worst case minus that of a search without gradients, {search.counts.num_images} images, "
+        f"ε = {eps:g}/255; above {tolerance:g} hints at masked gradients."
+    )
+    return flag("search_is_weaker", below, "warning" if below > tolerance else "ok", text)
 
 
 def _neighbours(scores: Mapping[str, Any]) -> list[tuple[Mapping[str, float], Mapping[str, float]]]:

@@ -14,7 +14,7 @@ from segbench.entries.placement import placement, same_images
 from segbench.entries.reading import MAX_EVIDENCE_BYTES, read_evidence
 from segbench.entries.recomputation import TOLERANCE, against_evidence, evidence_of, identity_problems
 from segbench.errors import ContentError, SegbenchError
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
+from segbench.evidence import CHECKS, CLEAN, Evidence
 from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, TOLERANCES, Protocol
 
 # What only a run of segbench knows; a reported entry has none of it.
@@ -163,9 +163,9 @@ def _reproduction(
     ids = additions.sample_ids(clean.image_ids, document["images"], document["seed"])
     if len(ids) != document["images"]:
         found.append(f"images is {document['images']}, the entry has {len(ids)}: correct it.")
-    losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - {CHECK_LOSS}
+    losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - CHECKS
     wanted = {CLEAN, *((eps, loss) for eps in document["radii_255"] for loss in losses)}
-    present = {key for key in added.groups if key[1] != CHECK_LOSS}
+    present = {key for key in added.groups if key[1] not in CHECKS}
     if present != wanted or any(added.groups[key].image_ids != ids for key in present):
         found.append("its evidence does not hold the images that its seed draws, under every attack of its radii.")
     rows = additions.compare(stored, added, TOLERANCES[entry["protocol"]["name"]])

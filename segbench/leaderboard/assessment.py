@@ -17,7 +17,7 @@ from segbench.entries import additions
 from segbench.entries.placement import labels_digest
 from segbench.entries.reading import read_evidence
 from segbench.errors import ContentError
-from segbench.evidence import CHECK_LOSS, CLEAN, Evidence
+from segbench.evidence import CHECKS, CLEAN, Evidence
 
 BINS = 20  # of the histogram of per-image accuracy
 SIDE_BY_SIDE = 50  # entries from which processes are worth their start
@@ -81,7 +81,7 @@ def assess(path: Path) -> tuple[dict[str, Any], Assessment | None]:
     iou, histogram = {"clean": _iou(clean)}, {"clean": _histogram(clean)}
     for result in entry["results"]:
         eps, view = result["eps_255"], view_of(result["eps_255"])
-        attacks = [group.counts for key, group in found.groups.items() if key[0] == eps and key[1] != CHECK_LOSS]
+        attacks = [group.counts for key, group in found.groups.items() if key[0] == eps and key[1] not in CHECKS]
         worst = ensemble.worst_case([clean, *attacks], seed=search[0], orders=search[1])
         replicates[view] = _replicates(worst.aacc_counts, worst.miou_counts, search[0])
         iou[view], histogram[view] = _iou(worst.miou_counts), _histogram(worst.aacc_counts)

@@ -20,7 +20,8 @@ from segbench.errors import ContentError
 from segbench.leaderboard.assessment import Assessment, assess_all, view_of
 from segbench.leaderboard.explanations import OVERESTIMATES, explanation
 from segbench.leaderboard.ranking import Contender, ranks
-from segbench.protocol import OFFICIAL_RADII_255
+from segbench.leaderboard.verdict import why_unranked
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS
 
 METRICS = ("aacc", "miou")
 CLEAN, MEAN = "clean", "mean"  # views besides the radii; the mean is over the radii of the protocol
@@ -36,7 +37,7 @@ class Table:
         views: names of the scores: ``clean``, ``mean`` (over the protocol's radii) and each ε over 255 as text.
         radii: every ε over 255 that some entry has.
         class_names: index = label.
-        rows: best first, by the mean mIoU over the protocol's radii; see `_row`.
+        rows: best first, by the mean mIoU over the protocol's radii, those without a rank last; see `_row`.
     """
 
     protocol: str
@@ -49,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """All tables, sorted by data set and protocol."""
+    """All tables, sorted by data set; of one data set the newest protocol first."""
 
     tables: list[Table]
 
@@ -79,7 +80,9 @@ def load(root: Path | None = None, *, processes: int = 1) -> Board:
             raise ContentError(f"{path}: there is no card of {model} in model_zoo/. See: segbench validate")
         key = content.dataset_folder(dataset), entry["protocol"]["name"]
         groups.setdefault(key, []).append(_Source(path, entry, found, assessment))
-    return Board([_table(sources) for _, sources in sorted(groups.items())])
+    newest_first = {name: -place for place, name in enumerate(PROTOCOLS)}
+    order = sorted(groups, key=lambda key: (key[0], newest_first.get(key[1], 1), key[1]))
+    return Board([_table(groups[key]) for key in order])
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,10 @@ def _table(sources: Sequence[_Source]) -> Table:
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Best first: mean mIoU over the protocol's radii, measured before reported, clean mIoU, id."""
+    """Ranked rows first, then by mean mIoU over the protocol's radii, measured before reported, clean mIoU, id."""
     mean = (row["scores"][MEAN] or {}).get("miou")
     value = mean["value"] if mean else -1.0
-    return (-value, row["tier"] == "reported", -row["clean"]["miou"], row["id"])
+    return (row["unranked"] is not None, -value, row["tier"] == "reported", -row["clean"]["miou"], row["id"])
 
 
 def _contender(source: _Source, row: Mapping[str, Any], view: str, metric: str) -> Contender:
@@ -127,7 +130,7 @@ def _contender(source: _Source, row: Mapping[str, Any], view: str, metric: str) 
     if source.assessment:
         samples = _replicates(source.assessment, view, metric)
     return Contender(
-        score["value"] if score else None,
+        score["value"] if score and row["unranked"] is None else None,
         samples,
         source.assessment.images if source.assessment else None,
         row["tier"] != "reported",
@@ -148,6 +151,7 @@ def _row(source: _Source) -> dict[str, Any]:
     reproductions = additions.additions(source.path, additions.REPRODUCED)
     known = source.assessment.best_known if source.assessment else [_lowest(row) for row in entry["results"]]
     results = [{**row, "best_known": best} for row, best in zip(entry["results"], known, strict=True)]
+    flags = _flags(entry, results)
     entry_file = "/".join(["entries", *source.path.parts[-3:]])
     steps, epochs = training["attack_steps"], training["epochs"]
     row = {
@@ -179,7 +183,8 @@ def _row(source: _Source) -> dict[str, Any]:
         "scores": _scores(entry, results, source.assessment),
         "results": results,
         "clean": entry["clean"],
-        "flags": _flags(entry, results),
+        "flags": flags,
+        "unranked": why_unranked(flags, entry["protocol"]["name"]),
         "run": entry["run"],
         "official": entry["protocol"]["official"],
         "submitter": entry["claim"]["submitter"],

@@ -25,6 +25,10 @@ EXPLANATIONS = {
         "At a huge ε an attack can paint any image, so that nothing right is left. If much is left, the attack fails "
         "and the scores at smaller ε say little: masked gradients."
     ),
+    "search_is_weaker": (
+        "An attack that needs no gradients must find less than those that use them. If it finds more, the gradients "
+        "mislead the attacks: they are masked."
+    ),
     OVERESTIMATES: (
         "Another attack on this model found a lower score than SEA, by more than the tolerance of the protocol. "
         "Read the best known score instead."

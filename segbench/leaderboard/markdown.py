@@ -39,6 +39,7 @@ def _table(table: Table) -> str:
     notes = [LEGEND]
     if any(row["tier"] == "reported" for row in table.rows):
         notes.append(REPORTED)
+    notes += [f"`{row['id']}`: {escape(row['unranked'])}" for row in table.rows if row["unranked"]]
     if others:
         notes.append(f"Some entries also have results at ε = {', '.join(others)}.")
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" + " ".join(notes)
@@ -49,7 +50,7 @@ def _line(row: Mapping[str, Any], shown: Sequence[float]) -> list[str]:
     mean = scores["mean"]
     warnings = [flag["name"] for flag in row["flags"] if flag["level"] == "warning"]
     return [
-        "–" if mean is None else str(mean["miou"]["rank"]),
+        "–" if mean is None or mean["miou"]["rank"] is None else str(mean["miou"]["rank"]),
         f"`{row['id']}`",
         escape(row["backbone"] or row["architecture"] or "–"),
         "–" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f}M",

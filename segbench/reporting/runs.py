@@ -11,7 +11,7 @@ from segbench import evidence, schemas
 from segbench.engine.rundir.savings import SavedPasses, saved_passes
 from segbench.engine.rundir.store import Store
 from segbench.errors import ContentError, RunError, UsageError, difference
-from segbench.evidence import CHECK_LOSS, CLEAN, Group, Key
+from segbench.evidence import CHECKS, CLEAN, Group, Key
 from segbench.protocol import COMPARISON, MINIMUM
 
 MAX_DOCUMENT = 200_000_000  # characters; a search lists every image
@@ -41,7 +41,7 @@ class Run:
         """The attacks on this model itself, away from the labels, by radius."""
         found: dict[float, list[str]] = {}
         for eps, name in self.groups:
-            if eps and name != CHECK_LOSS and TRANSFERRED not in name and not name.startswith("js_target_"):
+            if eps and name not in CHECKS and TRANSFERRED not in name and not name.startswith("js_target_"):
                 found.setdefault(eps, []).append(name)
         return dict(sorted(found.items()))
 

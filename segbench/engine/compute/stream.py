@@ -22,10 +22,9 @@ import torch
 from segbench import counts
 from segbench.attacks import AttackResult
 from segbench.attacks.batch import AttackBatch
-from segbench.attacks.catalogue import get_attack
 from segbench.attacks.evaluator import Evaluator
 from segbench.data import Sample
-from segbench.engine.compute.worker import STATISTICS, Worker, device_name, image_passes, peak_memory
+from segbench.engine.compute.worker import STATISTICS, Worker, attack_of, device_name, image_passes, peak_memory
 from segbench.engine.rundir.plan import CHUNK, FinishedUnit, Unit
 from segbench.errors import SegbenchError
 from segbench.evidence import CHECK_LOSS, CLEAN, Group
@@ -142,7 +141,7 @@ class Stream:
         if is_clean:
             self._unscored += items
             return
-        if unit.loss != CHECK_LOSS and get_attack(unit.loss).runs_outside_batch:
+        if unit.loss != CHECK_LOSS and attack_of(unit, self.worker.protocol).runs_outside_batch:
             self._attack_outside_batch(opened, items)
             return
         for item in items:

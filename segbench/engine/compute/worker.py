@@ -28,9 +28,9 @@ from segbench.engine.compute.batching import cpu_batch, in_fixed_batches
 from segbench.engine.compute.checks import check_autocast, first_images, verify_images, works_in
 from segbench.engine.compute.precision import get_precision
 from segbench.engine.rundir.manifest import FP32
-from segbench.engine.rundir.plan import CHECK_ITERATIONS, CHUNK, Unit
+from segbench.engine.rundir.plan import CHECK_ITERATIONS, CHUNK, STANDARDISED_CHECK, Unit
 from segbench.errors import ModelError
-from segbench.evidence import CHECK_LOSS, CLEAN
+from segbench.evidence import CHECK_LOSS, CHECK_SEARCH, CLEAN
 from segbench.models.devices import cpu_threads, memory_explained
 from segbench.protocol import Protocol
 
@@ -128,13 +128,14 @@ class Worker:
         image, label = (part.to(self.device, non_blocking=True) for part in (sample.image, sample.label))
         eps = unit.eps_255 / 255
         if unit.loss == CHECK_LOSS:
-            return Job(image, label, "mce", eps, (Stage(1.0, CHECK_ITERATIONS),))
-        attack = get_attack(unit.loss, self.protocol.iterations)
+            iterations, largest_margin = check_settings(self.protocol)
+            return Job(image, label, "mce", eps, (Stage(1.0, iterations),), largest_margin=largest_margin)
+        attack = attack_of(unit, self.protocol)
         stages = attack.stages(unit.eps_255)
         label = target_labels(attack, label, self.dataset.ignore_index)
         seeds = [self.protocol.start_seed(sample.image_id, attack.seed_name, unit.eps_255)]
         (start,) = attacks.random_start(image[None], eps=stages[0].radius * eps, seeds=seeds)
-        return Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS)
+        return Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS, attack.largest_margin)
 
     def attack(
         self, units: Sequence[Unit], samples: Sequence[Sample], on_images: Callable[[int], None]
@@ -144,7 +145,7 @@ class Worker:
         The units are all the same if the attack `Attack.runs_outside_batch`.
         """
         shape = samples[0].image.shape[-2:]
-        attack = None if units[0].loss == CHECK_LOSS else get_attack(units[0].loss, self.protocol.iterations)
+        attack = None if units[0].loss == CHECK_LOSS else attack_of(units[0], self.protocol)
         if attack is not None and attack.optimiser == "square":
             found = self._search(attack, units[0].eps_255, samples, on_images)
             return [AttackResult(*(values[row].clone() for values in found)) for row in range(len(samples))]
@@ -262,10 +263,22 @@ def peak_memory(device: torch.device) -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+def check_settings(protocol: Protocol) -> tuple[int, float | None]:
+    """Iterations of the check at a huge ε, and the largest margin of the logits that it sees."""
+    return (CHECK_ITERATIONS, None) if protocol.largest_margin is None else STANDARDISED_CHECK
+
+
+def attack_of(unit: Unit, protocol: Protocol) -> Attack:
+    """The attack of the catalogue that a unit is made by; not of clean images and of the check at a huge ε."""
+    if unit.loss == CHECK_SEARCH:
+        return get_attack("square", CHECK_ITERATIONS)
+    return get_attack(unit.loss, protocol.iterations)
+
+
 def image_passes(unit: Unit, protocol: Protocol) -> int:
     """Forward passes of a unit in which no image is finished early: those of the attack, and one to count."""
     if unit.loss in (CLEAN[1], CHECK_LOSS):
-        attack = {CLEAN[1]: 0, CHECK_LOSS: CHECK_ITERATIONS + 1}[unit.loss]
+        attack = {CLEAN[1]: 0, CHECK_LOSS: check_settings(protocol)[0] + 1}[unit.loss]
     else:
-        attack = get_attack(unit.loss, protocol.iterations).passes
+        attack = attack_of(unit, protocol).passes
     return len(unit.image_ids) * (attack + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import threading
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ from segbench.models.devices import cpu_threads
 from segbench.models.load import LoadedModel, load
 from segbench.models.sliding import in_windows
 from segbench.models.sources.names import ModelSource
-from segbench.protocol import SEA_V1, Protocol
+from segbench.protocol import PROTOCOLS, SEA_V1, Protocol
 from segbench.signals import stop_signals
 
 DRAINING = "SIGTERM: the units that have begun are finished, then this stops. The same command goes on."
@@ -164,7 +163,7 @@ def draft_run(
             sources={source_name(each): module for each, module in zip(sources, modules[1:], strict=True)},
         )  # fmt: skip
         worker.probe_as_attacked()
-        trial = is_trial(dataclasses.asdict(protocol), images=len(used), available=data.complete or len(data))
+        trial = is_trial(protocol.fields(), images=len(used), available=data.complete or len(data))
         units = plan(protocol.name, used.image_ids, radii_255, protocol.losses, checked=not trial)
         mine = units[shard - 1 :: shards]
         check_writable(Path("runs" if request.out is None else request.out))
@@ -219,6 +218,7 @@ def _command_line(request: Request, used: SegmentationDataset, protocol: Protoco
         "--dataset",
         shlex.quote(used.id),
     ]
+    parts += ["--protocol", protocol.name] if protocol.name in PROTOCOLS and protocol.name != SEA_V1.name else []
     parts += ["--limit", str(request.limit)] if request.limit is not None else []
     parts += ["--iterations", str(protocol.iterations)] if protocol.iterations != SEA_V1.iterations else []
     parts += ["--precision", options.precision] if options.precision != FP32 else []

@@ -12,7 +12,7 @@ from segbench.counts import Counts
 from segbench.engine.compute.worker import image_passes
 from segbench.engine.rundir.plan import FinishedUnit, Unit
 from segbench.engine.telemetry.progress import ProgressReport
-from segbench.evidence import CHECK_LOSS, Key
+from segbench.evidence import CHECK_LOSS, CHECK_SEARCH, Key
 from segbench.protocol import Protocol
 
 
@@ -69,4 +69,6 @@ def describe_unit(unit: Unit) -> str:
     """For the progress line."""
     if unit.loss == CHECK_LOSS:
         return f"check for masked gradients, ε {unit.eps_255:g}/255"
+    if unit.loss == CHECK_SEARCH:
+        return f"check by a search without gradients, ε {unit.eps_255:g}/255"
     return "clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}"

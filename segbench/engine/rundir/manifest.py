@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import platform
 import shutil
 import subprocess
@@ -68,7 +66,7 @@ def build_manifest(
             "class_weights_from": class_weights_from,
             "preprocessing": used.preprocessing,
         },
-        "protocol": json.loads(json.dumps(dataclasses.asdict(protocol))),
+        "protocol": protocol.fields(),
         "radii_255": list(radii_255),
         "image_ids": list(used.image_ids),
         "checks": list(checks),

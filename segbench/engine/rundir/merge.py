@@ -12,7 +12,7 @@ from segbench.engine.rundir.lock import lock_merge
 from segbench.engine.rundir.plan import Unit
 from segbench.engine.rundir.store import FIX, Store
 from segbench.errors import IncompleteError, RunError
-from segbench.evidence import CHECK_LOSS, Evidence, Group, Key
+from segbench.evidence import CHECKS, Evidence, Group, Key
 from segbench.files import write_results
 from segbench.protocol import COMPARISON, MINIMUM
 
@@ -99,7 +99,7 @@ def _totals(finished: Sequence[tuple[Unit, Group, dict[str, list[int]]]]) -> dic
     """Passes and changed pixels of all units; attacks, and those with a fault of each kind."""
     totals = dict.fromkeys(("attacks", *PASSES, CHANGED, *FAULTS), 0)
     for unit, _, stats in finished:
-        is_attack = bool(unit.eps_255) and unit.loss != CHECK_LOSS
+        is_attack = bool(unit.eps_255) and unit.loss not in CHECKS
         totals["attacks"] += is_attack * len(unit.image_ids)
         for name in (*PASSES, CHANGED):
             totals[name] += sum(stats[name])
@@ -115,7 +115,7 @@ def _run_cost(store: Store, units: Sequence[Unit], totals: dict[str, int]) -> di
     costs = [records[unit.name] for unit in units if unit.name in records]
     whole = len(costs) == len(units)
     environment = store.manifest["environment"]
-    radii = sorted({unit.eps_255 for unit in units if unit.eps_255 and unit.loss != CHECK_LOSS})
+    radii = sorted({unit.eps_255 for unit in units if unit.eps_255 and unit.loss not in CHECKS})
     devices, sizes = {cost["device"] for cost in costs}, {cost["batch_size"] for cost in costs}
     seconds = sum(cost["seconds"] for cost in costs) if whole else None
     on_gpu = not any(device.startswith(("cpu", "mps")) for device in devices)

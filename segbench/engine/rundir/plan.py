@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CLEAN, Group
-from segbench.protocol import MINIMUM, PROTOCOLS
+from segbench.evidence import CHECK_EPS_255, CHECK_LOSS, CHECK_SEARCH, CLEAN, SEARCH_EPS_255, Group
+from segbench.protocol import MINIMUM, PROTOCOLS, SEA_V1
 
 CHUNK = 16  # images in a unit: small enough to lose little in a kill, large enough to fill a batch
 CHECK_ITERATIONS = 100  # 50 are too few for a robust Segmenter, whose gradients are not masked
+STANDARDISED_CHECK = 200, 10.0  # iterations and largest margin since sea-v2: it leaves 1.3% there, with 100 and 20 2.1%
 CHECK_IMAGES = 16
 
 
@@ -70,11 +71,11 @@ def plan(
     *,
     checked: bool = True,
 ) -> list[Unit]:
-    """All units in the order in which they run: clean, the check at a huge ε, then radius by radius, loss by loss.
+    """All units in the order in which they run: clean, the checks, then radius by radius, loss by loss.
 
-    Without the check where it is not ``checked``: it would take most of the time of a trial (`is_trial`), and
-    shortened it gives false alarms. A comparison of attacks has none; in a search for the smallest ε only the clean
-    images are units.
+    The checks are an attack at a huge ε, and since sea-v2 a search without gradients. Without them where it is not
+    ``checked``: they would take most of the time of a trial (`is_trial`), and shortened they give false alarms. A
+    comparison of attacks has none; in a search for the smallest ε only the clean images are units.
 
     >>> [unit.name for unit in plan("sea-v1", ["a"], [4.0], ["mce"])]
     ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
@@ -85,5 +86,9 @@ def plan(
     groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
     units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
     if protocol in PROTOCOLS and checked:
-        units.insert(len(chunks), Unit(CHECK_EPS_255, CHECK_LOSS, 0, tuple(image_ids[:CHECK_IMAGES])))
+        first = tuple(image_ids[:CHECK_IMAGES])
+        checks = [Unit(CHECK_EPS_255, CHECK_LOSS, 0, first)]
+        if protocol != SEA_V1.name and SEARCH_EPS_255 in radii_255:
+            checks.append(Unit(SEARCH_EPS_255, CHECK_SEARCH, 0, first))
+        units[len(chunks) : len(chunks)] = checks
     return units

@@ -18,7 +18,7 @@ from segbench.engine.rundir.manifest import class_weights_hash
 from segbench.engine.rundir.store import Store
 from segbench.entries import additions
 from segbench.errors import ContentError, DataError, ModelError, PreemptedError, UsageError
-from segbench.evidence import CHECK_LOSS, Evidence
+from segbench.evidence import CHECKS, Evidence
 from segbench.files import sha256_bytes, write_results
 from segbench.models.load import load
 from segbench.models.sources.names import parse
@@ -175,7 +175,7 @@ def _record(
     groups = {
         key: group
         for key, group in found.groups.items()
-        if key[1] != CHECK_LOSS and (key == evidence.CLEAN or key[0] in radii)
+        if key[1] not in CHECKS and (key == evidence.CLEAN or key[0] in radii)
     }
     added = Evidence(
         groups,

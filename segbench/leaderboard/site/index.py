@@ -80,6 +80,7 @@ def _row(
         "tier": row["tier"],
         "loadable": row["loadable"],
         "rank": text.NOTHING if rank is None else f"{'=' if places[rank] > 1 else ''}{rank}",
+        "unranked": row["unranked"],
         "score": text.percent(score["value"] if score else None),
         "interval": text.interval(score["interval"]) if score else None,
         "best": text.percent(score["best_known"] if score else None),

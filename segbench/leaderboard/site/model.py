@@ -19,6 +19,9 @@ LOSSES = {
     "mce": "masked cross-entropy",
     "js": "Jensen–Shannon divergence",
     "ce": "cross-entropy",
+    "mce_bal_std": "balanced masked cross-entropy of standardised logits",
+    "mce_std": "masked cross-entropy of standardised logits",
+    "js_std": "Jensen–Shannon divergence of standardised logits",
     "segpgd": "SegPGD",
     "cospgd": "CosPGD",
 }
@@ -60,6 +63,7 @@ def render(
         tier=row["tier"],
         tier_text=TIERS.get(row["tier"], ""),
         official=row["official"],
+        unranked=row["unranked"],
         source=text.clean(row["source"], 200) if row["source"] else None,
         load=f"segbench.load_model({json.dumps(row['id'], ensure_ascii=False)})" if row["loadable"] else None,
         scores=_scores(table, row),
