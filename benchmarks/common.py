@@ -86,7 +86,13 @@ class Unfoolable(nn.Module):
 
 
 def full_batch(
-    evaluator: Evaluator, batch: int, size: Size, num_classes: int, device: torch.device, losses: Sequence[str]
+    evaluator: Evaluator,
+    batch: int,
+    size: Size,
+    num_classes: int,
+    device: torch.device,
+    losses: Sequence[str],
+    largest_margin: float | None = None,
 ) -> AttackBatch:
     """Images of the last class under attack, the losses in turn, 300 iterations with radius reduction."""
     torch.manual_seed(1)
@@ -94,7 +100,14 @@ def full_batch(
     label = torch.full(size, num_classes - 1, device=device)
     attacked.add(
         [
-            Job(torch.rand(3, *size, device=device), label, losses[k % len(losses)], 4 / 255, reduced(ITERATIONS))
+            Job(
+                torch.rand(3, *size, device=device),
+                label,
+                losses[k % len(losses)],
+                4 / 255,
+                reduced(ITERATIONS),
+                largest_margin=largest_margin,
+            )
             for k in range(batch)
         ]
     )

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from segbench import entries
+from segbench.entries.recomputation import identity_problems
+from segbench.entries.scores import recompute, reliability
+from segbench.evidence import CHECK_SEARCH, CLEAN, SEARCH_EPS_255, Evidence, Group
 from segbench.leaderboard import board, markdown
 from segbench.leaderboard.explanations import OVERESTIMATES
 from segbench.leaderboard.verdict import ALWAYS, SINCE_V2, why_unranked
@@ -61,3 +64,38 @@ def test_protocols_never_share_a_table_and_the_newer_one_comes_first(tmp_path: P
         ("folder", "sea-v2"), ("folder", "sea-v1"), ("shapes", "sea-v2"), ("shapes", "sea-v1"),
     ]  # fmt: skip
     assert [len(table.rows) for table in tables] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("accuracy", "level"), [(0.95, "ok"), (0.0, "warning")])
+def test_a_search_without_gradients_is_held_against_the_worst_case_of_its_images(accuracy: float, level: str) -> None:
+    found = samples.make_evidence(samples.manifest("model", protocol=SEA_V2))
+    search = Group(samples.IMAGE_IDS[:4], samples.counts(accuracy, 2, 4))
+    found = Evidence({**found.groups, (SEARCH_EPS_255, CHECK_SEARCH): search}, found.metadata)
+    scores = recompute(found, seed=0, orders=2)
+    assert {row["eps_255"]: set(row["per_loss"]) for row in scores["results"]} == {
+        eps: set(SEA_V2.losses) for eps in samples.RADII
+    }
+    (flag,) = (each for each in reliability(found, scores) if each["name"] == "search_is_weaker")
+    worst = [
+        min(int(found.groups[key].counts.correct[row]) for key in [CLEAN, *((8.0, loss) for loss in SEA_V2.losses)])
+        for row in range(4)
+    ]
+    pixels = int(search.counts.target.sum())
+    assert flag["value"] == pytest.approx((sum(worst) - int(search.counts.correct.sum())) / pixels)
+    assert flag["level"] == level
+
+
+@pytest.mark.parametrize("change", ["missing", "other images", "other radius"])
+def test_an_official_entry_of_sea_v2_holds_the_search(tmp_path: Path, change: str) -> None:
+    path = samples.publish(samples.checkout(tmp_path / "board"), "model", protocol=SEA_V2)
+    entry = entries.read_entry(path)
+    found = entries.evidence_of(path, entry)
+    assert identity_problems(entry, found, "evidence") == []
+    groups = dict(found.groups)
+    search = groups.pop((SEARCH_EPS_255, CHECK_SEARCH))
+    if change == "other images":
+        groups[SEARCH_EPS_255, CHECK_SEARCH] = Group(samples.IMAGE_IDS[1:5], search.counts)
+    if change == "other radius":
+        groups[4.0, CHECK_SEARCH] = search
+    problems = identity_problems(entry, Evidence(groups, found.metadata), "evidence")
+    assert any("search without gradients" in text for text in problems)

@@ -93,8 +93,8 @@ def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None
         logits = logits.contiguous() if scratch is None else scratch.get("logits", logits).copy_(logits)
     seen = None
     if targets.standardised is not None:
-        out = None if scratch is None else scratch.get("seen", logits)
-        seen = standardise(logits, targets.standardised, out)
+        buffers = [None if scratch is None else scratch.get(name, logits) for name in ("seen", "log_probs")]
+        seen = standardise(logits, targets.standardised, *buffers)
     visible = logits if seen is None else seen.logits
     if scratch is None:
         log_probs = torch.log_softmax(visible, dim=1)
