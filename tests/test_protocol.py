@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segbench.errors import UsageError
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, SEA_V1, ThreatModel, get_protocol, parse_eps
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, SEA_V1, SEA_V2, ThreatModel, get_protocol, parse_eps
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ CHANGES: dict[str, Any] = {
     "seed": 226,
     "search_seed": 1,
     "search_orders": 9,
+    "largest_margin": 20.0,
 }
 
 
@@ -87,6 +88,7 @@ def test_every_field_changes_the_digest() -> None:
 def test_the_published_protocol_never_changes() -> None:
     """Entries state this digest; a change needs a protocol of another name."""
     assert SEA_V1.digest() == "8896f131e88bb70fb245d5967a55cea5a561ec4186fd0ee58763496bdf8852a6"
+    assert SEA_V2.digest() == "3e5b3b4e7bade7e7014a29cea32fea3c0bf19f0a9431829fb9c47b3feab5c9ed"
     assert OFFICIAL_RADII_255 == (4, 8, 12)
 
 
@@ -126,6 +128,7 @@ def test_start_seeds_of_published_entries_never_change() -> None:
 
 def test_get_protocol() -> None:
     assert get_protocol("sea-v1") is SEA_V1
-    with pytest.raises(UsageError, match=r"Unknown protocol 'sea-v2'\. Did you mean 'sea-v1'\?"):
-        get_protocol("sea-v2")
+    assert get_protocol("sea-v2") is SEA_V2
+    with pytest.raises(UsageError, match="Unknown protocol 'sea-v3'. Did you mean 'sea-v"):
+        get_protocol("sea-v3")
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())

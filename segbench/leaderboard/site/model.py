@@ -19,9 +19,9 @@ LOSSES = {
     "mce": "masked cross-entropy",
     "js": "Jensen–Shannon divergence",
     "ce": "cross-entropy",
-    "mce_bal_std": "balanced masked cross-entropy of standardised logits",
-    "mce_std": "masked cross-entropy of standardised logits",
-    "js_std": "Jensen–Shannon divergence of standardised logits",
+    "mce_bal_std": "balanced masked cross-entropy, standardised",
+    "mce_std": "masked cross-entropy, standardised",
+    "js_std": "Jensen–Shannon divergence, standardised",
     "segpgd": "SegPGD",
     "cospgd": "CosPGD",
 }
