@@ -1,7 +1,6 @@
 """How strong the losses of SEA are on differently scaled logits: what the rule of sea-v2 was chosen by.
 
     python benchmarks/standardisation.py --out benchmarks/results/standardisation.json      # half an hour on two cores
-    python benchmarks/standardisation.py --docs      # writes the committed results into docs/attacks.md
 
 Each loss attacks the first 32 training images of shapes with 100 iterations, so that nothing is tuned on images that
 are reported. ``x 12/margin`` multiplies by one number for the model, which gives the logits of 16 images a median
@@ -15,7 +14,6 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import common
@@ -30,10 +28,6 @@ from segbench.models.devices import cpu_threads
 from segbench.models.float32 import exact_float32
 from segbench.protocol import SEA_V1
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "standardisation.json"
-PAGE = ROOT / "docs" / "attacks.md"
-MARKS = ("<!-- by benchmarks/standardisation.py --docs -->", "<!-- end of standardisation -->")
 CASES = {"pirat_convnext_mini_shapes": 8, "clean_convnext_mini_shapes": 8, "pirat_vit_mini_shapes": 8}
 IMAGES, FOR_MARGIN, ITERATIONS, BATCH = 32, 16, 100, 16
 RULES = ("logits", "x 12/margin", "top, 12", "std, 10", "std, 20", "std, 40")
@@ -121,11 +115,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser: argparse.ArgumentParser = common.arguments(__doc__)
-    parser.add_argument("--docs", action="store_true", help="only write the committed results into docs/attacks.md")
     options = parser.parse_args()
-    if options.docs:
-        common.write_docs(PAGE, MARKS, table(json.loads(RESULTS.read_text("utf-8"))))
-        return
     report: dict[str, Any] = common.machine(torch.device("cpu")) | {"rows": []}
     if options.out and options.out.exists():
         report["rows"] = json.loads(options.out.read_text("utf-8"))["rows"]

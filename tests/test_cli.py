@@ -71,7 +71,7 @@ def test_several_radii_after_one_option(cli):
         (["--model", MODEL, "--iterations", "0"], 2, ["iterations must be at least 1"]),
         (["--model", MODEL, "--batch-size", "0"], 2, ["batch_size must be 'auto'"]),
         (["--model", MODEL, "--device", "gpu"], 2, ["device 'gpu' cannot be used"]),
-        (["--model", MODEL, "--protocol", "sea-v2"], 2, ["Did you mean 'sea-v1'"]),
+        (["--model", MODEL, "--protocol", "sea-v3"], 2, ["Did you mean 'sea-v"]),
         (["--model", MODEL, "--shard", "3"], 2, ["A shard is written"]),
         (["--model", "absent.module:function", "--dataset", "shapes"], 1, ["Cannot import", "package.module:function"]),
         (["--model", "nothing.json"], 1, ["Cannot read the card"]),

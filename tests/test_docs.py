@@ -123,11 +123,10 @@ def test_what_an_iteration_costs_is_what_was_measured(tmp_path, monkeypatch):
     assert overhead.PAGE.read_text("utf-8") == page
 
 
-@pytest.mark.parametrize("name", ["logit_scale", "standardisation"])
-def test_what_the_scale_of_logits_does_is_what_was_measured(monkeypatch, name):
+def test_what_another_output_in_the_same_order_does_is_what_was_measured(monkeypatch):
     """docs/attacks.md is what ``--docs`` writes from the results."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    module, found = benchmark(name), results(name)
+    module, found = benchmark("logit_scale"), results("logit_scale")
     page = (ROOT / "docs" / "attacks.md").read_text("utf-8")
     _, inside, _ = re.split("|".join(map(re.escape, module.MARKS)), page)
     assert inside.strip() == module.table(found)

@@ -63,6 +63,17 @@ def test_random_logits_are_no_false_alarm(classes):
             assert output_law(scaled) is None
 
 
+def test_nearly_the_same_output_everywhere_is_no_law():
+    u = torch.tensor([3.0, -1.0, 0.5]).view(1, 3, 1, 1).expand(2, 3, 8, 8)
+    noise = torch.randn(u.shape, generator=torch.Generator().manual_seed(0))
+    assert output_law(u + 1e-5 * noise) is None
+
+
+def test_logits_that_are_0_or_less_are_no_logarithms():
+    u = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(max=0)
+    assert output_law(u) is None
+
+
 def test_two_classes_of_opposite_logits_are_honest():
     u = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert output_law(torch.cat([u, -u], dim=1)) is None

@@ -20,7 +20,7 @@ from segbench.errors import PreemptedError, ShardDoneError
 from tests.runs import MODEL, run, units
 
 OTHER = "at_convnext_mini_shapes"
-ONE = {"eps": 8, "limit": 1, "iterations": 1}  # five units, one after the other
+ONE = {"eps": 8, "limit": 1, "iterations": 1}  # four units, one after the other
 STUDY = ONE | {"options": RunOptions(progress=False)}
 SEARCH = {"largest": 1, "resolution": 1, "limit": 1, "iterations": 1, "options": STUDY["options"]}
 
@@ -54,7 +54,7 @@ def run_both(first, second):
 @pytest.mark.slow
 def test_a_loop_over_models_stops_when_the_first_result_is_written(tmp_path, terminate):
     whole = run(tmp_path / "whole", **ONE)
-    terminate(Store, "add", 5)
+    terminate(Store, "add", 4)
     with pytest.raises(PreemptedError, match=r"this run is complete, its result is .*stopped/\w+\.json\.") as caught:
         run_both(tmp_path / "stopped", tmp_path / "next")
     result = caught.value.result
@@ -79,7 +79,7 @@ def test_units_that_are_left_are_no_result(tmp_path, terminate):
 
 @pytest.mark.slow
 def test_the_command_names_the_result_and_does_not_begin_the_next_model(cli, tmp_path, terminate):
-    terminate(Store, "add", 5)
+    terminate(Store, "add", 4)
     options = ["--limit", "1", "--iterations", "1", "--eps", "8", "--quiet", "--out", "many"]
     code, out, err = cli("evaluate", "--model", MODEL, OTHER, *options)
     assert (code, out) == (3, "")
@@ -129,7 +129,7 @@ def test_a_sweep_begins_no_other_comparison(tmp_path, terminate):
 def test_a_shard_that_is_done_stops_too(tmp_path, terminate):
     """Else the next model would begin, as after a shard that nobody has asked to stop."""
     terminate(Store, "add", 1)
-    with pytest.raises(PreemptedError, match=r"^Stopped by SIGTERM\. Shard 2/3 is done\. \d of 5 units are missing"):
+    with pytest.raises(PreemptedError, match=r"^Stopped by SIGTERM\. Shard 2/3 is done\. \d of 4 units are missing"):
         run(tmp_path / "run", shard="2/3", **ONE)
 
 

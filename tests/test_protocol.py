@@ -129,6 +129,6 @@ def test_start_seeds_of_published_entries_never_change() -> None:
 def test_get_protocol() -> None:
     assert get_protocol("sea-v1") is SEA_V1
     assert get_protocol("sea-v2") is SEA_V2
-    with pytest.raises(UsageError, match="Unknown protocol 'sea-v3'. Did you mean 'sea-v"):
+    with pytest.raises(UsageError, match=r"Unknown protocol 'sea-v3'\. Did you mean 'sea-v"):
         get_protocol("sea-v3")
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())

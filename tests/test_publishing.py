@@ -43,7 +43,7 @@ def test_dry_run_writes_weights_config_and_a_card_that_the_hub_understands(cli, 
     assert (data.library_name, data.pipeline_tag, data.license) == ("segbench", "image-segmentation", "mit")
     assert data.datasets == ["shapes"]
     scores = {result.metric_name: result.metric_value for result in data.eval_results}
-    (entry,) = entries.entries_of(cards.get_card(MODEL))
+    entry, *_ = entries.entries_of(cards.get_card(MODEL))
     assert scores["clean mIoU"] == pytest.approx(100 * segbench.get_card(MODEL).expected["miou"], abs=0.05)
     assert scores["mIoU under sea-v1, ε = 8/255"] == pytest.approx(100 * entry["results"][1]["miou"], abs=0.05)
     kinds = {result.metric_name: result.metric_type for result in data.eval_results}
@@ -51,7 +51,7 @@ def test_dry_run_writes_weights_config_and_a_card_that_the_hub_understands(cli, 
         kind == {"aAcc": "accuracy", "mIoU": "mean_iou"}[name.removeprefix("clean ")[:4]]
         for name, kind in kinds.items()
     )
-    assert len(kinds) == 8
+    assert len(kinds) == 2 + 3 * 2 * 2  # clean; three radii under two protocols
     aacc, miou = (100 * entry["results"][2][key] for key in ("aacc", "miou"))
     assert f"| worst case under sea-v1, ε = 12/255 | {aacc:.1f} | {miou:.1f} |" in (folder / "README.md").read_text()
 

@@ -30,11 +30,11 @@ RAY = {"engine": "ray", "workers": 2}
 
 
 # The actors are processes of their own, which import segbench as it is.
-pytestmark = [pytest.mark.usefixtures("whole_check"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory, whole_check):
+def longer(tmp_path_factory):
     """A run in this process, of two units for each attack."""
     return run(tmp_path_factory.mktemp("longer") / "run", limit=20)
 

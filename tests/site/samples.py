@@ -60,6 +60,7 @@ def row(model_id: str, scores: dict[str, tuple[float | None, float]], **changes:
         "results": [_result(view, *scores[view]) for view in radii],
         "clean": {"aacc": scores["clean"][0], "macc": None, "miou": scores["clean"][1]},
         "flags": [],
+        "unranked": None,
         "run": None,
         "official": True,
         "submitter": None,

@@ -45,7 +45,7 @@ def _is_sigmoid(u: Tensor) -> bool:
 
 
 def _is_log_sigmoid(u: Tensor) -> bool:
-    return float(u.max()) <= 0 and float((u > SATURATED - 1).double().mean()) >= SHARE
+    return float(u.max()) < 0 and float((u > SATURATED - 1).double().mean()) >= SHARE
 
 
 def _is_tanh(u: Tensor) -> bool:
@@ -53,11 +53,16 @@ def _is_tanh(u: Tensor) -> bool:
 
 
 def _has_unit_length(u: Tensor) -> bool:
-    return _constant(u.norm(dim=1))
+    return _varies(u) and _constant(u.norm(dim=1))
 
 
 def _has_one_range(u: Tensor) -> bool:
-    return _constant(u.amax(dim=1) - u.amin(dim=1))
+    return _varies(u) and _constant(u.amax(dim=1) - u.amin(dim=1))
+
+
+def _varies(u: Tensor) -> bool:
+    """Whether pixels differ: those of one and the same output are of one length and range anyhow."""
+    return float((u - u.mean(dim=(0, 2, 3), keepdim=True)).norm()) > 0.1 * float(u.norm())
 
 
 LAWS: Mapping[str, Law] = {
