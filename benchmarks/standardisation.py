@@ -1,6 +1,6 @@
-"""How strong the losses of SEA are on differently scaled logits: what the rule of sea-v2 was chosen by.
+"""How strong the losses of SEA are on differently scaled logits: the question that the rule of sea-v2 answers.
 
-    python benchmarks/standardisation.py --out benchmarks/results/standardisation.json      # half an hour on two cores
+    python benchmarks/standardisation.py --out benchmarks/results/standardisation.json
 
 Each loss attacks the first 32 training images of shapes with 100 iterations, so that nothing is tuned on images that
 are reported. ``x 12/margin`` multiplies by one number for the model, which gives the logits of 16 images a median

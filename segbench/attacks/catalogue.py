@@ -35,7 +35,7 @@ STEP_SIZES: Mapping[float, float] = {
     0.25: 0.0008, 0.5: 0.0009, 1: 0.001, 2: 0.002, 4: 0.003, 8: 0.005, 12: 0.006,
 }  # fmt: skip
 BY_ACCURACY, BY_LOSS = "accuracy", "loss"
-LARGEST_MARGIN = 20.0  # of the standardised logits of sea-v2: chosen on training images (benchmarks/standardisation.py)
+LARGEST_MARGIN = 20.0  # of the standardised logits of sea-v2: chosen on training images (docs/attacks.md)
 QUERIES = 3  # passes of the square search for each iteration, forward and backward, of the others
 
 
