@@ -47,7 +47,7 @@ def _own_labels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def whole_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials have the check at a huge ε, too, which they go without (`rundir.plan.is_trial`)."""
+    """Trials run the checks, too, which they otherwise leave out (`rundir.plan.is_trial`)."""
     for module in (prepare, store):
         monkeypatch.setattr(module, "is_trial", lambda *_, **__: False)
 

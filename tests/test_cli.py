@@ -21,7 +21,7 @@ SHORT = ["--limit", "2", "--iterations", "1", "--eps", "8", "--quiet"]
 def test_evaluate_prints_a_table_and_writes_entry_and_evidence(cli, tmp_path):
     code, out, err = cli("evaluate", "--model", MODEL, *SHORT)
     assert code == 0
-    assert out.startswith("Trial, a first look and no result: 1 iterations instead of 300; 2 of 32 images")
+    assert out.startswith("Trial, not a result: 1 iterations instead of 300; 2 of 32 images")
     assert "note: falls_to_zero: The checks for masked gradients were not run" in out
     assert "bound" not in out
     assert "8/255" in out

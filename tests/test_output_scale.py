@@ -1,4 +1,4 @@
-"""Outputs in the order of logits that are none: each is told, and no honest model is."""
+"""Outputs that keep the order of the logits but are not logits are reported; honest models are not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_logits_of_any_scale_and_offset_are_no_false_alarm(logits, name):
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", MINI)
-def test_what_is_no_logits_is_told_and_what_it_is(logits, name, transform):
+def test_an_output_that_is_not_logits_is_named(logits, name, transform):
     function, law = TRANSFORMS[transform]
     found = output_law(function(logits[name]))
     assert found is LAWS[law]

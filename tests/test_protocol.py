@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,11 @@ def test_get_protocol() -> None:
     with pytest.raises(UsageError, match=r"Unknown protocol 'sea-v3'\. Did you mean 'sea-v"):
         get_protocol("sea-v3")
     assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
+
+
+def test_the_documentation_states_the_largest_margin_of_sea_v2() -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    for page in ("protocol.md", "attacks.md"):
+        text = (docs / page).read_text("utf-8")
+        assert f"m = {SEA_V2.largest_margin:g}" in text
+        assert "m = 40" not in text

@@ -219,3 +219,10 @@ def test_the_protocol_is_made_of_attacks_of_the_catalogue():
     assert {attack.largest_margin for attack in attacks} == {protocol.SEA_V2.largest_margin}
     assert {attack.passes for attack in attacks} == {ATTACKS[name].passes for name in protocol.SEA_V1.losses}
     assert protocol.SEA_V1.digest() == "8896f131e88bb70fb245d5967a55cea5a561ec4186fd0ee58763496bdf8852a6"
+
+
+def test_two_entries_may_differ_by_more_than_the_largest_margin():
+    """Which is that of the largest entry above the second one, and no bound of the others."""
+    logits = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0], dtype=torch.float64).view(1, 5, 1, 1)
+    seen = standardise(logits, every(1, 12.0)).logits.flatten()
+    assert float(seen[0] - seen[1]) == pytest.approx(12 * (2 * 4 / 5) ** 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from segbench import entries
@@ -85,7 +86,7 @@ def test_a_search_without_gradients_is_held_against_the_worst_case_of_its_images
     assert flag["level"] == level
 
 
-@pytest.mark.parametrize("change", ["missing", "other images", "other radius"])
+@pytest.mark.parametrize("change", ["missing", "other images", "other radius", "too many images"])
 def test_an_official_entry_of_sea_v2_holds_the_search(tmp_path: Path, change: str) -> None:
     path = samples.publish(samples.checkout(tmp_path / "board"), "model", protocol=SEA_V2)
     entry = entries.read_entry(path)
@@ -97,5 +98,8 @@ def test_an_official_entry_of_sea_v2_holds_the_search(tmp_path: Path, change: st
         groups[SEARCH_EPS_255, CHECK_SEARCH] = Group(samples.IMAGE_IDS[1:5], search.counts)
     if change == "other radius":
         groups[4.0, CHECK_SEARCH] = search
+    if change == "too many images":
+        more = Group((*samples.IMAGE_IDS, "another"), samples.counts(0.9, 1).take(np.array([0, 1, 2, 3, 4, 5, 5])))
+        groups[SEARCH_EPS_255, CHECK_SEARCH] = more
     problems = identity_problems(entry, Evidence(groups, found.metadata), "evidence")
     assert any("search without gradients" in text for text in problems)

@@ -7,7 +7,8 @@ whose logits are divided by 100 is as robust as before, and looks more robust. H
 
 instead, mean and standard deviation over the K classes of a pixel. Nothing changes if the logits of a pixel are
 multiplied by a positive number and shifted, even if both depend on the image, because the division is differentiated
-as well. No two entries of v differ by more than m: by m exactly where one class stands out from K - 1 equal ones.
+as well. The largest entry of v exceeds the second largest by at most m, and by exactly m where one class stands out
+from K - 1 equal ones.
 
 With two classes the standardised logits of a pixel are always +m/2 and -m/2, without a gradient: there the standard
 deviation is that of all pixels of an image, and one factor of an image changes nothing.

@@ -189,7 +189,7 @@ def unofficial(entry: Mapping[str, Any]) -> str:
     if not (reasons := "; ".join(entry["protocol"]["deviations"])):
         return ""
     is_trial = any(flag["name"] == "falls_to_zero" and flag["value"] is None for flag in entry["flags"])
-    return f"Trial, a first look and no result: {reasons}." if is_trial else f"Unofficial: {reasons}."
+    return f"Trial, not a result: {reasons}." if is_trial else f"Unofficial: {reasons}."
 
 
 def print_scores(entry: dict[str, Any], title: str = "") -> None:

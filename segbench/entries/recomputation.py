@@ -112,9 +112,9 @@ def _not_official(
 
 
 def _of_first_images(group: Group, clean: Group) -> bool:
+    """Whether a check was made on the first clean images, with their labels."""
     rows = len(group.image_ids)
-    same_labels = bool((group.counts.target == clean.counts.target[:rows]).all())
-    return group.image_ids == clean.image_ids[:rows] and same_labels
+    return group.image_ids == clean.image_ids[:rows] and bool((group.counts.target == clean.counts.target[:rows]).all())
 
 
 def against_evidence(entry: Mapping[str, Any], found: Evidence, name: str) -> Iterator[Compared]:

@@ -13,7 +13,7 @@ from segbench.errors import ContentError, SegbenchError
 from segbench.evidence import CHECK_LOSS, CHECK_SEARCH, CHECKS, CLEAN, Evidence, Group
 from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, TOLERANCES
 
-NOT_RUN = "The checks for masked gradients were not run: they need 16 images and all iterations; trials go without."
+NOT_RUN = "The checks for masked gradients were not run: they need 16 images and all iterations, and a trial has fewer."
 
 
 def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:

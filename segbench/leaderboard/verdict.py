@@ -10,11 +10,11 @@ from segbench.protocol import SEA_V1
 
 # A failed check (level ``warning``) and what it says of the scores, under every protocol.
 ALWAYS = {
-    "output_scale": "the output is no logits but something in their order, which weakens the attacks",
+    "output_scale": "the output is not logits but something in the same order, which weakens the attacks",
     "logits": "the output is probabilities, which weakens the attacks",
     "deterministic": "the model is random, and the attacks chase a moving target",
 }
-# Under `sea-v1` these were only told; ranks that were given then stay.
+# Under `sea-v1` these are warnings only: ranks that were given stay.
 SINCE_V2 = {
     "falls_to_zero": "at a huge ε, where any image can be painted, much is still right: the gradients are masked",
     "search_is_weaker": "a search without gradients found a lower score: the gradients are masked",

@@ -100,6 +100,6 @@ def output_scale(logits: Tensor) -> dict[str, Any]:
     """The reliability check of that name, from the output of a batch."""
     law = output_law(logits)
     if law is None:
-        text = "1 if the output is no logits but keeps their order, which weakens attacks."
+        text = "1 if the output is not logits but something in the same order, which weakens attacks."
         return flag("output_scale", 0.0, "ok", text)
-    return flag("output_scale", 1.0, "warning", f"The output is no logits but {law.what}. {law.mend}")
+    return flag("output_scale", 1.0, "warning", f"The output is not logits but {law.what}. {law.mend}")

@@ -23,7 +23,7 @@ class SavedPasses(NamedTuple):
 
 
 def saved_passes(costs: Mapping[str, Mapping[str, Any] | None]) -> SavedPasses | None:
-    """From the costs of finished units (`Store.costs_of`); None if there is no attack, or not all of them tell.
+    """From the costs of finished units (`Store.costs_of`); None without an attack, or if the log lacks one.
 
     Older versions did not log it, and a search for the smallest ε has no units but the clean images.
     """
