@@ -124,7 +124,7 @@ def bare(model: nn.Module, images: torch.Tensor, passes: int = 1) -> None:
 def attack(
     model_id: str,
     data: SegmentationDataset,
-    radii_255: Sequence[float],
+    strengths: Sequence[float],
     protocol: Protocol,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
@@ -135,13 +135,13 @@ def attack(
         one_core=small_on_cpu(torch.device(device), *data[0].image.shape[-2:]),
     )  # fmt: skip
     done: list[FinishedUnit] = []
-    units = plan(protocol.name, data.image_ids, radii_255, protocol.losses)
+    units = plan(protocol.name, data.image_ids, strengths, protocol.losses)
     with open_session(worker.models, worker.device) as session:
         run_units(session, worker, units, done.append, progress=True)
-    done.sort(key=lambda each: (each.unit.eps_255, each.unit.loss, each.unit.chunk))
+    done.sort(key=lambda each: (each.unit.strength, each.unit.loss, each.unit.chunk))
     groups: dict[Key, list[Group]] = {}
     for each in done:
-        groups.setdefault((each.unit.eps_255, each.unit.loss), []).append(each.group)
+        groups.setdefault((each.unit.strength, each.unit.loss), []).append(each.group)
     return Evidence({key: merge_groups(parts) for key, parts in groups.items()}, {})
 
 

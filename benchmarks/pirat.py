@@ -118,7 +118,7 @@ def do(job: Job) -> dict:
         str(card_path), data_root=job.root, out=folder / "evaluation", device="cpu", progress=False, **job.settings
     )
     entry = result.entry()
-    scores = {"0": entry["clean"]} | {f"{row['eps_255']:g}": row for row in entry["results"]}
+    scores = {"0": entry["clean"]} | {f"{row['strength']:g}": row for row in entry["results"]}
     return {
         "dataset": job.dataset,
         "schedule": job.schedule.name,

@@ -1,6 +1,6 @@
 """Evidence: counts as Parquet, long and sparse, with the run's metadata in the file.
 
-Columns: ``eps_255, loss, image_id, class, intersection, predicted, target``. Rows are sorted as the groups and ids are
+Columns: ``strength, loss, image_id, class, intersection, predicted, target``. Rows are sorted as the groups and ids are
 given and hold only classes that occur; an image without any counted pixel keeps one row of zeros, so that no image
 can vanish. The same content gives the same bytes, and a digest of the content tells damage that Parquet does not see.
 """
@@ -26,7 +26,7 @@ from segbench.errors import ContentError
 
 SCHEMA = pa.schema(
     [
-        ("eps_255", pa.float64()),
+        ("strength", pa.float64()),
         ("loss", pa.string()),
         ("image_id", pa.string()),
         ("class", pa.int32()),
@@ -40,6 +40,8 @@ NAMES = ("loss", "image_id")
 DICTIONARY_SCHEMA = pa.schema(
     [(field.name, pa.dictionary(pa.int32(), pa.string()) if field.name in NAMES else field.type) for field in SCHEMA]
 )
+SCHEMA_VERSION = 2
+STRENGTH = {1: "eps_255", SCHEMA_VERSION: "strength"}  # the first column, by version
 METADATA_KEY, DIGEST_KEY = b"segbench", b"segbench.sha256"
 # What is read of strangers: a small file may declare enough to fill any memory.
 MAX_ROWS = 5_000_000  # 2000 images that show 20 of their classes in 125 groups
@@ -71,7 +73,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Groups by (eps_255, loss), clean images under `CLEAN`, and the run's metadata (``num_classes`` among it)."""
+    """Groups by (strength, loss), clean images under `CLEAN`, and the run's metadata (``num_classes`` among it)."""
 
     groups: Mapping[Key, Group]
     metadata: Mapping[str, Any]
@@ -80,7 +82,8 @@ class Evidence:
 def to_bytes(evidence: Evidence) -> bytes:
     """The Parquet file."""
     parts = [_rows(key, group) for key, group in evidence.groups.items()]
-    text = json.dumps(evidence.metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    metadata = {**evidence.metadata, "schema_version": SCHEMA_VERSION}
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False, allow_nan=False)
     table = pa.concat_tables(parts) if parts else SCHEMA.empty_table()
     table = table.replace_schema_metadata({METADATA_KEY: text.encode(), DIGEST_KEY: _digest(table, text.encode())})
     buffer = pa.BufferOutputStream()
@@ -150,11 +153,11 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     return [names[place] for place in order], code_of[given]
 
 
-def from_bytes(data: bytes, *, source: str) -> Evidence:
-    """Reads and checks a Parquet file.
+def from_bytes(data: bytes, *, source: str, schema_version: int = SCHEMA_VERSION) -> Evidence:
+    """Reads and checks a Parquet file of this version; of an older one for `segbench.entries.migration` alone.
 
     Raises:
-        ContentError: not Parquet, another schema, damaged, or counts that cannot be; names ``source``.
+        ContentError: not Parquet, another version or schema, damaged, or counts that cannot be; names ``source``.
     """
     try:
         # Without Arrow's threads: they let go of a Python file late, and abort a process that exits just then.
@@ -167,9 +170,12 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
             if size > MAX_BYTES:
                 raise ContentError(f"{source} has {size} bytes when unpacked; at most {MAX_BYTES} are read.")
             schema, metadata = file.schema_arrow.remove_metadata(), file.schema_arrow.metadata or {}
-            if schema != DICTIONARY_SCHEMA:
-                raise ContentError(f"{source} does not have the columns of evidence: {', '.join(SCHEMA.names)}.")
-            table = file.read(use_threads=False)
+            names = [STRENGTH[schema_version], *SCHEMA.names[1:]]
+            if schema_version == SCHEMA_VERSION and schema.names[:1] == [STRENGTH[1]]:
+                raise ContentError(schemas.other_version(source, 1, SCHEMA_VERSION))
+            if schema.names != names or schema.types != DICTIONARY_SCHEMA.types:
+                raise ContentError(f"{source} does not have the columns of evidence: {', '.join(names)}.")
+            table = file.read(use_threads=False).rename_columns(SCHEMA.names)
         table.validate(full=True)
         run = schemas.parse(metadata.get(METADATA_KEY, b"null").decode(), source=source)
     except KeyError as error:  # a column that should be read as a dictionary
@@ -178,6 +184,8 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
         raise ContentError(f"{source} is damaged or not a Parquet file: {error}".splitlines()[0]) from error
     if not isinstance(run, dict) or not isinstance(run.get("num_classes"), int) or not 2 <= run["num_classes"] <= 65535:
         raise ContentError(f"{source} carries no segbench metadata.")
+    if (stated := run.pop("schema_version", 1)) != schema_version:
+        raise ContentError(schemas.other_version(source, stated, SCHEMA_VERSION))
     groups = _groups(table, run["num_classes"], source)
     if metadata.get(DIGEST_KEY) != _digest(table, metadata[METADATA_KEY]):
         raise ContentError(f"{source} is damaged: its content does not fit its digest.")
@@ -187,7 +195,7 @@ def from_bytes(data: bytes, *, source: str) -> Evidence:
 def _groups(table: pa.Table, num_classes: int, source: str) -> dict[Key, Group]:
     if any(column.null_count for column in table.columns):
         raise ContentError(f"{source} has empty cells.")
-    eps = _values(table["eps_255"])
+    eps = _values(table["strength"])
     (loss_names, loss_codes), (image_names, image_codes) = (_codes(table[name]) for name in NAMES)
     for name in (*loss_names, *image_names):
         if len(name) > MAX_NAME:

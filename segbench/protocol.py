@@ -19,12 +19,47 @@ from segbench.errors import UnknownNameError, UsageError, unknown_name
 
 
 @dataclass(frozen=True)
-class ThreatModel:
-    """What the attacker may do: ``max|δ| <= ε`` in ``norm``, and every value of the image stays in [low, high]."""
+class Threat:
+    """What an attacker may do to an image, whose values stay in [0,1]: ``measure`` of the change is at most a strength.
 
-    norm: str = "linf"
-    low: float = 0.0
-    high: float = 1.0
+    Attributes:
+        kind: e.g. ``linf``.
+        measure: of the change δ, e.g. ``max``: the largest |δ| in the image.
+        unit: of a strength, e.g. ``1/255``: at strength 8 of `LINF`, max|δ| <= 8/255.
+    """
+
+    kind: str
+    measure: str
+    unit: str
+
+    def fields(self) -> dict[str, str]:
+        """As JSON data."""
+        return dataclasses.asdict(self)
+
+    def names(self, strength: float) -> dict[str, float]:
+        """A strength as printed data: ``strength``, and under `LINF` ``eps_255`` too.
+
+        >>> LINF.names(8.0)
+        {'strength': 8.0, 'eps_255': 8.0}
+        """
+        return {"strength": strength} | ({"eps_255": strength} if self == LINF else {})
+
+    def printed(self, data: Any) -> Any:
+        """JSON data as ``--json`` prints them: each ``strength`` under its `names`.
+
+        >>> LINF.printed([{"strength": 8.0, "miou": 0.2}])
+        [{'strength': 8.0, 'eps_255': 8.0, 'miou': 0.2}]
+        """
+        if isinstance(data, list):
+            return [self.printed(each) for each in data]
+        if not isinstance(data, dict):
+            return data
+        named = {key: self.names(value) if key == "strength" else {key: value} for key, value in data.items()}
+        return {key: self.printed(value) for each in named.values() for key, value in each.items()}
+
+
+LINF = Threat("linf", "max", "1/255")
+LINF_OF_SCHEMA_1 = {"norm": "linf", "low": 0.0, "high": 1.0}  # its name in `Protocol.fields` before
 
 
 @dataclass(frozen=True)
@@ -33,7 +68,7 @@ class Protocol:
 
     Attributes:
         name: e.g. ``sea-v1``; part of the digest.
-        threat_model: the attacker's budget.
+        threat: what the attacker may do.
         losses: attacked losses in order; candidate 0 is always the clean image.
         iterations: of each attack.
         schedule: ``red-eps``, the progressive radius reduction of SEA.md, section 4.
@@ -45,7 +80,7 @@ class Protocol:
     """
 
     name: str
-    threat_model: ThreatModel
+    threat: Threat
     losses: tuple[str, ...]
     iterations: int
     schedule: str
@@ -63,9 +98,9 @@ class Protocol:
         """SHA-256 of all fields."""
         return digest_of(self.fields())
 
-    def start_seed(self, image_id: str, loss: str, eps_255: float) -> int:
-        """Seed of one random start: a function of (protocol seed, image id, loss, radius) and nothing else."""
-        text = json.dumps([self.seed, image_id, loss, float(eps_255)])
+    def start_seed(self, image_id: str, loss: str, strength: float) -> int:
+        """Seed of one random start: a function of (protocol seed, image id, loss, strength) and nothing else."""
+        text = json.dumps([self.seed, image_id, loss, float(strength)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -73,16 +108,20 @@ def digest_of(fields: Mapping[str, Any]) -> str:
     """The digest of a protocol from its fields, e.g. as they are stored in evidence.
 
     The attacks of a `comparison` are no part of it, as radii are not: a unit belongs to one, and more may follow.
+    `LINF` is hashed as schema 1 named it, so that its digests, and with them the ids of runs, stay as they were.
     """
-    if fields["name"] == COMPARISON:
+    if fields.get("name") == COMPARISON:
         fields = {**fields, "losses": ()}
+    if fields.get("threat") == LINF.fields():
+        fields = {**fields, "threat_model": LINF_OF_SCHEMA_1}
+        del fields["threat"]
     text = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 SEA_V1 = Protocol(
     name="sea-v1",
-    threat_model=ThreatModel(),
+    threat=LINF,
     losses=("mce_bal", "mce", "js"),
     iterations=300,
     schedule="red-eps",

@@ -175,7 +175,7 @@ def _scores(card: ModelCard, found: Sequence[Mapping[str, Any]]) -> Iterator[tup
             yield f"clean {label}", kind, clean
         for entry in found:
             for row in entry["results"]:
-                yield f"{label} under {entry['protocol']['name']}, ε = {row['eps_255']:g}/255", kind, row[metric]
+                yield f"{label} under {entry['protocol']['name']}, ε = {row['strength']:g}/255", kind, row[metric]
 
 
 def _table(card: ModelCard, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -184,7 +184,7 @@ def _table(card: ModelCard, found: Sequence[Mapping[str, Any]]) -> Iterator[str]
     rows = [("clean", found[0]["clean"] if found else card.expected or {"aacc": None, "miou": None})]
     for entry in found:
         name = entry["protocol"]["name"]
-        rows += [(f"worst case under {name}, ε = {row['eps_255']:g}/255", row) for row in entry["results"]]
+        rows += [(f"worst case under {name}, ε = {row['strength']:g}/255", row) for row in entry["results"]]
     for label, row in rows:
         cells = ("–" if row[metric] is None else f"{100 * row[metric]:.1f}" for metric in ("aacc", "miou"))
         yield f"| {label} | {' | '.join(cells)} |"

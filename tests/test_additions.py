@@ -22,7 +22,7 @@ from segbench.entries.reading import MAX_EVIDENCE_BYTES
 from segbench.errors import ContentError, UsageError
 from segbench.evidence import CHECK_LOSS, CLEAN, Evidence, Group, Key
 from segbench.files import sha256_bytes
-from segbench.protocol import TOLERANCES, Tolerance
+from segbench.protocol import LINF, TOLERANCES, Tolerance
 from tests import samples
 
 MODEL, OTHER = "at_convnext_mini_shapes", "clean_convnext_mini_shapes"
@@ -128,7 +128,7 @@ def random_case(seed: int) -> tuple[Evidence, list[tuple[str, Evidence]], list[d
         externals.append((name, Evidence({(8.0, "attack"): group}, {"num_classes": 3})))
     scores = [clean, *own.values()]
     result = {
-        "eps_255": 8.0,
+        "strength": 8.0,
         "aacc": min(aacc for aacc, _ in every_choice(scores)),
         "miou": min(miou for _, miou in every_choice(scores)),
     }
@@ -194,7 +194,7 @@ def own_and(*externals: tuple[str, Counts], eps: float = 8.0) -> dict[str, Any]:
     clean = two_classes([(10, 10)] * 5)
     found = found_evidence({CLEAN: clean, (8.0, "js"): clean})
     sets = [(name, found_evidence({(eps, "attack"): counts})) for name, counts in externals]
-    (known,) = additions.best_known(found, sets, [{"eps_255": 8.0, "aacc": 1.0, "miou": 1.0}], (0, 8))
+    (known,) = additions.best_known(found, sets, [{"strength": 8.0, "aacc": 1.0, "miou": 1.0}], (0, 8))
     return known
 
 
@@ -326,7 +326,7 @@ def test_an_external_evaluation_as_it_is_built_is_valid(external: Path) -> None:
     assert additions.kind_of(external) == "external"
     document = additions.read_addition(external)
     assert {key: document[key] for key in DETAILS} == DETAILS
-    assert [row["eps_255"] for row in document["results"]] == [8.0]
+    assert [row["strength"] for row in document["results"]] == [8.0]
     assert rewrite_evidence(external, lambda found: found) == []  # or the tests below would show nothing
 
 
@@ -347,7 +347,7 @@ def test_an_evaluation_that_finds_nothing_repeats_the_clean_scores(entry_path: P
     path = publish_external(entry_path, {(4.0, "square"): found.groups[CLEAN]})
     assert problems(path) == []
     clean = entries.read_entry(entry_path)["clean"]
-    assert additions.read_addition(path)["results"] == [{"eps_255": 4.0, "aacc": clean["aacc"], "miou": clean["miou"]}]
+    assert additions.read_addition(path)["results"] == [{"strength": 4.0, "aacc": clean["aacc"], "miou": clean["miou"]}]
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ FORGED_DOCUMENTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda document: document["results"][0].update(miou=document["results"][0]["miou"] + 1e-7),
         "results are .* the evidence gives .*: correct them",
     ),
-    "another radius": (lambda document: document["results"][0].update(eps_255=4.0), "results are .* evidence gives"),
+    "another radius": (lambda document: document["results"][0].update(strength=4.0), "results are .* evidence gives"),
     "a result more": (
-        lambda document: document["results"].append({"eps_255": 12.0, "aacc": 0.0, "miou": 0.0}),
+        lambda document: document["results"].append({"strength": 12.0, "aacc": 0.0, "miou": 0.0}),
         "results are .* the evidence gives",
     ),
     "no result": (lambda document: document.update(results=[]), "results: "),
@@ -750,7 +750,7 @@ def compared(before: Sequence[int], after: Sequence[int], key: Key = (8.0, "js")
 
 def test_equal_counts_agree() -> None:
     assert compared([20, 10, 0], [20, 10, 0]) == {
-        "eps_255": 8.0, "attack": "js", "stored_aacc": 0.5, "found_aacc": 0.5, "stored_miou": pytest.approx(1 / 3),
+        "strength": 8.0, "attack": "js", "stored_aacc": 0.5, "found_aacc": 0.5, "stored_miou": pytest.approx(1 / 3),
         "found_miou": pytest.approx(1 / 3), "largest": 0.0, "agrees": True,
     }  # fmt: skip
 
@@ -825,7 +825,7 @@ def entry_of(tier: str = "checked", images: int = 100, submitter: str | None = "
 
 
 def record_of(**changes: Any) -> dict[str, Any]:
-    return {"agrees": True, "radii_255": [8.0], "images": 20, "by": "bob", "entry_evidence_sha256": "a" * 64} | changes
+    return {"agrees": True, "strengths": [8.0], "images": 20, "by": "bob", "entry_evidence_sha256": "a" * 64} | changes
 
 
 @pytest.mark.parametrize(
@@ -843,7 +843,7 @@ def record_of(**changes: Any) -> dict[str, Any]:
         (entry_of(images=6), [record_of(images=5)], "checked"),
         (entry_of(), [record_of(entry_evidence_sha256="b" * 64)], "checked"),
         (entry_of(), [record_of(agrees=False)], "checked"),
-        (entry_of(), [record_of(radii_255=[0.001])], "checked"),  # no radius of the protocol
+        (entry_of(), [record_of(strengths=[0.001])], "checked"),  # no radius of the protocol
         (entry_of(), [record_of(by="alice"), record_of(images=19), record_of(agrees=False)], "checked"),
         (entry_of(), [record_of(agrees=False), record_of()], "reproduced"),
         (entry_of("reported"), [], "reported"),
@@ -878,14 +878,14 @@ def publish_record(
         if key == CLEAN or key[0] in radii
     }
     identity = {key: found.metadata["identity"][key] for key in ("weights", "fingerprint")}
-    added = Evidence(groups, {"num_classes": samples.NUM_CLASSES, "identity": identity})
+    added = Evidence(groups, {"num_classes": samples.NUM_CLASSES, "identity": identity, "threat": LINF.fields()})
     data = evidence.to_bytes(added)
     rows_found = additions.compare(found, added, TOLERANCE)
     name = f"2026_02_01_seed_{seed}"
     record = {
-        "schema_version": 1, "model": MODEL, "dataset": "shapes", "protocol": "sea-v1",
+        "schema_version": 2, "model": MODEL, "dataset": "shapes", "protocol": "sea-v1", "threat": LINF.fields(),
         "entry_evidence_sha256": entry["evidence"]["sha256"], "by": by, "date": "2026-02-01", "seed": seed,
-        "images": images, "radii_255": list(radii), "comparison": rows_found,
+        "images": images, "strengths": list(radii), "comparison": rows_found,
         "agrees": all(row["agrees"] for row in rows_found),
         "run": {"versions": {"segbench": "0.1.0"}, "device": "cpu", "seconds": 1.5},
         "evidence": {"file": f"{name}.parquet", "sha256": sha256_bytes(data)},
@@ -906,7 +906,7 @@ def test_a_record_as_it_is_made_is_valid(record: Path) -> None:
     assert problems(record) == []
     document = additions.read_addition(record)
     assert document["agrees"] is True
-    assert [(row["eps_255"], row["attack"]) for row in document["comparison"]] == [
+    assert [(row["strength"], row["attack"]) for row in document["comparison"]] == [
         (0.0, "clean"), *((eps, loss) for eps in (4.0, 12.0) for loss in samples.PROTOCOL.losses),
     ]  # fmt: skip
     assert {row["largest"] for row in document["comparison"]} == {0.0}
@@ -943,7 +943,7 @@ def test_a_record_that_disagrees_is_valid_too_if_it_says_so(entry_path: Path, pi
     assert [row["agrees"] for row in document["comparison"]].count(False) == (not agrees)
     assert problems(path) == []
     (row,) = [row for row in document["comparison"] if row["largest"]]
-    assert (row["eps_255"], row["attack"], row["largest"]) == (4.0, "mce", pixels / 64)
+    assert (row["strength"], row["attack"], row["largest"]) == (4.0, "mce", pixels / 64)
 
 
 FORGED_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -966,9 +966,9 @@ FORGED_RECORDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "more images": (lambda record: record.update(images=5), "does not hold the images that its seed draws"),
     "fewer images": (lambda record: record.update(images=3), "does not hold the images that its seed draws"),
     "no image": (lambda record: record.update(images=0), "images: 0 is less than the minimum"),
-    "radius more": (lambda record: record["radii_255"].append(8.0), "under every attack of its radii"),
-    "radius less": (lambda record: record["radii_255"].pop(), "under every attack of its radii"),
-    "radius that the entry lacks": (lambda record: record["radii_255"].append(2.0), "under every attack of its radii"),
+    "radius more": (lambda record: record["strengths"].append(8.0), "under every attack of its radii"),
+    "radius less": (lambda record: record["strengths"].pop(), "under every attack of its radii"),
+    "radius that the entry lacks": (lambda record: record["strengths"].append(2.0), "under every attack of its radii"),
     "model": (lambda record: record.update(model=OTHER), f"model is '{OTHER}', the entry beside it says '{MODEL}'"),
     "evidence elsewhere": (lambda record: record["evidence"].update(file="other.parquet"), "it must be named 2026_02"),
     "day": (lambda record: record.update(date="2026-13-01"), "date 2026-13-01 is not a day"),

@@ -18,6 +18,7 @@ from segbench import entries, evidence, leaderboard
 from segbench.entries import additions, changes, checkouts, placement
 from segbench.errors import UsageError
 from segbench.leaderboard import MODELS_END, MODELS_START
+from segbench.protocol import LINF
 from tests import samples
 
 pytestmark = pytest.mark.slow
@@ -354,7 +355,7 @@ SCORES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "miou at ε = 8/255",
     ),
     "ε gone": (lambda entry: entry["results"].pop(), "aacc at ε = 12/255 .* -> gone"),
-    "ε renamed": (lambda entry: entry["results"][0].update(eps_255=2.0), "aacc at ε = 4/255 .* -> gone"),
+    "ε renamed": (lambda entry: entry["results"][0].update(strength=2.0), "aacc at ε = 4/255 .* -> gone"),
     "all gone": (lambda entry: entry.update(results=[]), "aacc at ε = 4/255 .* -> gone"),
 }
 
@@ -377,7 +378,7 @@ def matches(text: str, pattern: str) -> bool:
 
 
 def test_a_radius_more_needs_no_line_of_history(root: Path) -> None:
-    edit(root / ENTRIES / f"{A}.json", lambda entry: entry["results"].append({**entry["results"][0], "eps_255": 16.0}))
+    edit(root / ENTRIES / f"{A}.json", lambda entry: entry["results"].append({**entry["results"][0], "strength": 16.0}))
     assert rules(root) == []
 
 
@@ -444,8 +445,8 @@ KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "score list": lambda entry: entry["results"][0].update(miou=[0.5]),
     "result number": lambda entry: entry.update(results=[1]),
     "results object": lambda entry: entry.update(results={"a": 1}),
-    "ε text": lambda entry: entry["results"][0].update(eps_255="4"),
-    "ε list": lambda entry: entry["results"][0].update(eps_255=[4]),
+    "ε text": lambda entry: entry["results"][0].update(strength="4"),
+    "ε list": lambda entry: entry["results"][0].update(strength=[4]),
 }
 
 
@@ -1113,12 +1114,12 @@ def reproduction(path: Path, by: str = "bob") -> Path:
     """Counts copied from the entry: nothing in the numbers tells."""
     entry, stored = entries.read_entry(path), evidence.from_bytes(path.with_suffix(".parquet").read_bytes(), source="f")
     groups = {key: group for key, group in stored.groups.items() if key[1] != "check"}
-    data = evidence.to_bytes(evidence.Evidence(groups, stored.metadata))
+    data = evidence.to_bytes(evidence.Evidence(groups, {**stored.metadata, "threat": LINF.fields()}))
     rows = additions.compare(stored, evidence.Evidence(groups, {}), additions.TOLERANCES["sea-v1"])
     record = {
-        "schema_version": 1, "model": path.stem, "dataset": "shapes", "protocol": "sea-v1",
+        "schema_version": 2, "model": path.stem, "dataset": "shapes", "protocol": "sea-v1", "threat": LINF.fields(),
         "entry_evidence_sha256": entry["evidence"]["sha256"], "by": by, "date": "2026-02-01", "seed": 1, "images": 6,
-        "radii_255": [4.0, 8.0, 12.0], "comparison": rows, "agrees": True,
+        "strengths": [4.0, 8.0, 12.0], "comparison": rows, "agrees": True,
         "run": {"versions": {}, "device": "cpu", "seconds": 1.0},
         "evidence": {"file": "x.parquet", "sha256": samples.sha256_bytes(data)},
     }  # fmt: skip

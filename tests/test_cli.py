@@ -41,7 +41,8 @@ def test_json_has_the_promised_shape(cli):
     assert code == 0
     assert {"aacc", "miou"} <= found["clean"].keys()
     (row,) = found["results"]
-    assert {"eps_255", "aacc", "miou", "miou_lower_bound", "per_loss"} <= row.keys()
+    assert {"strength", "eps_255", "aacc", "miou", "miou_lower_bound", "per_loss"} <= row.keys()
+    assert row["strength"] == row["eps_255"] == 8
     assert set(row["per_loss"]) == {"mce_bal", "mce", "js"}
     code, out, _ = cli("merge", "run", "--json")
     assert code == 0

@@ -51,7 +51,7 @@ def test_the_losses_of_sea_are_those_of_an_evaluation(small, reference):
         for loss in SEA_V1.losses:
             ours = groups_of(small)[eps, loss].counts
             assert all((a == b).all() for a, b in zip(ours, theirs[eps, loss].counts, strict=True))
-        (result,) = (row for row in entry["results"] if row["eps_255"] == eps)
+        (result,) = (row for row in entry["results"] if row["strength"] == eps)
         sea = rows_of(small, eps)["SEA"]
         assert (sea["aacc"], sea["miou"]) == (result["aacc"], result["miou"])
         assert sea["aacc_95"] == pytest.approx(result["interval"]["aacc"])

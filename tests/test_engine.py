@@ -46,7 +46,7 @@ def test_result_entry_and_table(reference):
     entry = reference.entry()
     assert entry == json.loads(reference.entry_path.read_text())
     assert entries.validate_entry(reference.entry_path, published=False) == []
-    assert [row["eps_255"] for row in entry["results"]] == [4, 8]
+    assert [row["strength"] for row in entry["results"]] == [4, 8]
     assert entry["protocol"]["deviations"] == ["4 iterations instead of 300", "5 of 32 images", "without ε = 12 (/255)"]
     table = reference.table()
     assert table["eps_255"].tolist() == [0, 4, 8]
@@ -161,7 +161,7 @@ def test_another_radius_extends_a_run(reference, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(reference.path, path)
     result = run(path, eps=["0.5"])
-    assert [row["eps_255"] for row in result.entry()["results"]] == [0.5, 4, 8]
+    assert [row["strength"] for row in result.entry()["results"]] == [0.5, 4, 8]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_out_of_memory_on_another_model_halves_the_batch_too(monkeypatch):
     monkeypatch.setattr(Worker, "fixed_shape", property(lambda _: False))
     data = segbench.load_dataset("shapes").first(11)
     protocol = comparison(["mce_from_0123abcd"], iterations=5)
-    (unit,) = (each for each in plan(protocol.name, data.image_ids, [8.0], protocol.losses) if each.eps_255)
+    (unit,) = (each for each in plan(protocol.name, data.image_ids, [8.0], protocol.losses) if each.strength)
     found = []
     for largest in (3, 100):
         source = Hungry()
@@ -603,8 +603,8 @@ def test_plan_covers_every_image_once_per_group():
     ids = [f"{i:03d}" for i in range(37)]
     found = plan("sea-v1", ids, [4, 8], ["mce", "js"])
     assert len({unit.name for unit in found}) == len(found)
-    for key in {(unit.eps_255, unit.loss) for unit in found if unit.loss != "check"}:
-        assert [i for unit in found if (unit.eps_255, unit.loss) == key for i in unit.image_ids] == ids
+    for key in {(unit.strength, unit.loss) for unit in found if unit.loss != "check"}:
+        assert [i for unit in found if (unit.strength, unit.loss) == key for i in unit.image_ids] == ids
     assert len({unit.name for unit in plan("sea-v1", ids, [4.0, 4.0000001], ["mce"])}) == 10
     assert parse_shard(None) == (1, 1)
     for wrong in ("0/3", "4/3", "x", "1", "1/0"):
@@ -773,7 +773,7 @@ def test_only_the_asked_radii_are_done(reference, tmp_path):
     with pytest.raises(IncompleteError):
         run(path, shard="1/50")
     result = run(path, eps=16)
-    assert [row["eps_255"] for row in result.entry()["results"]] == [16]
+    assert [row["strength"] for row in result.entry()["results"]] == [16]
     assert result.entry()["run"]["command"].endswith("--limit 5 --iterations 4 --eps 16")
     assert not (path / "units" / "eps8_js_0000.parquet").exists()
 
@@ -799,7 +799,7 @@ def test_damaged_logs_and_manifests_are_no_tracebacks(reference, tmp_path):
     assert merge(Store.open(path)).entry["run"] == reference.entry()["run"]
     (path / "log.jsonl").unlink()
     assert merge(Store.open(path)).entry["run"]["seconds"] is None
-    (path / "run.json").write_text('{"schema_version": 2}')
+    (path / "run.json").write_text('{"schema_version": 3}')
     with pytest.raises(RunError, match=r"run\.json is damaged"):
         Store.open(path)
 

@@ -48,10 +48,10 @@ def test_build_gives_the_scores_of_the_evidence(entry_path: Path) -> None:
     assert entry["clean"]["miou"] == found.groups[CLEAN].counts.miou()
     for row in entry["results"]:
         for loss, scores in row["per_loss"].items():
-            assert scores["aacc"] == found.groups[row["eps_255"], loss].counts.aacc()
+            assert scores["aacc"] == found.groups[row["strength"], loss].counts.aacc()
         assert row["miou_lower_bound"] <= row["miou"] <= min(scores["miou"] for scores in row["per_loss"].values())
         assert sum(scores["won_aacc"] for scores in row["per_loss"].values()) == pytest.approx(1)
-    assert [row["eps_255"] for row in entry["results"]] == list(samples.RADII)
+    assert [row["strength"] for row in entry["results"]] == list(samples.RADII)
     assert entry["protocol"]["official"] is True
 
 
@@ -103,8 +103,8 @@ FORGERIES: dict[str, tuple[Edit, str]] = {
         r"results\.0\.per_loss\.other states",
     ),
     "radius left out": (lambda entry: entry["results"].pop(), r"ε = 12|results states"),
-    "radius": (put("results", 2, "eps_255", value=16), r"results\.2\.eps_255 states 16"),
-    "radii out of order": (lambda entry: entry["results"].reverse(), "results must be sorted by eps_255"),
+    "radius": (put("results", 2, "strength", value=16), r"results\.2\.strength states 16"),
+    "radii out of order": (lambda entry: entry["results"].reverse(), "results must be sorted by strength"),
     "number of images": (put("dataset", "images", value=7), r"dataset\.images is 7"),
     "number of classes": (put("dataset", "num_classes", value=5), r"dataset\.num_classes is 5, the card"),
     "hash of the evidence": (
@@ -163,7 +163,7 @@ FORGERIES: dict[str, tuple[Edit, str]] = {
     "link with a user name": (put("paper", value=paper("https://good.org@evil.org/")), r"paper\.url: .* is not an"),
     "link that ends an attribute": (put("paper", value=paper("https://x.org/\"onclick=1")), r"paper\.url: .* is not"),
     "script for a link": (put("paper", value=paper("javascript:alert(1)")), r"paper\.url: .* is not an https:// link"),
-    "other version": (put("schema_version", value=2), r"schema_version: 1 was expected"),
+    "other version": (put("schema_version", value=3), r"is of schema version 3, this segbench reads 2\. Update: pip"),
 }  # fmt: skip
 
 
@@ -547,7 +547,7 @@ def test_the_mutations_reach_every_part() -> None:
 )
 def test_deviations(changes: dict[str, Any], said: list[str]) -> None:
     protocol = {"name": "sea-v1", "iterations": changes.get("iterations", 300)}
-    rows = [{"eps_255": eps} for eps in changes.get("radii", samples.RADII)]
+    rows = [{"strength": eps} for eps in changes.get("radii", samples.RADII)]
     dataset = {"images": 6, "available": 6, "split": "val", "class_weights_from": "training split"}
     dataset |= {key: value for key, value in changes.items() if key in dataset}
     found = entries.deviations(protocol, rows, dataset, changes.get("precision", "fp32"))

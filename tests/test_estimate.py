@@ -52,9 +52,9 @@ def test_after_some_units_it_is_what_they_took(worker):
     costs = {
         unit.name: {"seconds": 3600.0 * len(unit.image_ids), "images": len(unit.image_ids), "device": device}
         for unit in units
-        if unit.eps_255 != 8
+        if unit.strength != 8
     }
-    left = [unit for unit in units if unit.eps_255 == 8]
+    left = [unit for unit in units if unit.strength == 8]
     text = expected_time(worker, left, costs)
     assert text.startswith("About 15 h 0 min on this device")  # five images under three losses
     elsewhere = {name: cost | {"device": "NVIDIA H200"} for name, cost in costs.items()}

@@ -163,9 +163,9 @@ def test_arbitrary_bytes_are_refused(noise: bytes, dressed: bool) -> None:
 
 
 ROW: dict[str, Any] = {
-    "eps_255": 4.0, "loss": "mce", "image_id": "a", "class": 0, "intersection": 1, "predicted": 2, "target": 2,
+    "strength": 4.0, "loss": "mce", "image_id": "a", "class": 0, "intersection": 1, "predicted": 2, "target": 2,
 }  # fmt: skip
-METADATA: dict[str, Any] = {"num_classes": NUM_CLASSES}
+METADATA: dict[str, Any] = {"num_classes": NUM_CLASSES, "schema_version": 2}
 
 
 def parquet(rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA, metadata: Any = METADATA) -> bytes:
@@ -199,7 +199,7 @@ def test_other_columns_are_refused(schema: pa.Schema) -> None:
     rows = [{name: ROW.get(name, 1) for name in schema.names}]
     if schema.field(1).type == pa.binary():
         rows[0]["loss"] = b"mce"
-    with pytest.raises(ContentError, match=r"columns of evidence: eps_255, loss, image_id, class"):
+    with pytest.raises(ContentError, match=r"columns of evidence: strength, loss, image_id, class"):
         from_bytes(parquet(rows, schema), source="f")
 
 
@@ -215,10 +215,10 @@ def test_other_columns_are_refused(schema: pa.Schema) -> None:
         ({"predicted": 3}, "predicted than labelled"),
         ({"class": -1}, "class out of range"),
         ({"class": NUM_CLASSES}, "class out of range"),
-        ({"eps_255": float("nan")}, "radius"),
-        ({"eps_255": float("inf")}, "radius"),
-        ({"eps_255": -4.0}, "radius"),
-        ({"eps_255": 256.0}, "radius"),
+        ({"strength": float("nan")}, "radius"),
+        ({"strength": float("inf")}, "radius"),
+        ({"strength": -4.0}, "radius"),
+        ({"strength": 256.0}, "radius"),
         *(({name: None}, "empty cells") for name in ROW),
     ],
 )
@@ -311,12 +311,12 @@ def test_a_small_file_cannot_fill_the_memory() -> None:
     rows = 100_000
     table = pa.table(
         {
-            "eps_255": np.zeros(rows), "loss": ["clean"] * rows, "image_id": list(map(str, range(rows))),
+            "strength": np.zeros(rows), "loss": ["clean"] * rows, "image_id": list(map(str, range(rows))),
             "class": np.zeros(rows, np.int32), **dict.fromkeys(SCHEMA.names[4:], np.ones(rows, np.int64)),
         },
         schema=SCHEMA,
     )  # fmt: skip
-    table = table.replace_schema_metadata({METADATA_KEY: b'{"num_classes": 65535}'})
+    table = table.replace_schema_metadata({METADATA_KEY: b'{"num_classes": 65535, "schema_version": 2}'})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     with pytest.raises(ContentError, match="images x classes"):
@@ -380,6 +380,14 @@ def test_a_name_stored_under_two_codes_is_refused() -> None:
     ids = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["a", "a"]))
     table = pa.Table.from_pylist([ROW, ROW], schema=SCHEMA).set_column(2, "image_id", ids)
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({METADATA_KEY: b'{"num_classes": 4}'}), buffer)
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: b'{"num_classes": 4, "schema_version": 2}'}), buffer)
     with pytest.raises(ContentError, match=r"two codes|an image and class twice|columns of evidence"):
         from_bytes(buffer.getvalue(), source="f")
+
+
+def test_the_version_is_stated_in_the_file_and_another_one_is_refused() -> None:
+    stored = pq.read_schema(io.BytesIO(to_bytes(sample()))).metadata[METADATA_KEY]
+    assert json.loads(stored)["schema_version"] == 2
+    for version, said in ((1, "segbench entries migrate"), (3, "pip install -U segbench"), ("x", "pip install -U")):
+        with pytest.raises(ContentError, match=f"f is of schema version {version!r}, .*{said}"):
+            from_bytes(parquet([ROW], metadata={**METADATA, "schema_version": version}), source="f")

@@ -20,6 +20,7 @@ from segbench import content
 from segbench.cli import main
 from segbench.errors import ContentError
 from segbench.leaderboard import END, START, Board, Table, escape, markdown, render, update
+from segbench.protocol import LINF
 from tests import samples
 
 ROBUST, CLEAN = "at_convnext_mini_shapes", "clean_convnext_mini_shapes"
@@ -45,7 +46,7 @@ def table(rows: list[dict[str, Any]], dataset: str = "shapes", radii: tuple[floa
     views = ["clean", "mean", *(f"{eps:g}" for eps in radii)]
     for each in rows:
         each["scores"] = {view: each["scores"].get(view) for view in views}
-    return Table("sea-v1", dataset, views, list(radii), [], rows)
+    return Table("sea-v1", dataset, LINF.fields(), views, list(radii), [], rows)
 
 
 def cells(line: str) -> list[str]:

@@ -50,7 +50,7 @@ def test_bisection_finds_what_trying_every_radius_finds(number, data):
         fallen[then] = then[0] >= from_[then[1]]
         tried += 1
     first = min(from_.values())
-    assert then.eps_255 == (None if first > number else float(first))
+    assert then.strength == (None if first > number else float(first))
     assert tried <= len(attacks) * number.bit_length()
     assert next_step(fallen, radii, attacks).decided <= number.bit_length()
 
@@ -70,7 +70,7 @@ def test_what_fell_within_a_radius_falls_within_each_larger_one(first, second, d
         while not isinstance(then := next_step(fallen, radii, ["a"]).then, SmallestRadius):
             assert not any(fell and eps <= then[0] for (eps, attack), fell in fallen.items() if attack == "a")
             fallen[then] = answers[int(2 * then[0])]
-        found.append(then.eps_255)
+        found.append(then.strength)
     if found[0] is not None and found[0] <= second / 2:
         assert found[1] is not None
         assert found[1] <= found[0]
@@ -201,9 +201,9 @@ def test_it_goes_on_from_what_was_tried_and_tries_nothing_twice(small, tmp_path)
     (half / "tried.jsonl").write_text("\n".join([*lines[: len(lines) // 2], lines[-1][:30]]))
     assert found_by(half).eps_255 == small.eps_255
     parsed = [json.loads(line) for line in (half / "tried.jsonl").read_text().splitlines() if line.endswith("}")]
-    keys = [(record["image_id"], record["eps_255"], record["attack"]) for record in parsed]
+    keys = [(record["image_id"], record["strength"], record["attack"]) for record in parsed]
     assert len(set(keys)) == len(keys)
-    assert set(keys) == {(r["image_id"], r["eps_255"], r["attack"]) for r in map(json.loads, lines)}
+    assert set(keys) == {(r["image_id"], r["strength"], r["attack"]) for r in map(json.loads, lines)}
 
 
 @pytest.mark.slow

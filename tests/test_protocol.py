@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segbench.errors import UsageError
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, SEA_V1, SEA_V2, ThreatModel, get_protocol, parse_eps
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, SEA_V1, SEA_V2, Threat, get_protocol, parse_eps
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_parse_eps_keeps_every_float(values: list[float]) -> None:
 
 CHANGES: dict[str, Any] = {
     "name": "sea-v2",
-    "threat_model": ThreatModel(high=2.0),
+    "threat": Threat("l2", "max", "1/255"),
     "losses": ("mce", "mce_bal", "js"),
     "iterations": 299,
     "schedule": "const",
@@ -79,9 +79,9 @@ CHANGES: dict[str, Any] = {
 def test_every_field_changes_the_digest() -> None:
     assert CHANGES.keys() == {field.name for field in dataclasses.fields(SEA_V1)}
     digests = {dataclasses.replace(SEA_V1, **{field: value}).digest() for field, value in CHANGES.items()}
-    for change in ({"norm": "l2"}, {"low": -1.0}, {"high": 2.0}):
-        digests.add(dataclasses.replace(SEA_V1, threat_model=dataclasses.replace(ThreatModel(), **change)).digest())
-    assert len(digests) == len(CHANGES) + 2  # one threat model is in both
+    for change in ({"kind": "l2"}, {"measure": "mean"}, {"unit": "1"}):
+        digests.add(dataclasses.replace(SEA_V1, threat=dataclasses.replace(SEA_V1.threat, **change)).digest())
+    assert len(digests) == len(CHANGES) + 2  # one threat is in both
     assert SEA_V1.digest() not in digests
     assert dataclasses.replace(SEA_V1).digest() == SEA_V1.digest()
 

@@ -85,9 +85,9 @@ def test_every_published_number_stands_in_its_entry_and_nothing_else(model_id: s
     wanted, attacks = expected_scores(model_id), expected_attacks(model_id)
     assert entry["clean"]["macc"] is None
     assert all(same(entry["clean"][name], wanted[0][name]) for name in METRICS)
-    assert [row["eps_255"] for row in entry["results"]] == sorted(eps for eps in wanted if eps)
+    assert [row["strength"] for row in entry["results"]] == sorted(eps for eps in wanted if eps)
     for row in entry["results"]:
-        eps = row["eps_255"]
+        eps = row["strength"]
         assert all(same(row[name], wanted[eps][name]) for name in METRICS), row
         assert row["miou_lower_bound"] is row["interval"] is None
         if eps not in attacks:
@@ -98,13 +98,13 @@ def test_every_published_number_stands_in_its_entry_and_nothing_else(model_id: s
             assert set(scores) == {*METRICS, "won_aacc", "won_miou"}
             assert scores["won_aacc"] is scores["won_miou"] is None
             assert all(same(scores[name], attacks[eps][attack][name]) for name in METRICS), (eps, attack)
-    assert {row["eps_255"] for row in entry["results"] if row["per_loss"]} == set(attacks)
+    assert {row["strength"] for row in entry["results"] if row["per_loss"]} == set(attacks)
 
 
 @pytest.mark.parametrize("model_id", sorted(ROWS.keys() & PER_ATTACK))
 def test_where_tables_disagree_table_2_counts(model_id: str) -> None:
     entry = entries.read_entry(paths()[model_id])
-    results = {0: entry["clean"], **{row["eps_255"]: row for row in entry["results"]}}
+    results = {0: entry["clean"], **{row["strength"]: row for row in entry["results"]}}
     for row in ROWS[model_id]["results"]:
         assert all(same(results[row["eps_255"]][name], row[name]) for name in METRICS)
 
@@ -149,7 +149,7 @@ def test_best_known_of_a_reported_row_is_the_lowest_of_its_published_attacks() -
     for model_id, row in rows.items():
         wanted, attacks = expected_scores(model_id), expected_attacks(model_id)
         for result in row["results"]:
-            _check_lowest(result, wanted[result["eps_255"]], attacks.get(result["eps_255"], {}))
+            _check_lowest(result, wanted[result["strength"]], attacks.get(result["strength"], {}))
         assert row["flags"] == []
 
 
@@ -172,7 +172,7 @@ def test_one_published_attack_is_below_sea() -> None:
     """SegPGD at ε = 4/255 by a tenth of a percent: the only place where best known differs from SEA."""
     board = leaderboard.load(content.folder("entries").parent)
     found = [
-        (row["id"], result["eps_255"], result["best_known"]["by"])
+        (row["id"], result["strength"], result["best_known"]["by"])
         for table in board.tables
         for row in table.rows
         if row["tier"] == "reported"

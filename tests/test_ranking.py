@@ -254,7 +254,7 @@ def table(root: Path) -> leaderboard.Table:
 
 
 def mean(row: dict[str, Any]) -> float:
-    return float(np.mean([result["miou"] for result in row["results"] if result["eps_255"] in samples.RADII]))
+    return float(np.mean([result["miou"] for result in row["results"] if result["strength"] in samples.RADII]))
 
 
 def test_rows_are_sorted_by_the_mean_over_the_radii_and_carry_their_scores(root: Path) -> None:
@@ -270,7 +270,7 @@ def test_rows_are_sorted_by_the_mean_over_the_radii_and_carry_their_scores(root:
         assert row["scores"]["clean"]["aacc"]["value"] == entry["clean"]["aacc"]
         for result in entry["results"]:
             for metric in ("aacc", "miou"):
-                score = row["scores"][f"{result['eps_255']:g}"][metric]
+                score = row["scores"][f"{result['strength']:g}"][metric]
                 assert (score["value"], score["interval"]) == (result[metric], result["interval"][metric])
                 assert score["best_known"] == result[metric]
 
@@ -344,7 +344,7 @@ def test_the_mean_needs_every_radius_of_the_protocol(root: Path, measured: bool)
 def test_other_radii_are_views_of_their_own_and_no_part_of_the_mean(root: Path) -> None:
     def add(entry: dict[str, Any]) -> None:
         reported(entry)
-        row = dict(entry["results"][0], eps_255=0.25, interval=None, per_loss=None)
+        row = dict(entry["results"][0], strength=0.25, interval=None, per_loss=None)
         entry["results"].insert(0, row)
 
     before = {row["id"]: row["scores"]["mean"]["miou"]["value"] for row in table(root).rows}

@@ -85,7 +85,7 @@ def test_a_killed_worker_is_replaced_and_its_units_are_done_again(cluster, longe
     def kill(store, done):
         add(store, done)
         pid = int(done.cost["worker"].split(":")[1])
-        if not killed and done.unit.eps_255 == 4:
+        if not killed and done.unit.strength == 4:
             killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
@@ -141,7 +141,7 @@ def test_an_actor_goes_on_after_a_unit_that_failed(cluster, longer):
     model = segbench.load_model(MODEL).eval()
     worker = Worker(model, replace(data, read=broken), SEA_V1, torch.device("cpu"), one_core=True)
     actor = ray_engine.Actor(ray_engine._pickled(cluster.cloudpickle, ray_engine._Setup(worker, "cpu", 1)))
-    good, bad = (unit for unit in plan("sea-v1", data.image_ids, [4], []) if (unit.eps_255, unit.loss) == CLEAN)
+    good, bad = (unit for unit in plan("sea-v1", data.image_ids, [4], []) if (unit.strength, unit.loss) == CLEAN)
     with pytest.raises(DataError, match="image 18"):
         actor.run(bad)
     done = actor.run(good)

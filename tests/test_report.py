@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_entry(report, reference):
     clean, *attacked_views = report.views
     assert (clean.aacc, clean.miou) == (entry["clean"]["aacc"], entry["clean"]["miou"])
     for view, row in zip(attacked_views, entry["results"], strict=True):
-        assert (view.eps_255, view.aacc, view.miou) == (row["eps_255"], row["aacc"], row["miou"])
+        assert (view.strength, view.aacc, view.miou) == (row["strength"], row["aacc"], row["miou"])
         assert view.bound == row["miou_lower_bound"]
         assert [list(view.aacc_95), list(view.miou_95)] == [row["interval"]["aacc"], row["interval"]["miou"]]
         for loss, scores in row["per_loss"].items():
@@ -229,7 +229,7 @@ def test_words_of_strangers_are_only_words(report):
 
 def test_flags_come_before_the_numbers(report):
     document = {**report.material.documents["comparison"][0]}
-    document["flags"] = [{"attack": "square", "eps_255": 8.0, "metric": "miou", "below": 0.123}]
+    document["flags"] = [{"attack": "square", "strength": 8.0, "metric": "miou", "below": 0.123}]
     material = dataclasses.replace(report.material, documents={**report.material.documents, "comparison": [document]})
     text = page(dataclasses.replace(report, material=material)).decode()
     assert "At 8/255 square, which needs no gradient of this model, is 12.3 points of mIoU below SEA" in text

@@ -59,7 +59,7 @@ def test_the_same_machine_finds_the_same_counts(entry):
     record = done.record
     assert record["agrees"]
     assert [row["largest"] for row in record["comparison"]] == [0.0] * 7
-    assert {(row["eps_255"], row["attack"]) for row in record["comparison"]} == {
+    assert {(row["strength"], row["attack"]) for row in record["comparison"]} == {
         (0.0, "clean"), *((eps, loss) for eps in (4.0, 8.0) for loss in ("mce_bal", "mce", "js")),
     }  # fmt: skip
     stored = entries.evidence_of(entry, entries.read_entry(entry))
@@ -79,7 +79,7 @@ def test_sigterm_during_the_last_units_leaves_a_record_that_is_complete(entry, m
 
     def terminated(store, done):
         add(store, done)
-        if done.unit.eps_255 == 8 and not signalled:
+        if done.unit.strength == 8 and not signalled:
             signalled.append(os.kill(os.getpid(), signal.SIGTERM))
 
     monkeypatch.setattr(Store, "add", terminated)
@@ -92,9 +92,9 @@ def test_sigterm_during_the_last_units_leaves_a_record_that_is_complete(entry, m
 @pytest.mark.slow
 def test_chosen_radii_and_more_images_than_there_are(entry):
     record = run(entry, radii=["8/255"], sample=100).record
-    assert record["radii_255"] == [8.0]
+    assert record["strengths"] == [8.0]
     assert record["images"] == 6
-    assert {row["eps_255"] for row in record["comparison"]} == {0.0, 8.0}
+    assert {row["strength"] for row in record["comparison"]} == {0.0, 8.0}
     assert record["by"] is None
     document = entries.read_entry(entry)
     document["claim"]["submitter"] = "alice"

@@ -49,7 +49,7 @@ manifest = json.loads((run / "run.json").read_text())
 print("ready", flush=True)
 sys.stdin.read()
 for radius in radii:
-    Store.create(run, manifest | {"radii_255": [radius]})
+    Store.create(run, manifest | {"strengths": [radius]})
 """
 
 
@@ -89,7 +89,7 @@ def test_a_refused_command_adds_no_radius_and_the_merge_of_the_first_succeeds(co
         with pytest.raises(RunError, match=r"is in use: process \d+ on .*Nothing was changed"):
             run(copy, eps=16)
         assert files(copy) == before
-    assert [row["eps_255"] for row in merge(Store.open(copy)).entry["results"]] == [4, 8]
+    assert [row["strength"] for row in merge(Store.open(copy)).entry["results"]] == [4, 8]
 
 
 class Near(torch.nn.Module):
@@ -153,7 +153,7 @@ def test_processes_that_add_radii_at_once_lose_none(copy):
         adder.stdin = None
     for adder in adders:
         assert adder.wait(timeout=120) == 0, adder.stderr.read()
-    assert Store.open(copy).manifest["radii_255"] == [4, 8, *range(10, 55)]
+    assert Store.open(copy).manifest["strengths"] == [4, 8, *range(10, 55)]
 
 
 def test_the_result_holds_what_another_shard_has_finished_meanwhile(copy, monkeypatch):
@@ -168,10 +168,10 @@ def test_the_result_holds_what_another_shard_has_finished_meanwhile(copy, monkey
         for file in copy.glob("eps8_*.parquet"):
             file.rename(copy / "units" / file.name)
 
-    (copy / "run.json").write_text(json.dumps(manifest | {"radii_255": [4]}))
+    (copy / "run.json").write_text(json.dumps(manifest | {"strengths": [4]}))
     (copy / "units" / "eps4_js_0000.parquet").unlink()
     monkeypatch.setattr(Store, "add", add_and_be_overtaken)
-    assert [row["eps_255"] for row in run(copy, eps=4).entry()["results"]] == [4, 8]
+    assert [row["strength"] for row in run(copy, eps=4).entry()["results"]] == [4, 8]
 
 
 def test_who_waits_in_vain_for_the_manifest_is_told(copy, monkeypatch):
@@ -180,10 +180,10 @@ def test_who_waits_in_vain_for_the_manifest_is_told(copy, monkeypatch):
     with held(copy, "run.json"):
         before = files(copy)
         with pytest.raises(RunError, match=r"run\.lock has been locked by another process .* Nothing was changed"):
-            Store.create(copy, manifest | {"radii_255": [16]})
+            Store.create(copy, manifest | {"strengths": [16]})
         assert Store.create(copy, manifest).manifest == manifest  # who adds nothing need not wait
         assert files(copy) == before
-    assert Store.create(copy, manifest | {"radii_255": [16]}).manifest["radii_255"] == [4, 8, 16]
+    assert Store.create(copy, manifest | {"strengths": [16]}).manifest["strengths"] == [4, 8, 16]
 
 
 def test_without_locks_a_radius_is_added_with_a_warning(copy, monkeypatch, caplog):
@@ -195,7 +195,7 @@ def test_without_locks_a_radius_is_added_with_a_warning(copy, monkeypatch, caplo
         pass
     assert "run.lock cannot be locked" in caplog.text
     assert "Start no other process with other radii or attacks meanwhile." in caplog.text
-    assert [row["eps_255"] for row in run(copy, eps=1).entry()["results"]] == [1, 4, 8]
+    assert [row["strength"] for row in run(copy, eps=1).entry()["results"]] == [1, 4, 8]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def changed(manifest, field, value):
         ("protocol", "protocol.iterations", 9, "iterations: 4 there, 9 here"),
         ("protocol", "protocol.seed", 1, "seed: 225 there, 1 here"),
         ("protocol", "protocol.losses", ["mce", "js"], "losses: mce_bal mce js there, mce js here"),
-        ("protocol", "protocol.threat_model.high", 255.0, "high: 1.0 there, 255.0 here"),
+        ("protocol", "protocol.threat.kind", "l2", "kind: linf there, l2 here"),
         ("protocol", "protocol.name", "minimum", "protocol: sea-v1 there, minimum here"),
         ("fingerprint", "dataset.id", "camvid", "data set: shapes there, camvid here"),
         ("fingerprint", "dataset.split", "train", "split: val there, train here"),
@@ -264,16 +264,16 @@ def test_one_merge_at_a_time_and_the_last_one_has_seen_all(copy, monkeypatch):
         return whole(store, radii)
 
     manifest = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps(manifest | {"radii_255": [4]}))
+    (copy / "run.json").write_text(json.dumps(manifest | {"strengths": [4]}))
     monkeypatch.setattr(merging, "_merge", slow)
     first = threading.Thread(target=lambda: results.append(merge(Store.open(copy), [4])))
     first.start()
     inside.wait()
-    Store.create(copy, manifest | {"radii_255": [8]})
+    Store.create(copy, manifest | {"strengths": [8]})
     results.append(merge(Store.open(copy), [8]))
     first.join()
     entry = json.loads(results[0].entry_path.read_text())
-    assert [row["eps_255"] for row in entry["results"]] == [4, 8]
+    assert [row["strength"] for row in entry["results"]] == [4, 8]
     assert entry["evidence"]["sha256"] == sha256_file(results[0].evidence_path)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from segbench.cli.zoo import printed
 from segbench.data.sets.shapes import load_shapes
 from segbench.engine.rundir.savings import SavedPasses, saved_passes
 from segbench.engine.rundir.store import Store
@@ -59,7 +60,7 @@ def test_the_command_the_status_and_the_report_say_it(cli, tmp_path):
     options = ["--limit", "1", "--iterations", "2", "--eps", "4", "--device", "cpu", "--quiet", "--json"]
     code, out, err = cli("evaluate", "--model", MODEL, *options, "--out", "run")
     entry = json.loads((tmp_path / "run" / f"{MODEL}.json").read_text())
-    assert (code, json.loads(out)) == (0, entry)
+    assert (code, json.loads(out)) == (0, printed(entry))
     store = Store.open(tmp_path / "run")
     found = saved_passes(store.costs_of(store.units()))
     assert found.most - found.saved == entry["run"]["forward_passes"] - 1  # that of the clean image

@@ -73,7 +73,7 @@ def test_a_search_without_gradients_is_held_against_the_worst_case_of_its_images
     search = Group(samples.IMAGE_IDS[:4], samples.counts(accuracy, 2, 4))
     found = Evidence({**found.groups, (SEARCH_EPS_255, CHECK_SEARCH): search}, found.metadata)
     scores = recompute(found, seed=0, orders=2)
-    assert {row["eps_255"]: set(row["per_loss"]) for row in scores["results"]} == {
+    assert {row["strength"]: set(row["per_loss"]) for row in scores["results"]} == {
         eps: set(SEA_V2.losses) for eps in samples.RADII
     }
     (flag,) = (each for each in reliability(found, scores) if each["name"] == "search_is_weaker")

@@ -266,7 +266,7 @@ def test_show_has_the_numbers_of_the_entry_in_their_columns(cli):
     assert row("0") == [percent(entry["clean"][name]) for name in ("aacc", "miou")]
     for result in entry["results"]:
         scores = [each[name] for each in result["per_loss"].values() for name in ("aacc", "miou")]
-        assert row(f"{result['eps_255']:g}/255") == [
+        assert row(f"{result['strength']:g}/255") == [
             percent(value)
             for value in (
                 result["aacc"], *result["interval"]["aacc"], result["miou"], *result["interval"]["miou"], *scores,

@@ -28,6 +28,7 @@ COMMANDS = {
     "attack": "attack",
     "report": "report",
     "validate": "content",
+    "entries": "entries",
     "verify": "content",
     "reproduce": "reproduce",
     "submit": "submit",

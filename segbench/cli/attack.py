@@ -201,13 +201,13 @@ def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
         if row["attack"] == "SEA":
             aacc, miou = (100 * row["gain"][metric] for metric in ("aacc", "miou"))
             click.echo(
-                f"At {row['eps_255']:g}/255 SEA is {aacc:.1f} points of aAcc and {miou:.1f} of mIoU below its "
+                f"At {row['strength']:g}/255 SEA is {aacc:.1f} points of aAcc and {miou:.1f} of mIoU below its "
                 "strongest attack."
             )
     for flag in document.get("flags", []):
         click.echo(
             printable(
-                f"Flag: at {flag['eps_255']:g}/255 {flag['attack']} is {100 * flag['below']:.1f} points of "
+                f"Flag: at {flag['strength']:g}/255 {flag['attack']} is {100 * flag['below']:.1f} points of "
                 f"{flag['metric']} below SEA. It needs no gradient of this model: a sign of masked gradients."
             )
         )
@@ -228,7 +228,7 @@ def _say_what(document: dict[str, Any], text: str) -> None:
 
 
 def _sweep_line(row: dict[str, Any]) -> list[str]:
-    line = [f"{row['eps_255']:g}/255", row["attack"], str(row["iterations"]), str(row["seeds"])]
+    line = [f"{row['strength']:g}/255", row["attack"], str(row["iterations"]), str(row["seeds"])]
     for metric in ("aacc", "miou"):
         low, high = row[f"{metric}_range"]
         std = row[f"{metric}_std"]
@@ -239,7 +239,7 @@ def _sweep_line(row: dict[str, Any]) -> list[str]:
 
 def _targeted_line(row: dict[str, Any]) -> list[str]:
     low, high = row["success_95"]
-    radius = f"{row['eps_255']:g}/255" if row["eps_255"] else "clean"
+    radius = f"{row['strength']:g}/255" if row["strength"] else "clean"
     success, whole = (f"{100 * row[name]:.1f}" for name in ("success", "whole"))
     return [row["class"], radius, success, f"{100 * low:.1f}–{100 * high:.1f}", whole]
 
@@ -248,7 +248,7 @@ def _comparison_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[
     columns = [">ε", "attack", ">aAcc", ">95%", ">mIoU", ">95%", ">forward", ">backward", ">seconds"]
     cells = []
     for row in rows:
-        line = [f"{row['eps_255']:g}/255", row["attack"]]
+        line = [f"{row['strength']:g}/255", row["attack"]]
         for metric in ("aacc", "miou"):
             low, high = row[f"{metric}_95"]
             mark = "*" if row["weaker"][metric] else " "

@@ -12,7 +12,7 @@ import click
 from segbench import cards, content, entries, schemas
 from segbench import leaderboard as board
 from segbench.cli.app import fail, note, print_json, print_table, printable
-from segbench.entries import additions, changes, checkouts
+from segbench.entries import additions, changes, checkouts, migration
 from segbench.errors import ContentError, UsageError
 from segbench.leaderboard import preview
 
@@ -163,6 +163,7 @@ def _board_before(root: Path, base: str) -> board.Board:
         for (path, _), data in zip(files, contents, strict=True):
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_bytes(data)
+        migration.migrate(Path(folder) / "entries")
         return board.load(Path(folder), processes=cpu_count() or 1)
 
 
@@ -245,7 +246,7 @@ def _field(field: str, entry: dict[str, object]) -> str:
     parts = field.split(".")
     results = entry["results"]
     if parts[0] == "results" and len(parts) > 1 and parts[1].isdigit() and isinstance(results, list):
-        parts[:2] = [f"ε = {results[int(parts[1])]['eps_255']:g}/255"]
+        parts[:2] = [f"ε = {results[int(parts[1])]['strength']:g}/255"]
     return " ".join(part for part in parts if part != "per_loss")
 
 

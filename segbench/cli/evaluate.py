@@ -13,7 +13,7 @@ from segbench import content
 from segbench.cards import list_models
 from segbench.cli.app import ManyValues, fail, find_own_modules, note, print_json, print_table, printable
 from segbench.cli.computing import computing_options
-from segbench.cli.zoo import print_scores, unofficial
+from segbench.cli.zoo import print_scores, printed, unofficial
 from segbench.errors import PreemptedError, SegbenchError, ShardDoneError, UsageError
 
 
@@ -58,7 +58,7 @@ def evaluate(
                 raise
             note(str(error))  # the launcher of the processes takes any other exit code than 0 for a failure
             return
-        print_json(entry) if json else _show(entry)
+        print_json(printed(entry)) if json else _show(entry)
         return
     entries = list[dict[str, Any]]()
     failures, unfinished = dict[str, SegbenchError](), dict[str, SegbenchError]()
@@ -80,7 +80,7 @@ def evaluate(
         if not json:
             _show_rows(entries[-1:])
     if json:
-        print_json(entries)
+        print_json([printed(entry) for entry in entries])
     elif len(entries) > 1:
         _show_rows(entries)
     if failures:
@@ -155,12 +155,12 @@ def _show(entry: dict[str, Any]) -> None:
 
 def _show_rows(entries: list[dict[str, Any]]) -> None:
     """A row for each model: aAcc / mIoU in percent, clean and at each radius."""
-    radii = sorted({row["eps_255"] for entry in entries for row in entry["results"]})
+    radii = sorted({row["strength"] for entry in entries for row in entry["results"]})
     rows = []
     for text in dict.fromkeys(filter(None, map(unofficial, entries))):
         click.echo(printable(text))
     for entry in entries:
-        scores = {0.0: entry["clean"]} | {row["eps_255"]: row for row in entry["results"]}
+        scores = {0.0: entry["clean"]} | {row["strength"]: row for row in entry["results"]}
         cells = [scores.get(eps) for eps in (0.0, *radii)]
         rows.append(
             [

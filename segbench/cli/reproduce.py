@@ -9,6 +9,7 @@ import click
 from segbench import content
 from segbench.cli.app import ManyValues, fail, find_own_modules, note, print_json, print_table
 from segbench.cli.content import entry_file
+from segbench.protocol import Threat
 
 
 @click.command(cls=ManyValues)
@@ -65,13 +66,13 @@ def reproduce(
     )  # fmt: skip
     record = done.record
     if json:
-        print_json(record)
+        print_json(Threat(**record["threat"]).printed(record))
     else:
         print_table(
             [">ε", "attack", ">aAcc stored", ">found", ">mIoU stored", ">found", ">largest difference of an image", ""],
             [
                 [
-                    f"{row['eps_255']:g}/255",
+                    f"{row['strength']:g}/255",
                     row["attack"],
                     f"{100 * row['stored_aacc']:.2f}",
                     f"{100 * row['found_aacc']:.2f}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from segbench.cli.app import note, print_json, print_table, printable
-from segbench.cli.zoo import print_scores
+from segbench.cli.zoo import print_scores, printed
 from segbench.engine.rundir.merge import merge as merge_store
 from segbench.engine.rundir.status import run_status
 from segbench.engine.rundir.store import Store
@@ -101,7 +101,7 @@ def merge(run: Path, json: bool) -> None:
     """Merge the finished units of the run directory RUN into an entry and its evidence."""
     merged = merge_store(Store.open(run))
     if json:
-        print_json(merged.entry)
+        print_json(printed(merged.entry))
     else:
         print_scores(merged.entry)
     note(f"entry     {merged.entry_path}\nevidence  {merged.evidence_path}")

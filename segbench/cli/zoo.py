@@ -16,6 +16,7 @@ from segbench import cards, downloads, entries, plugins
 from segbench.cards import ModelCard
 from segbench.cli.app import ManyValues, note, print_json, print_table, printable
 from segbench.errors import UnknownNameError, UsageError, unknown_name
+from segbench.protocol import Threat
 
 
 def _percent(value: float | None) -> str:
@@ -136,7 +137,9 @@ def show(model_id: str, json: bool, download: bool, offline: bool) -> None:
     here = cards.cached_weights(card)
     found = entries.entries_of(card)
     if json:
-        print_json({"card": card.document(), "cached": str(here) if here else None, "entries": found})
+        print_json(
+            {"card": card.document(), "cached": str(here) if here else None, "entries": list(map(printed, found))}
+        )
         return
     print_table(["", card.id], [*_card_rows(card), ["on this machine", str(here) if here else _how_to_get(card)]])
     for entry in found:
@@ -192,6 +195,11 @@ def unofficial(entry: Mapping[str, Any]) -> str:
     return f"Trial, not a result: {reasons}." if is_trial else f"Unofficial: {reasons}."
 
 
+def printed(entry: dict[str, Any]) -> Any:
+    """An entry as ``--json`` prints it: each strength under its names."""
+    return Threat(**entry["protocol"]["threat"]).printed(entry)
+
+
 def print_scores(entry: dict[str, Any], title: str = "") -> None:
     """The table of an entry, in percent; a trial says so before anything else."""
     for text in filter(None, (unofficial(entry), title)):
@@ -205,7 +213,7 @@ def print_scores(entry: dict[str, Any], title: str = "") -> None:
         scores = [(row["per_loss"] or {}).get(loss) for loss in losses]
         rows.append(
             [
-                f"{row['eps_255']:g}/255",
+                f"{row['strength']:g}/255",
                 _percent(row["aacc"]),
                 interval.get("aacc", "–"),
                 _percent(row["miou"]),

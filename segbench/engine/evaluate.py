@@ -19,7 +19,7 @@ from segbench.engine.rundir.savings import SavedPasses, saved_passes
 from segbench.engine.rundir.store import Store
 from segbench.errors import PreemptedError, UsageError
 from segbench.models.sources.names import parse
-from segbench.protocol import Protocol, get_protocol, radii_of
+from segbench.protocol import Protocol, Threat, get_protocol, radii_of
 from segbench.signals import raised
 
 if TYPE_CHECKING:
@@ -52,15 +52,17 @@ class Result:
     def saved_passes(self) -> SavedPasses | None:
         """What was saved because decided images leave early, as forward passes; None if the run's log does not tell."""
         store = Store.open(self.path)
-        return saved_passes(store.costs_of(store.units([row["eps_255"] for row in self._entry["results"]])))
+        return saved_passes(store.costs_of(store.units([row["strength"] for row in self._entry["results"]])))
 
     def table(self) -> pd.DataFrame:
-        """One row per radius, fractions in [0,1]; ε = 0 is the clean score."""
+        """One row per strength, fractions in [0,1]; strength 0 is the clean score."""
         import pandas as pd
 
-        rows = [{"eps_255": 0.0, "aacc": self._entry["clean"]["aacc"], "miou": self._entry["clean"]["miou"]}]
+        threat, clean = Threat(**self._entry["protocol"]["threat"]), self._entry["clean"]
+        rows = [{**threat.names(0.0), "aacc": clean["aacc"], "miou": clean["miou"]}]
         for result in self._entry["results"]:
-            row = {key: result[key] for key in ("eps_255", "aacc", "miou", "miou_lower_bound")}
+            row = {key: result[key] for key in ("aacc", "miou", "miou_lower_bound")}
+            row = threat.names(result["strength"]) | row
             for loss, scores in result["per_loss"].items():
                 row |= {f"aacc_{loss}": scores["aacc"], f"miou_{loss}": scores["miou"]}
             rows.append(row)

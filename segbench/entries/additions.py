@@ -21,6 +21,7 @@ from segbench.evidence import CHECKS, CLEAN, Evidence, Group, Key
 from segbench.files import sha256_bytes
 from segbench.protocol import OFFICIAL_RADII_255, TOLERANCES, Tolerance
 
+ADDITION_VERSION = 2
 EXTERNAL, REPRODUCED = "external", "reproduced"
 SAMPLE = 20  # images that a reproduction must have to raise a tier, if the entry has as many
 SCHEMAS = {EXTERNAL: "external", REPRODUCED: "reproduction"}
@@ -113,7 +114,7 @@ def best_known(
     sets = [(name, candidates(found, external)) for name, external in externals]
     rows = []
     for result in results:
-        eps, known = result["eps_255"], {"aacc": result["aacc"], "miou": result["miou"]}
+        eps, known = result["strength"], {"aacc": result["aacc"], "miou": result["miou"]}
         own = [group.counts for key, group in found.groups.items() if key == CLEAN or _is_attack(key, eps)]
         # What was found within a smaller ε is within this one, too.
         added = [(name, counts) for name, each in sets for key, counts in each.items() if key[0] <= eps]
@@ -167,7 +168,7 @@ def build_external(
     Args:
         entry: of the model that was attacked.
         found: the entry's evidence.
-        groups: (eps_255, name of the attack) to the counts of the images that were attacked; some may be left out.
+        groups: (strength, name of the attack) to the counts of the images that were attacked; some may be left out.
         name: lower case letters, digits and _; the name of both files.
         description: of the attack, in words.
         author: who made it.
@@ -181,13 +182,19 @@ def build_external(
         "weights": entry["model"]["weights_sha256"],
         "fingerprint": entry["dataset"]["fingerprint"],
     }
-    external = Evidence(dict(groups), {"num_classes": entry["dataset"]["num_classes"], "identity": identity})
+    about = {
+        "num_classes": entry["dataset"]["num_classes"],
+        "identity": identity,
+        "threat": entry["protocol"]["threat"],
+    }
+    external = Evidence(dict(groups), about)
     data = evidence.to_bytes(external)
     document = {
-        "schema_version": 1,
+        "schema_version": ADDITION_VERSION,
         "model": entry["model"]["id"],
         "dataset": entry["dataset"]["id"],
         "protocol": entry["protocol"]["name"],
+        "threat": entry["protocol"]["threat"],
         "name": name,
         "description": description,
         "author": author,
@@ -209,7 +216,7 @@ def external_results(entry: Mapping[str, Any], found: Evidence, external: Eviden
     """
     added = candidates(found, external)
     radii = sorted({key[0] for key in added})
-    known = {row["eps_255"] for row in entry["results"]}
+    known = {row["strength"] for row in entry["results"]}
     if lacking := [eps for eps in radii if eps not in known]:
         raise ContentError(f"It attacks at ε = {lacking[0]:g}/255, where the entry has no result to compare with.")
     if not radii:
@@ -219,7 +226,7 @@ def external_results(entry: Mapping[str, Any], found: Evidence, external: Eviden
     for eps in radii:
         own = [found.groups[CLEAN].counts, *(counts for key, counts in added.items() if key[0] == eps)]
         worst = ensemble.worst_case(own, seed=seed, orders=orders)
-        rows.append({"eps_255": eps, "aacc": worst.aacc, "miou": worst.miou})
+        rows.append({"strength": eps, "aacc": worst.aacc, "miou": worst.miou})
     return rows
 
 
@@ -271,7 +278,7 @@ def compare(stored: Evidence, found: Evidence, tolerance: Tolerance) -> list[dic
         enough = len(group.image_ids) >= min(SAMPLE, len(old.image_ids))  # else sums of so few say little
         rows.append(
             {
-                "eps_255": key[0],
+                "strength": key[0],
                 "attack": key[1],
                 "stored_aacc": scores[0],
                 "found_aacc": scores[1],
@@ -298,7 +305,7 @@ def tier(entry: Mapping[str, Any], reproductions: Sequence[Mapping[str, Any]]) -
         record
         for record in reproductions
         if record["agrees"]
-        and set(record["radii_255"]) & set(OFFICIAL_RADII_255)
+        and set(record["strengths"]) & set(OFFICIAL_RADII_255)
         and record["images"] >= min(SAMPLE, entry["dataset"]["images"])
         and record["by"] is not None
         and entry["claim"]["submitter"] is not None

@@ -222,7 +222,7 @@ def _scores(entry: Mapping[str, Any]) -> dict[str, float]:
     found = {f"clean {metric}": entry["clean"][metric] for metric in ("aacc", "miou")}
     for row in entry["results"]:
         for metric in ("aacc", "miou"):
-            where = f"{metric} at ε = {row['eps_255']:g}/255"
+            where = f"{metric} at ε = {row['strength']:g}/255"
             found[where] = row[metric]
             for attack, scores in (row.get("per_loss") or {}).items():
                 found[f"{attack} {where}"] = scores[metric]

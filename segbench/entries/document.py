@@ -15,7 +15,7 @@ from segbench.errors import ContentError
 from segbench.evidence import Evidence
 from segbench.files import sha256_bytes
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 
 
 def build(
@@ -56,6 +56,7 @@ def build(
         },
         "protocol": {
             "name": protocol["name"],
+            "threat": protocol["threat"],
             "digest": manifest["identity"]["protocol"],
             "seed": protocol["seed"],
             "iterations": protocol["iterations"],

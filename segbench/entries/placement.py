@@ -85,7 +85,7 @@ def placement(path: Path, entry: Mapping[str, Any]) -> list[str]:
             f"the entry belongs at entries/{'/'.join(expected)}: "
             "move it, or correct protocol.name, dataset.id or model.id."
         )
-    radii = [row["eps_255"] for row in entry["results"]]
+    radii = [row["strength"] for row in entry["results"]]
     if odd := [eps for eps in radii if float(f"{eps:g}") != eps]:
         found.append(f"results have ε = {odd[0]!r}/255: tables name an ε with at most six digits. Evaluate with such.")
     try:

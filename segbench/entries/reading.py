@@ -25,10 +25,16 @@ def read_document(schema: str, path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ContentError(f"Cannot read the {schema} {path}: {error}") from error
-    document: dict[str, Any] = schemas.parse(text, source=str(path))
+    document = schemas.parse(text, source=str(path))
+    stated = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(stated, int) and stated != (current := schemas.version(schema)):
+        # What lies beside an entry, in a folder of its own, names the evidence of the entry.
+        folder = path.parent if schema == "entry" else path.parent.parent
+        raise ContentError(schemas.other_version(str(path), stated, current, str(folder)))
     if wrong := schemas.problems(schema, document):
         raise ContentError(f"The {schema} {path} is not valid:\n  " + "\n  ".join(wrong[:10]))
-    return document
+    found: dict[str, Any] = document
+    return found
 
 
 def read_evidence(path: Path, sha256: str, *, most: int | None = None) -> Evidence:

@@ -56,6 +56,8 @@ def identity_problems(entry: Mapping[str, Any], found: Evidence, name: str) -> l
     ]
     if digest_of(protocol) != identity.get("protocol"):
         problems.append("the evidence's protocol does not fit its digest: evaluate again.")
+    if protocol.get("threat") != entry["protocol"]["threat"]:
+        problems.append("protocol.threat is not that of the evidence: correct the entry.")
     problems += [
         f"dataset.{key} is {entry['dataset'][key]!r}, the evidence says {about.get(key)!r}: correct the entry."
         for key in ("id", "split", "class_weights_from")

@@ -49,7 +49,7 @@ def recompute(found: Evidence, *, seed: int, orders: int) -> dict[str, Any]:
         interval = ensemble.bootstrap_intervals(worst.aacc_counts, worst.miou_counts, seed=seed)
         results.append(
             {
-                "eps_255": eps,
+                "strength": eps,
                 "aacc": worst.aacc,
                 "miou": worst.miou,
                 "miou_lower_bound": worst.miou_lower_bound,
@@ -150,7 +150,7 @@ def deviations(
         found.append(f"the {dataset['split']} split")
     if dataset["class_weights_from"] not in ("training split", "published values"):
         found.append(f"class weights from the {dataset['class_weights_from']}")
-    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in results}]
+    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["strength"] for row in results}]
     if missing:
         found.append(f"without ε = {', '.join(missing)} (/255)")
     if precision != "fp32":

@@ -111,6 +111,8 @@ def validate_addition(path: Path) -> list[str]:
         ):
             if not isinstance(identity, dict) or identity.get(name) != stated:
                 found.append(f"its evidence was made with another {name} than the entry's: attack the listed model.")
+        if added.metadata.get("threat") != entry["protocol"]["threat"]:
+            found.append("its evidence was made under another threat than the entry's: attack within its budget.")
         if added.metadata["num_classes"] != entry["dataset"]["num_classes"]:
             found.append("its evidence has another number of classes than the entry's.")
         elif additions.kind_of(path) == additions.EXTERNAL:
@@ -133,6 +135,7 @@ def _beside(path: Path, document: Mapping[str, Any], entry: Mapping[str, Any]) -
         "model": entry["model"]["id"],
         "dataset": entry["dataset"]["id"],
         "protocol": entry["protocol"]["name"],
+        "threat": entry["protocol"]["threat"],
     }
     found = [
         f"{key} is {document[key]!r}, the entry beside it says {value!r}: correct it, or move the file."
@@ -163,8 +166,8 @@ def _reproduction(
     ids = additions.sample_ids(clean.image_ids, document["images"], document["seed"])
     if len(ids) != document["images"]:
         found.append(f"images is {document['images']}, the entry has {len(ids)}: correct it.")
-    losses = {loss for eps, loss in stored.groups if eps in document["radii_255"]} - CHECKS
-    wanted = {CLEAN, *((eps, loss) for eps in document["radii_255"] for loss in losses)}
+    losses = {loss for eps, loss in stored.groups if eps in document["strengths"]} - CHECKS
+    wanted = {CLEAN, *((eps, loss) for eps in document["strengths"] for loss in losses)}
     present = {key for key in added.groups if key[1] not in CHECKS}
     if present != wanted or any(added.groups[key].image_ids != ids for key in present):
         found.append("its evidence does not hold the images that its seed draws, under every attack of its radii.")
@@ -201,17 +204,19 @@ def _semantics(entry: Mapping[str, Any]) -> list[str]:
     protocol = PROTOCOLS.get(entry["protocol"]["name"])
     if protocol is None:
         found.append(f"protocol.name {entry['protocol']['name']!r} is unknown; known are {', '.join(PROTOCOLS)}.")
+    elif entry["protocol"]["threat"] != protocol.threat.fields():
+        found.append(f"protocol.threat is not that of {protocol.name}, {protocol.threat.fields()}: correct the entry.")
     elif entry["protocol"]["official"]:
         found += _official(entry, protocol)
     if entry["protocol"]["official"] == bool(entry["protocol"]["deviations"]):
         found.append(
             "protocol.official and protocol.deviations contradict each other: an official entry has no deviation."
         )
-    radii = [row["eps_255"] for row in entry["results"]]
+    radii = [row["strength"] for row in entry["results"]]
     if radii != sorted(set(radii)):
-        found.append("results must be sorted by eps_255, each ε once.")
+        found.append("results must be sorted by strength, each ε once.")
     for row in entry["results"]:
-        where = f"results at ε = {row['eps_255']:g}/255"
+        where = f"results at ε = {row['strength']:g}/255"
         for metric in ("aacc", "miou"):
             losses = protocol.losses if protocol else ()  # a reported entry may name other attacks
             limits = {
@@ -245,11 +250,11 @@ def _official(entry: Mapping[str, Any], protocol: Protocol) -> list[str]:
         for field in ("seed", "iterations", "search_seed", "search_orders")
         if stated[field] != getattr(protocol, field)
     ]
-    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["eps_255"] for row in entry["results"]}]
+    missing = [f"{eps:g}" for eps in OFFICIAL_RADII_255 if eps not in {row["strength"] for row in entry["results"]}]
     if missing:
         found.append(f"results lack ε = {', '.join(missing)} (/255): evaluate with every radius of the protocol.")
     found += [
-        f"results at ε = {row['eps_255']:g}/255: per_loss has {', '.join(row['per_loss'])}, {protocol.name} has "
+        f"results at ε = {row['strength']:g}/255: per_loss has {', '.join(row['per_loss'])}, {protocol.name} has "
         f"{', '.join(protocol.losses)}: evaluate with every loss of the protocol."
         for row in entry["results"]
         if row["per_loss"] is not None and set(row["per_loss"]) != set(protocol.losses)

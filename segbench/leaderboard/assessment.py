@@ -41,13 +41,13 @@ class Assessment(NamedTuple):
     detail: dict[str, Any]
 
 
-def view_of(eps_255: float) -> str:
+def view_of(strength: float) -> str:
     """The name of the view at a radius, its numerator over 255.
 
     >>> view_of(8.0), view_of(0.25)
     ('8', '0.25')
     """
-    return f"{eps_255:g}"
+    return f"{strength:g}"
 
 
 def assess_all(paths: Sequence[Path], processes: int = 1) -> list[tuple[dict[str, Any], Assessment | None]]:
@@ -80,7 +80,7 @@ def assess(path: Path) -> tuple[dict[str, Any], Assessment | None]:
     replicates = {"clean": _replicates(clean, clean, search[0])}
     iou, histogram = {"clean": _iou(clean)}, {"clean": _histogram(clean)}
     for result in entry["results"]:
-        eps, view = result["eps_255"], view_of(result["eps_255"])
+        eps, view = result["strength"], view_of(result["strength"])
         attacks = [group.counts for key, group in found.groups.items() if key[0] == eps and key[1] not in CHECKS]
         worst = ensemble.worst_case([clean, *attacks], seed=search[0], orders=search[1])
         replicates[view] = _replicates(worst.aacc_counts, worst.miou_counts, search[0])

@@ -21,7 +21,7 @@ from segbench.leaderboard.assessment import Assessment, assess_all, view_of
 from segbench.leaderboard.explanations import OVERESTIMATES, explanation
 from segbench.leaderboard.ranking import Contender, ranks
 from segbench.leaderboard.verdict import why_unranked
-from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS
+from segbench.protocol import OFFICIAL_RADII_255, PROTOCOLS, Threat
 
 METRICS = ("aacc", "miou")
 CLEAN, MEAN = "clean", "mean"  # views besides the radii; the mean is over the radii of the protocol
@@ -34,6 +34,7 @@ class Table:
     Attributes:
         protocol: its name.
         dataset: id of the data set.
+        threat: of the protocol, the fields of a `segbench.protocol.Threat`.
         views: names of the scores: ``clean``, ``mean`` (over the protocol's radii) and each ε over 255 as text.
         radii: every ε over 255 that some entry has.
         class_names: index = label.
@@ -42,6 +43,7 @@ class Table:
 
     protocol: str
     dataset: str
+    threat: dict[str, str]
     views: list[str]
     radii: list[float]
     class_names: list[str]
@@ -95,7 +97,7 @@ class _Source:
 
 def _table(sources: Sequence[_Source]) -> Table:
     first = sources[0].entry
-    radii = sorted({result["eps_255"] for source in sources for result in source.entry["results"]})
+    radii = sorted({result["strength"] for source in sources for result in source.entry["results"]})
     views = [CLEAN, MEAN, *map(view_of, radii)]
     rows = [_row(source) for source in sources]
     for row in rows:
@@ -114,7 +116,15 @@ def _table(sources: Sequence[_Source]) -> Table:
     if names is None or len(names) != first["dataset"]["num_classes"]:
         names = tuple(f"class {number}" for number in range(first["dataset"]["num_classes"]))
     rows.sort(key=_order)
-    return Table(first["protocol"]["name"], first["dataset"]["id"], views, radii, list(names), rows)
+    return Table(
+        first["protocol"]["name"],
+        first["dataset"]["id"],
+        dict(first["protocol"]["threat"]),
+        views,
+        radii,
+        list(names),
+        rows,
+    )
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -216,7 +226,7 @@ def _scores(
             found[CLEAN][metric]["interval"] = list(ensemble.interval(samples.astype(float)))
     for row in results:
         interval = row["interval"] or {}
-        found[view_of(row["eps_255"])] = {
+        found[view_of(row["strength"])] = {
             metric: _score(row[metric], interval.get(metric), row["best_known"][metric]) for metric in METRICS
         }
     official = [view_of(eps) for eps in OFFICIAL_RADII_255]
@@ -248,7 +258,7 @@ def _flags(entry: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> li
     for row in results:
         if additions.overestimates(row, row["best_known"], entry["protocol"]["name"]):
             gap = max(row[metric] - row["best_known"][metric] for metric in METRICS)
-            text = f"{', '.join(row['best_known']['by'])} found lower scores at ε = {row['eps_255']:g}/255."
+            text = f"{', '.join(row['best_known']['by'])} found lower scores at ε = {row['strength']:g}/255."
             found.append(
                 {
                     **entries.flag(OVERESTIMATES, gap, "warning", text[:300]),
@@ -274,7 +284,7 @@ def _reproduction(record: Mapping[str, Any]) -> dict[str, Any]:
         "by": record["by"],
         "date": record["date"],
         "images": record["images"],
-        "radii": record["radii_255"],
+        "radii": record["strengths"],
         "device": record["run"]["device"],
         "difference": max(differences),
         "agrees": record["agrees"],
@@ -299,10 +309,16 @@ def tidy(value: Any) -> Any:
 def document(board: Board) -> dict[str, Any]:
     """The tables as JSON data, without what only the pages of the models show."""
     tables = [
-        {
-            **{field.name: getattr(table, field.name) for field in dataclasses.fields(table) if field.name != "rows"},
-            "rows": [{key: value for key, value in row.items() if key != "detail"} for row in table.rows],
-        }
+        Threat(**table.threat).printed(
+            {
+                **{
+                    field.name: getattr(table, field.name)
+                    for field in dataclasses.fields(table)
+                    if field.name != "rows"
+                },
+                "rows": [{key: value for key, value in row.items() if key != "detail"} for row in table.rows],
+            }
+        )
         for table in board.tables
     ]
-    return {"schema_version": 1, "tables": tables}
+    return {"schema_version": 2, "tables": tables}

@@ -19,7 +19,7 @@ class View:
     """The model on the clean images, or attacked at one radius.
 
     Attributes:
-        eps_255: 0 for the clean images.
+        strength: 0 for the clean images.
         attacks: names of the candidates, the clean image first.
         aacc_counts, miou_counts: of the worst case for either score.
         aacc_choice, miou_choice: (N,) which candidate it takes of each image.
@@ -28,7 +28,7 @@ class View:
         bound: of the mIoU: no choice among these candidates is below; it says nothing of other attacks.
     """
 
-    eps_255: float
+    strength: float
     attacks: tuple[str, ...]
     aacc_counts: Counts
     miou_counts: Counts
@@ -42,7 +42,7 @@ class View:
 
     @property
     def label(self) -> str:
-        return f"{self.eps_255:g}/255" if self.eps_255 else "clean"
+        return f"{self.strength:g}/255" if self.strength else "clean"
 
     @property
     def accuracy(self) -> Any:

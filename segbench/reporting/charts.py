@@ -33,7 +33,7 @@ def _curves(views: Sequence[View]) -> Figure:
     alt = altair()
     rows = [
         {
-            "eps": view.eps_255,
+            "eps": view.strength,
             "metric": name,
             "score": 100 * getattr(view, key),
             "low": 100 * getattr(view, f"{key}_95")[0],
@@ -43,7 +43,7 @@ def _curves(views: Sequence[View]) -> Figure:
         for key, name in METRICS.items()
     ]
     colour = alt.Color("metric:N", sort=None, scale=alt.Scale(domain=list(METRICS.values()), range=list(COLOURS[:2])))
-    base = alt.Chart(alt.Data(values=rows)).encode(x=radii_axis([view.eps_255 for view in views]), color=colour)
+    base = alt.Chart(alt.Data(values=rows)).encode(x=radii_axis([view.strength for view in views]), color=colour)
     y = alt.Y("score:Q", title="worst case (%)", scale=alt.Scale(domain=[0, 100]))
     band = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title="worst case (%)"), y2="high:Q")
     layers = alt.layer(

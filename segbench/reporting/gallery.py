@@ -68,7 +68,10 @@ def gallery(run: Run, views: Sequence[View], which: Pictures) -> tuple[list[Figu
         image = (best or worst)[0]
         wanted = [PictureKey(row, *key) for row, _ in rows for key in _keys(views, row)]
         aimed = [
-            [PictureKey(image, *CLEAN), *(PictureKey(image, view.eps_255, f"js_target_{target}") for view in views[1:])]
+            [
+                PictureKey(image, *CLEAN),
+                *(PictureKey(image, view.strength, f"js_target_{target}") for view in views[1:]),
+            ]
             for target in targets
         ]
         seen = attack_again(prepared, [*wanted, *(each for group in aimed for each in group)])
@@ -86,7 +89,7 @@ def _keys(views: Sequence[View], row: int) -> list[tuple[float, str]]:
     keys = []
     for view in views:
         name = view.attacks[view.aacc_choice[row]]
-        keys.append(CLEAN if name == CLEAN[1] else (view.eps_255, name))
+        keys.append(CLEAN if name == CLEAN[1] else (view.strength, name))
     return keys
 
 
@@ -115,8 +118,8 @@ def _of_image(
     for view, key in zip(views, _keys(views, row), strict=True):
         its = seen[PictureKey(row, *key)]
         share = 100 * float((its.predictions == label)[valid].mean()) if valid.any() else 0.0
-        by = f", {key[1]}" if view.eps_255 and key != CLEAN else ""
-        rows.append(Row(f"{view.label}{by}: {share:.1f}% right", its.image, its.predictions, view.eps_255, label))
+        by = f", {key[1]}" if view.strength and key != CLEAN else ""
+        rows.append(Row(f"{view.label}{by}: {share:.1f}% right", its.image, its.predictions, view.strength, label))
         words.append(f"{view.label} {share:.1f}%")
     title = f"Among the images with the {kind} right pixels under attack: {sample.image_id}"
     sheet = panel(data, sample.image_id, f"Right pixels: {', '.join(words)}", sample.image.numpy(), label, rows)
@@ -133,9 +136,9 @@ def _of_target(
     for each in group:
         its = seen[each]
         share = 100 * float((its.predictions == target)[label != data.ignore_index].mean())
-        words = f"{each.eps_255:g}/255" if each.eps_255 else "clean"
+        words = f"{each.strength:g}/255" if each.strength else "clean"
         rows.append(
-            Row(f"{words}: {share:.1f}% {name}", its.image, its.predictions, each.eps_255, aim, f"seen as {name}")
+            Row(f"{words}: {share:.1f}% {name}", its.image, its.predictions, each.strength, aim, f"seen as {name}")
         )
     sheet = panel(
         data, f"Every pixel drawn to {name}", f"{sample.image_id}, targeted attack", sample.image.numpy(), label, rows
@@ -155,12 +158,12 @@ def _remarks(
         again = counts.count(
             seen[each].predictions[None].astype(np.int64), label[None], data.num_classes, data.ignore_index
         )
-        stored = run.groups[each.eps_255, each.attack].counts.take(np.array([each.row]))
+        stored = run.groups[each.strength, each.attack].counts.take(np.array([each.row]))
         pixels = max(int(stored.target.sum()), 1)
         gap = abs(int(again.correct[0]) - int(stored.correct[0])) / pixels
-        if gap > (limit.clean if not each.eps_255 else limit.image):
+        if gap > (limit.clean if not each.strength else limit.image):
             found.append(
-                f"{data.image_ids[each.row]} under {each.attack} at {each.eps_255:g}/255 has "
+                f"{data.image_ids[each.row]} under {each.attack} at {each.strength:g}/255 has "
                 f"{100 * gap:.1f} points more or fewer right pixels than in the run, on another device perhaps."
             )
     return found

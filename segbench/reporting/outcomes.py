@@ -15,14 +15,14 @@ def comparison(document: Mapping[str, Any], name: str = "comparison") -> Figure:
     rows = [
         {
             "attack": row["attack"],
-            "eps": f"{row['eps_255']:g}/255",
+            "eps": f"{row['strength']:g}/255",
             "metric": metric,
             "score": 100 * row[key],
             "low": 100 * row[f"{key}_95"][0],
             "high": 100 * row[f"{key}_95"][1],
         }
         for row in document["rows"]
-        if row["eps_255"]
+        if row["strength"]
         for key, metric in METRICS.items()
     ]
     names = list(dict.fromkeys(row["attack"] for row in rows))
@@ -51,7 +51,7 @@ def sweep(document: Mapping[str, Any], name: str = "sweep") -> Figure:
         {
             "attack": row["attack"]
             if len(document_radii(document)) == 1
-            else f"{row['attack']}, {row['eps_255']:g}/255",
+            else f"{row['attack']}, {row['strength']:g}/255",
             "iterations": row["iterations"],
             "metric": metric,
             "score": 100 * row[key],
@@ -59,7 +59,7 @@ def sweep(document: Mapping[str, Any], name: str = "sweep") -> Figure:
             "high": 100 * row[f"{key}_range"][1],
         }
         for row in document["summary"]
-        if row["eps_255"]
+        if row["strength"]
         for key, metric in METRICS.items()
     ]
     names = list(dict.fromkeys(row["attack"] for row in rows))
@@ -95,7 +95,7 @@ def sweep(document: Mapping[str, Any], name: str = "sweep") -> Figure:
 
 def document_radii(document: Mapping[str, Any]) -> list[float]:
     """The attacked radii of a sweep."""
-    return sorted({row["eps_255"] for row in document["summary"] if row["eps_255"]})
+    return sorted({row["strength"] for row in document["summary"] if row["strength"]})
 
 
 def targeted(document: Mapping[str, Any], name: str = "targeted") -> Figure:
@@ -104,7 +104,7 @@ def targeted(document: Mapping[str, Any], name: str = "targeted") -> Figure:
     rows = [
         {
             "class": row["class"],
-            "eps": row["eps_255"],
+            "eps": row["strength"],
             "score": 100 * row["success"],
             "low": 100 * row["success_95"][0],
             "high": 100 * row["success_95"][1],

@@ -44,7 +44,7 @@ class Row(NamedTuple):
         words: over the pictures.
         image: (3,H,W) in [0,1].
         predictions: (H,W).
-        eps_255: radius; 0 for the clean image.
+        strength: radius; 0 for the clean image.
         aim: (H,W) what a pixel must be predicted as to be blue in the last picture: the label, or the target.
         verdict: over that picture.
     """
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     words: str
     image: npt.NDArray[np.float32]
     predictions: npt.NDArray[np.uint16]
-    eps_255: float
+    strength: float
     aim: npt.NDArray[np.int64]
     verdict: str = "right and wrong"
 
@@ -83,11 +83,11 @@ def panel(
     write_text(draw, (MARGIN, MARGIN + TITLE + 10), words, TEXT, FAINT, max(width, 560))
     top = MARGIN + HEAD
     for row in rows:
-        second = "label" if not row.eps_255 else f"perturbation, amplified {_times(row.eps_255)} times"
+        second = "label" if not row.strength else f"perturbation, amplified {_times(row.strength)} times"
         names = (row.words, second, "prediction", row.verdict)
         pictures = (
             _pixels(row.image),
-            _painted(label, colours) if not row.eps_255 else _amplified(row.image - clean, row.eps_255),
+            _painted(label, colours) if not row.strength else _amplified(row.image - clean, row.strength),
             _painted(np.where(label == IGNORE_INDEX, IGNORE_INDEX, row.predictions), colours),
             _marked(row.predictions == row.aim, label),
         )
@@ -102,8 +102,8 @@ def panel(
     return sheet
 
 
-def _times(eps_255: float) -> str:
-    return f"{127.5 / eps_255:.3g}"
+def _times(strength: float) -> str:
+    return f"{127.5 / strength:.3g}"
 
 
 def _size(width: int, height: int) -> tuple[int, int]:
@@ -123,9 +123,9 @@ def _pixels(image: npt.NDArray[np.floating]) -> Array:
     return np.ascontiguousarray(pixels)
 
 
-def _amplified(change: npt.NDArray[np.float32], eps_255: float) -> Array:
+def _amplified(change: npt.NDArray[np.float32], strength: float) -> Array:
     """Grey where nothing was changed, black and white at -ε and +ε."""
-    return _pixels(0.5 + change * 255 / (2 * eps_255))
+    return _pixels(0.5 + change * 255 / (2 * strength))
 
 
 def _painted(labels: npt.NDArray[np.integer], colours: Array) -> Array:

@@ -125,7 +125,7 @@ def _flags(report: Report, entry: Mapping[str, Any] | None) -> list[str]:
     found = [] if entry is None else [flag["message"] for flag in entry["flags"] if flag["level"] == "warning"]
     for document in report.material.documents.get("comparison", []):
         found += [
-            f"At {flag['eps_255']:g}/255 {flag['attack']}, which needs no gradient of this model, is "
+            f"At {flag['strength']:g}/255 {flag['attack']}, which needs no gradient of this model, is "
             f"{100 * flag['below']:.1f} points of {METRICS[flag['metric']]} below SEA: a sign of masked gradients."
             for flag in document.get("flags", [])
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files
@@ -58,6 +59,22 @@ def problems(name: str, document: Any) -> list[str]:
     """What the schema ``name`` finds wrong, each with the field's path; empty when all is well."""
     errors = sorted(validator(name).iter_errors(document), key=lambda error: list(map(str, error.absolute_path)))
     return [f"{'.'.join(map(str, error.absolute_path)) or 'document'}: {_say(error)}" for error in errors]
+
+
+def version(name: str) -> int:
+    """The ``schema_version`` that the schema ``name`` asks for."""
+    found: int = validator(name).schema["properties"]["schema_version"]["const"]  # type: ignore[index]
+    return found
+
+
+def other_version(source: str, stated: object, current: int, folder: str = "FOLDER") -> str:
+    """What to do about a file of another schema version; ``folder`` holds it and all that belongs to it."""
+    if isinstance(stated, int) and stated < current:
+        return (
+            f"{source} is of schema version {stated}, which {current} has replaced. Rewrite it and all that belongs to "
+            f"it: segbench entries migrate {shlex.quote(folder)}"
+        )
+    return f"{source} is of schema version {stated!r}, this segbench reads {current}. Update: pip install -U segbench"
 
 
 def source_problems(source: Any) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench.leaderboard import Board, Table
+from segbench.protocol import LINF
 
 ROOT = Path(__file__).resolve().parents[2]
 RADII = (4.0, 8.0, 12.0)
@@ -79,7 +80,7 @@ def _score(value: float | None) -> dict[str, Any] | None:
 
 def _result(view: str, aacc: float | None, miou: float) -> dict[str, Any]:
     return {
-        "eps_255": float(view),
+        "strength": float(view),
         "aacc": aacc,
         "miou": miou,
         "miou_lower_bound": None,
@@ -96,7 +97,7 @@ def widen(made: dict[str, Any], width: float = 0.02) -> dict[str, Any]:
             if score and view != "clean":
                 score["interval"] = [max(0.0, score["value"] - width), min(1.0, score["value"] + width)]
     for result in made["results"]:
-        pair = made["scores"][f"{result['eps_255']:g}"]
+        pair = made["scores"][f"{result['strength']:g}"]
         result["interval"] = {metric: pair[metric]["interval"] for metric in METRICS}
     return made
 
@@ -183,7 +184,7 @@ def full_row(model_id: str = "at_everything_shapes") -> dict[str, Any]:
                 "url": "https://arxiv.org/abs/2206.07179",
                 "description": "Proximal splitting, 500 iterations.",
                 "date": "2026-12-02",
-                "results": [{"eps_255": 8.0, "aacc": 0.674, "miou": 0.228}],
+                "results": [{"strength": 8.0, "aacc": 0.674, "miou": 0.228}],
             }
         ],
         "reproductions": [
@@ -297,11 +298,18 @@ def small_board() -> Board:
     return Board(
         [
             Table(
-                "sea-v1", "shapes", ["clean", "mean", "4", "8", "12"], [4.0, 8.0, 12.0], list(CLASSES), ranked(table)
+                "sea-v1",
+                "shapes",
+                LINF.fields(),
+                ["clean", "mean", "4", "8", "12"],
+                [4.0, 8.0, 12.0],
+                list(CLASSES),
+                ranked(table),
             ),
             Table(
                 "sea-v1",
                 "camvid/small",
+                LINF.fields(),
                 ["clean", "mean", "0.25", "4", "8", "12"],
                 [0.25, 4.0, 8.0, 12.0],
                 list(CLASSES),
@@ -360,7 +368,7 @@ def hostile_row() -> dict[str, Any]:
             "url": "http://plain.example/",
             "description": text["attribute"],
             "date": text["formula"],
-            "results": [{"eps_255": 8.0, "aacc": 0.1, "miou": 0.1}],
+            "results": [{"strength": 8.0, "aacc": 0.1, "miou": 0.1}],
         }
     ]
     made["run"] |= {
@@ -377,7 +385,19 @@ def hostile_board() -> Board:
     """One table, three rows, one of them hostile; hostile class names."""
     rows = [full_row(), hostile_row(), small_board().tables[0].rows[1]]
     names = [HOSTILE["script"], *CLASSES[1:]]
-    return Board([Table("sea-v1", "shapes", ["clean", "mean", "4", "8", "12"], [4.0, 8.0, 12.0], names, ranked(rows))])
+    return Board(
+        [
+            Table(
+                "sea-v1",
+                "shapes",
+                LINF.fields(),
+                ["clean", "mean", "4", "8", "12"],
+                [4.0, 8.0, 12.0],
+                names,
+                ranked(rows),
+            )
+        ]
+    )
 
 
 def many(count: int) -> Board:
@@ -415,4 +435,16 @@ def many(count: int) -> Board:
         for result, filled in zip(made["results"], base["results"], strict=True):
             result["per_loss"] = copy.deepcopy(filled["per_loss"])
         rows.append(made)
-    return Board([Table("sea-v1", "pascal_voc", ["clean", "mean", "4", "8", "12"], list(RADII), names, ranked(rows))])
+    return Board(
+        [
+            Table(
+                "sea-v1",
+                "pascal_voc",
+                LINF.fields(),
+                ["clean", "mean", "4", "8", "12"],
+                list(RADII),
+                names,
+                ranked(rows),
+            )
+        ]
+    )

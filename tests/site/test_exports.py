@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segbench.leaderboard.site import bibtex, exports, text
+from segbench.protocol import LINF
 from tests.site import samples
 
 OWN = """@inproceedings{croce2024towards,
@@ -37,7 +38,7 @@ def paper(**changes: Any) -> dict[str, Any]:
 @pytest.mark.slow
 def test_json_has_everything_but_the_details(site: Path) -> None:
     document = json.loads((site / "leaderboard.json").read_text())
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     board = samples.small_board()
     assert [(part["protocol"], part["dataset"]) for part in document["tables"]] == [
         ("sea-v1", "shapes"),
@@ -45,7 +46,7 @@ def test_json_has_everything_but_the_details(site: Path) -> None:
     ]
     row = next(row for row in board.tables[0].rows if row["id"] == "at_everything_shapes")
     del row["detail"]
-    assert row in document["tables"][0]["rows"]
+    assert LINF.printed(row) in document["tables"][0]["rows"]
 
 
 def test_csv_has_a_line_for_each_entry_and_radius(site: Path) -> None:
@@ -74,7 +75,7 @@ def test_no_cell_of_text_is_a_formula(formula: str) -> None:
 @given(st.text(max_size=40))
 def test_any_text_stays_in_its_cell(words: str) -> None:
     row = samples.row("x", {"clean": (0.5, 0.5), "4": (0.4, 0.3)}, title=words, method=words)
-    board = samples.Board([samples.Table("sea-v1", "shapes", ["clean", "mean", "4"], [4.0], [], [row])])
+    board = samples.Board([samples.Table("sea-v1", "shapes", LINF.fields(), ["clean", "mean", "4"], [4.0], [], [row])])
     lines = list(csv.reader(exports.to_csv(board).splitlines()))
     assert [len(line) for line in lines] == [len(lines[0])] * 3
     assert not lines[1][lines[0].index("title")].startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -82,7 +83,7 @@ def test_any_text_stays_in_its_cell(words: str) -> None:
 
 def test_an_empty_board_has_files() -> None:
     assert json.loads(exports.to_json(samples.Board([])))["tables"] == []
-    assert exports.to_csv(samples.Board([])) == '"protocol","dataset","id","eps_255"\n'
+    assert exports.to_csv(samples.Board([])) == '"protocol","dataset","threat","id","strength","eps_255"\n'
     assert bibtex.bibliography(samples.Board([])) == ""
 
 
@@ -97,7 +98,7 @@ def test_keys_are_unique() -> None:
         )
         for title in ("One", "Two")
     ]
-    board = samples.Board([samples.Table("sea-v1", "shapes", ["clean", "mean", "4"], [4.0], [], rows)])
+    board = samples.Board([samples.Table("sea-v1", "shapes", LINF.fields(), ["clean", "mean", "4"], [4.0], [], rows)])
     made = bibtex.bibliography(board)
     assert "@inproceedings{croce2024towards," in made
     assert "@inproceedings{croce2024towards-2," in made

@@ -131,7 +131,7 @@ class Stream:
         if unit is None:
             self._no_more = True
             return
-        is_clean = (unit.eps_255, unit.loss) == CLEAN
+        is_clean = (unit.strength, unit.loss) == CLEAN
         opened = _OpenUnit(unit, 0 if is_clean else len(unit.image_ids))
         try:
             items = [_Item(opened, sample) for sample in self.take(unit)]
@@ -234,7 +234,7 @@ class Stream:
         part = items[:size]
         self.on_images(0)
         found, numbers = self.worker.score(
-            [item.unit.unit.eps_255 for item in part],
+            [item.unit.unit.strength for item in part],
             [item.sample for item in part],
             [item.result for item in part],
         )

@@ -126,14 +126,14 @@ class Worker:
     def job(self, unit: Unit, sample: Sample) -> Job:
         """The attack of one image."""
         image, label = (part.to(self.device, non_blocking=True) for part in (sample.image, sample.label))
-        eps = unit.eps_255 / 255
+        eps = unit.strength / 255
         if unit.loss == CHECK_LOSS:
             iterations, largest_margin = check_settings(self.protocol)
             return Job(image, label, "mce", eps, (Stage(1.0, iterations),), largest_margin=largest_margin)
         attack = attack_of(unit, self.protocol)
-        stages = attack.stages(unit.eps_255)
+        stages = attack.stages(unit.strength)
         label = target_labels(attack, label, self.dataset.ignore_index)
-        seeds = [self.protocol.start_seed(sample.image_id, attack.seed_name, unit.eps_255)]
+        seeds = [self.protocol.start_seed(sample.image_id, attack.seed_name, unit.strength)]
         (start,) = attacks.random_start(image[None], eps=stages[0].radius * eps, seeds=seeds)
         return Job(image, label, attack.loss, eps, stages, start, attack.best == BY_LOSS, attack.largest_margin)
 
@@ -147,7 +147,7 @@ class Worker:
         shape = samples[0].image.shape[-2:]
         attack = None if units[0].loss == CHECK_LOSS else attack_of(units[0], self.protocol)
         if attack is not None and attack.optimiser == "square":
-            found = self._search(attack, units[0].eps_255, samples, on_images)
+            found = self._search(attack, units[0].strength, samples, on_images)
             return [AttackResult(*(values[row].clone() for values in found)) for row in range(len(samples))]
         batch = AttackBatch(self.evaluator(*shape, source=attack.source if attack else ""))
         keys = batch.add([self.job(unit, sample) for unit, sample in zip(units, samples, strict=True)])

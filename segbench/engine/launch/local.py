@@ -74,7 +74,7 @@ def first_pass(
 
     Returns the data set's fingerprint, and the finished units.
     """
-    clean, wanted = [unit for unit in units if (unit.eps_255, unit.loss) == CLEAN], {unit.name for unit in mine}
+    clean, wanted = [unit for unit in units if (unit.strength, unit.loss) == CLEAN], {unit.name for unit in mine}
     digest, finished, total = Fingerprint(worker.dataset), list[FinishedUnit](), sum(len(u.image_ids) for u in clean)
     with (
         progress_bar(total, total, progress) as report,

@@ -95,7 +95,7 @@ class PreparedRun(NamedTuple):
 @contextmanager
 def prepare_run(
     request: Request,
-    radii_255: Sequence[float],
+    strengths: Sequence[float],
     protocol: Protocol,
     options: RunOptions,
     sources: Sequence[LoadedModel] = (),
@@ -107,7 +107,7 @@ def prepare_run(
     """
     shard, shards = options.shard_number()
     label = f"{shard}/{shards}"
-    with draft_run(request, radii_255, protocol, options, sources) as draft:
+    with draft_run(request, strengths, protocol, options, sources) as draft:
         if (found := Store.find(draft.path, draft.manifest)) is not None:
             for name, sample in draft.sources.items():
                 found.knows_source(name, sample)
@@ -131,7 +131,7 @@ def prepare_run(
 @contextmanager
 def draft_run(
     request: Request,
-    radii_255: Sequence[float],
+    strengths: Sequence[float],
     protocol: Protocol,
     options: RunOptions,
     sources: Sequence[LoadedModel] = (),
@@ -164,7 +164,7 @@ def draft_run(
         )  # fmt: skip
         worker.probe_as_attacked()
         trial = is_trial(protocol.fields(), images=len(used), available=data.complete or len(data))
-        units = plan(protocol.name, used.image_ids, radii_255, protocol.losses, checked=not trial)
+        units = plan(protocol.name, used.image_ids, strengths, protocol.losses, checked=not trial)
         mine = units[shard - 1 :: shards]
         check_writable(Path("runs" if request.out is None else request.out))
         fingerprint, clean = used.known_fingerprint() if used.files else used.fingerprint(), list[FinishedUnit]()
@@ -173,7 +173,7 @@ def draft_run(
             if shards == 1:
                 check_labels(used, clean, is_whole=request.limit is None and not used.is_partial)
         manifest = build_manifest(
-            model.describe(), data, used, fingerprint, protocol, radii_255, checks=probes[0].flags,
+            model.describe(), data, used, fingerprint, protocol, strengths, checks=probes[0].flags,
             probe=probes[0].sample, precision=options.precision, compiled=options.compile,
             command=_command_line(request, used, protocol, options),
         )  # fmt: skip

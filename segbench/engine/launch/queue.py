@@ -57,7 +57,7 @@ class RunProgress:
         self.report.images(image_passes(unit, self.protocol))
 
     def done(self, done: FinishedUnit) -> None:
-        found, key = done.group.counts, (done.unit.eps_255, done.unit.loss)
+        found, key = done.group.counts, (done.unit.strength, done.unit.loss)
         spent = sum(done.stats["forwards"]) + len(done.unit.image_ids)
         self.report.images(image_passes(done.unit, self.protocol) - spent)  # those that finished images did not need
         with self._lock:
@@ -68,7 +68,7 @@ class RunProgress:
 def describe_unit(unit: Unit) -> str:
     """For the progress line."""
     if unit.loss == CHECK_LOSS:
-        return f"check for masked gradients, ε {unit.eps_255:g}/255"
+        return f"check for masked gradients, ε {unit.strength:g}/255"
     if unit.loss == CHECK_SEARCH:
-        return f"check by a search without gradients, ε {unit.eps_255:g}/255"
-    return "clean" if not unit.eps_255 else f"ε {unit.eps_255:g}/255 {unit.loss}"
+        return f"check by a search without gradients, ε {unit.strength:g}/255"
+    return "clean" if not unit.strength else f"ε {unit.strength:g}/255 {unit.loss}"

@@ -35,24 +35,24 @@ class Merged(NamedTuple):
     evidence_path: Path
 
 
-def merge(store: Store, radii_255: Sequence[float] | None = None) -> Merged:
+def merge(store: Store, strengths: Sequence[float] | None = None) -> Merged:
     """Merges these radii and all others that are complete, or all of the run, into ``<id>.parquet`` and ``<id>.json``.
 
     One process at a time; it reads ``run.json`` again, to which another shard may have added radii.
     """
     with lock_merge(store.path):
         store = Store.open(store.path)
-        return _merge(store, None if radii_255 is None else sorted({*radii_255, *store.complete_radii()}))
+        return _merge(store, None if strengths is None else sorted({*strengths, *store.complete_radii()}))
 
 
-def _merge(store: Store, radii_255: Sequence[float] | None) -> Merged:
+def _merge(store: Store, strengths: Sequence[float] | None) -> Merged:
     if reason := NO_ENTRY.get(store.manifest["protocol"]["name"]):
         raise RunError(f"{store.path} {reason} For an entry: segbench evaluate.")
-    manifest, units = store.manifest, store.units(radii_255)
+    manifest, units = store.manifest, store.units(strengths)
     try:
         finished = store.read_all(units)
     except IncompleteError as error:
-        radii = " ".join(f"{each:g}" for each in store.manifest["radii_255"])
+        radii = " ".join(f"{each:g}" for each in store.manifest["strengths"])
         raise IncompleteError(
             f"{error} Continue: the same `{store.verb}` with --eps {radii}, in all shards if there are several."
         ) from error
@@ -91,7 +91,7 @@ def merge_units(finished: Sequence[tuple[Unit, Group, Any]]) -> dict[Key, Group]
     """The counts of finished units by (ε, loss)."""
     groups: dict[Key, list[Group]] = {}
     for unit, group, _ in finished:
-        groups.setdefault((unit.eps_255, unit.loss), []).append(group)
+        groups.setdefault((unit.strength, unit.loss), []).append(group)
     return {key: entries.merge_groups(parts) for key, parts in groups.items()}
 
 
@@ -99,7 +99,7 @@ def _totals(finished: Sequence[tuple[Unit, Group, dict[str, list[int]]]]) -> dic
     """Passes and changed pixels of all units; attacks, and those with a fault of each kind."""
     totals = dict.fromkeys(("attacks", *PASSES, CHANGED, *FAULTS), 0)
     for unit, _, stats in finished:
-        is_attack = bool(unit.eps_255) and unit.loss not in CHECKS
+        is_attack = bool(unit.strength) and unit.loss not in CHECKS
         totals["attacks"] += is_attack * len(unit.image_ids)
         for name in (*PASSES, CHANGED):
             totals[name] += sum(stats[name])
@@ -115,7 +115,7 @@ def _run_cost(store: Store, units: Sequence[Unit], totals: dict[str, int]) -> di
     costs = [records[unit.name] for unit in units if unit.name in records]
     whole = len(costs) == len(units)
     environment = store.manifest["environment"]
-    radii = sorted({unit.eps_255 for unit in units if unit.eps_255 and unit.loss not in CHECKS})
+    radii = sorted({unit.strength for unit in units if unit.strength and unit.loss not in CHECKS})
     devices, sizes = {cost["device"] for cost in costs}, {cost["batch_size"] for cost in costs}
     seconds = sum(cost["seconds"] for cost in costs) if whole else None
     on_gpu = not any(device.startswith(("cpu", "mps")) for device in devices)

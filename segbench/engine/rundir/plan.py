@@ -20,7 +20,7 @@ CHECK_IMAGES = 16
 class Unit:
     """One unit of work; ``loss`` is ``clean``, a loss of the protocol, or ``check`` (the attack at a huge ε)."""
 
-    eps_255: float
+    strength: float
     loss: str
     chunk: int
     image_ids: tuple[str, ...]
@@ -28,7 +28,7 @@ class Unit:
     @property
     def name(self) -> str:
         """File name without suffix, e.g. ``eps8_mce_0003``."""
-        radius = repr(self.eps_255).removesuffix(".0")  # all digits: two radii never share a file
+        radius = repr(self.strength).removesuffix(".0")  # all digits: two radii never share a file
         return f"eps{radius}_{self.loss}_{self.chunk:04d}"
 
 
@@ -66,7 +66,7 @@ def is_trial(protocol: Mapping[str, Any], *, images: int, available: int) -> boo
 def plan(
     protocol: str,
     image_ids: Sequence[str],
-    radii_255: Sequence[float],
+    strengths: Sequence[float],
     losses: Sequence[str],
     *,
     checked: bool = True,
@@ -81,14 +81,14 @@ def plan(
     ['eps0_clean_0000', 'eps64_check_0000', 'eps4_mce_0000']
     """
     if protocol == MINIMUM:
-        radii_255 = ()
+        strengths = ()
     chunks = [tuple(image_ids[start : start + CHUNK]) for start in range(0, len(image_ids), CHUNK)]
-    groups = [CLEAN] + [(eps, loss) for eps in radii_255 for loss in losses]
+    groups = [CLEAN] + [(eps, loss) for eps in strengths for loss in losses]
     units = [Unit(eps, loss, number, ids) for eps, loss in groups for number, ids in enumerate(chunks)]
     if protocol in PROTOCOLS and checked:
         first = tuple(image_ids[:CHECK_IMAGES])
         checks = [Unit(CHECK_EPS_255, CHECK_LOSS, 0, first)]
-        if protocol != SEA_V1.name and SEARCH_EPS_255 in radii_255:
+        if protocol != SEA_V1.name and SEARCH_EPS_255 in strengths:
             checks.append(Unit(SEARCH_EPS_255, CHECK_SEARCH, 0, first))
         units[len(chunks) : len(chunks)] = checks
     return units

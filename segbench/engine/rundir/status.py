@@ -13,6 +13,7 @@ from segbench.engine.rundir.savings import SavedPasses, saved_passes
 from segbench.engine.rundir.store import Store
 from segbench.engine.rundir.workers import WorkerStatus, list_workers
 from segbench.evidence import Key
+from segbench.protocol import Threat
 
 
 @dataclass
@@ -39,6 +40,7 @@ class RunStatus:
 
     model: str
     dataset: str
+    threat: Threat
     groups: Mapping[Key, Tally]
     total: Tally
     seconds: float
@@ -49,8 +51,8 @@ class RunStatus:
     def document(self) -> dict[str, Any]:
         """As JSON data."""
         groups = [
-            {"eps_255": eps, "loss": loss, **dataclasses.asdict(row), "missing": row.missing}
-            for (eps, loss), row in self.groups.items()
+            {**self.threat.names(strength), "loss": loss, **dataclasses.asdict(row), "missing": row.missing}
+            for (strength, loss), row in self.groups.items()
         ]
         return {
             "model": self.model,
@@ -73,7 +75,7 @@ def run_status(store: Store) -> RunStatus:
     groups: dict[Key, Tally] = {}
     left: list[Unit] = []
     for unit in store.units():
-        row = groups.setdefault((unit.eps_255, unit.loss), Tally())
+        row = groups.setdefault((unit.strength, unit.loss), Tally())
         row.units += 1
         if store.read(unit) is not None:
             row.done += 1
@@ -87,6 +89,7 @@ def run_status(store: Store) -> RunStatus:
     return RunStatus(
         store.manifest["model"]["id"],
         store.manifest["dataset"]["id"],
+        Threat(**store.manifest["protocol"]["threat"]),
         groups,
         total,
         sum(cost["seconds"] for cost in costs.values()),

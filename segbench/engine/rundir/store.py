@@ -27,7 +27,7 @@ from segbench.errors import ContentError, IncompleteError, RunError
 from segbench.evidence import Evidence, Group
 from segbench.files import create_atomic, write_results
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 FIX = "Fix this and run the same command again; finished units are kept."
 OTHER_OUT = "Nothing was changed. Give another folder with --out."
 MAX_MANIFEST = 100_000_000  # characters: the manifest lists the image ids
@@ -107,11 +107,11 @@ class Store:
     def _extended(self, new: Mapping[str, Any]) -> dict[str, Any] | None:
         """The manifest with the radii and attacks that the run does not have yet; None if it has them all."""
         old, losses = self.manifest, self.manifest["protocol"]["losses"]
-        all_radii = sorted({*old["radii_255"], *new["radii_255"]})
+        all_radii = sorted({*old["strengths"], *new["strengths"]})
         all_losses = list(dict.fromkeys([*losses, *new["protocol"]["losses"]]))
-        if all_radii == old["radii_255"] and all_losses == losses:
+        if all_radii == old["strengths"] and all_losses == losses:
             return None
-        return {**old, "radii_255": all_radii, "protocol": {**old["protocol"], "losses": all_losses}}
+        return {**old, "strengths": all_radii, "protocol": {**old["protocol"], "losses": all_losses}}
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -122,9 +122,8 @@ class Store:
         except (OSError, UnicodeDecodeError, ContentError) as error:
             raise RunError(f"{path} is not a usable run directory: {error}") from error
         if not isinstance(manifest, dict) or manifest.get("schema_version") != MANIFEST_VERSION:
-            raise RunError(
-                f"{file} is not a manifest of this version of segbench. Start again with another --out folder."
-            )
+            stated = manifest.get("schema_version") if isinstance(manifest, dict) else None
+            raise RunError(schemas.other_version(str(file), stated, MANIFEST_VERSION, str(path)))
         if wrong := schemas.problems("manifest", manifest):
             raise RunError(f"{file} is damaged ({wrong[0]}). Restore it, or give another --out folder.")
         if run_id(manifest["identity"]) != manifest["run_id"]:
@@ -140,9 +139,9 @@ class Store:
         command: str = self.manifest["environment"]["command"]
         return command.partition(" --")[0]
 
-    def units(self, radii_255: Sequence[float] | None = None) -> list[Unit]:
+    def units(self, strengths: Sequence[float] | None = None) -> list[Unit]:
         """The units of these radii, or of all radii of the run, in order."""
-        radii = self.manifest["radii_255"] if radii_255 is None else radii_255
+        radii = self.manifest["strengths"] if strengths is None else strengths
         protocol, ids = self.manifest["protocol"], self.manifest["image_ids"]
         trial = is_trial(protocol, images=len(ids), available=self.manifest["dataset"]["available"])
         return plan(protocol["name"], ids, radii, protocol["losses"], checked=not trial)
@@ -182,8 +181,8 @@ class Store:
         """The radii of which every unit is there."""
         return [
             eps
-            for eps in self.manifest["radii_255"]
-            if all(self.file(unit).exists() for unit in self.units([eps]) if unit.eps_255 == eps)
+            for eps in self.manifest["strengths"]
+            if all(self.file(unit).exists() for unit in self.units([eps]) if unit.strength == eps)
         ]
 
     def file(self, unit: Unit) -> Path:
@@ -202,7 +201,7 @@ class Store:
             "num_classes": group.counts.num_classes,
             "stats": stats,
         }
-        data = evidence.to_bytes(Evidence({(unit.eps_255, unit.loss): group}, metadata))
+        data = evidence.to_bytes(Evidence({(unit.strength, unit.loss): group}, metadata))
         try:
             create_atomic(self.file(unit), data)
         except OSError as error:
@@ -222,7 +221,7 @@ class Store:
             raise RunError(f"{error} {fix}") from error
         if found.metadata.get("run_id") != self.manifest["run_id"] or found.metadata.get("unit") != unit.name:
             raise RunError(f"{file} belongs to another run or unit. {fix}")
-        group = found.groups.get((unit.eps_255, unit.loss))
+        group = found.groups.get((unit.strength, unit.loss))
         if group is None or group.image_ids != unit.image_ids:
             raise RunError(f"{file} does not hold the images of its unit. {fix}")
         return group, found.metadata["stats"]

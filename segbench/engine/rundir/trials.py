@@ -18,7 +18,7 @@ class Trial(NamedTuple):
     """Right and valid pixels of one image under one attack."""
 
     image_id: str
-    eps_255: float
+    strength: float
     attack: str
     right: int
     valid: int
@@ -40,12 +40,14 @@ class Trials:
         found: dict[str, dict[Key, Trial]] = {}
         for record in read_lines(self.path, "tried*.jsonl"):
             if trial := _parsed(record):
-                found.setdefault(trial.image_id, {})[trial.eps_255, trial.attack] = trial
+                found.setdefault(trial.image_id, {})[trial.strength, trial.attack] = trial
         return found
 
 
 def _parsed(record: dict[str, Any]) -> Trial | None:
-    known = (("image_id", str), ("eps_255", int | float), ("attack", str), ("right", int), ("valid", int))
+    known = (("image_id", str), ("strength", int | float), ("attack", str), ("right", int), ("valid", int))
     if set(record) != set(Trial._fields) or not all(isinstance(record[name], kind) for name, kind in known):
         return None
-    return Trial(**record | {"eps_255": float(record["eps_255"])}) if 0 <= record["right"] <= record["valid"] else None
+    return (
+        Trial(**record | {"strength": float(record["strength"])}) if 0 <= record["right"] <= record["valid"] else None
+    )

@@ -32,14 +32,14 @@ from segbench.errors import RunError, UnknownNameError, UsageError
 from segbench.evidence import CLEAN
 from segbench.files import write_results
 from segbench.models.sources.names import parse
-from segbench.protocol import Protocol, ThreatModel
+from segbench.protocol import Protocol, Threat
 
 
 class PictureKey(NamedTuple):
     """One picture: an image (its row in the run) under one attack; `CLEAN` is the image itself."""
 
     row: int
-    eps_255: float
+    strength: float
     attack: str
 
 
@@ -81,23 +81,21 @@ def reopen_run(
         ) from error
     request = Request(source, data["id"], data_root, store.path, limit, "report")
     options = options._replace(precision=store.manifest["environment"]["precision"])
-    with draft_run(request, store.manifest["radii_255"], _protocol(store.manifest["protocol"]), options) as draft:
+    with draft_run(request, store.manifest["strengths"], _protocol(store.manifest["protocol"]), options) as draft:
         if (found := Store.find(store.path, draft.manifest)) is None:
             raise RunError(f"{store.path} is gone.")
         yield ReopenedRun(draft.worker, found, options)
 
 
 def _protocol(fields: Mapping[str, Any]) -> Protocol:
-    return Protocol(
-        **{**fields, "threat_model": ThreatModel(**fields["threat_model"]), "losses": tuple(fields["losses"])}
-    )
+    return Protocol(**{**fields, "threat": Threat(**fields["threat"]), "losses": tuple(fields["losses"])})
 
 
 def attack_again(run: ReopenedRun, wanted: Sequence[PictureKey]) -> dict[PictureKey, AttackedImage]:
     """The pictures: those that were kept, and the others made now."""
     folder, worker = run.store.path / "pictures", run.worker
     data = worker.dataset
-    kept = {key: _read(folder / _file_name(key, data), data[key.row], key.eps_255) for key in dict.fromkeys(wanted)}
+    kept = {key: _read(folder / _file_name(key, data), data[key.row], key.strength) for key in dict.fromkeys(wanted)}
     missing = [key for key, picture in kept.items() if picture is None]
     found = {key: picture for key, picture in kept.items() if picture is not None}
     total = sum(image_passes(_unit(key, data), worker.protocol) for key in missing)
@@ -119,7 +117,7 @@ def _batches(wanted: Sequence[PictureKey], worker: Worker) -> Iterator[list[Pict
     groups: dict[tuple[Any, ...], list[PictureKey]] = {}
     for key in wanted:
         shape = tuple(worker.dataset[key.row].image.shape)
-        outside = (key.eps_255, key.attack) == CLEAN or get_attack(key.attack).runs_outside_batch
+        outside = (key.strength, key.attack) == CLEAN or get_attack(key.attack).runs_outside_batch
         groups.setdefault((shape, key[1:] if outside else ()), []).append(key)
     for (shape, _), members in groups.items():
         size = worker.images_at_once(*shape[-2:])
@@ -132,7 +130,7 @@ def _attack_first(
 ) -> list[AttackedImage]:
     keys = keys[:number]
     samples, units = [worker.dataset[key.row] for key in keys], [_unit(key, worker.dataset) for key in keys]
-    if (keys[0].eps_255, keys[0].attack) == CLEAN:
+    if (keys[0].strength, keys[0].attack) == CLEAN:
         points = [sample.image for sample in samples]
     else:
         points = [result.adversarial for result in worker.attack(units, samples, on_images)]
@@ -146,12 +144,12 @@ def _attack_first(
 
 
 def _unit(key: PictureKey, data: SegmentationDataset) -> Unit:
-    return Unit(key.eps_255, key.attack, key.row, (data.image_ids[key.row],))
+    return Unit(key.strength, key.attack, key.row, (data.image_ids[key.row],))
 
 
 def _file_name(key: PictureKey, data: SegmentationDataset) -> str:
     image = hashlib.sha256(data.image_ids[key.row].encode()).hexdigest()[:16]
-    return f"eps{key.eps_255:g}_{key.attack}_{image}.npz"
+    return f"eps{key.strength:g}_{key.attack}_{image}.npz"
 
 
 def _write(path: Path, picture: AttackedImage) -> None:
@@ -160,7 +158,7 @@ def _write(path: Path, picture: AttackedImage) -> None:
     write_results({path: file.getvalue()}, FIX)
 
 
-def _read(path: Path, sample: Sample, eps_255: float) -> AttackedImage | None:
+def _read(path: Path, sample: Sample, strength: float) -> AttackedImage | None:
     """The picture that was kept, if it is whole and within the budget."""
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -171,4 +169,4 @@ def _read(path: Path, sample: Sample, eps_255: float) -> AttackedImage | None:
     if not whole or picture.predictions.dtype != np.uint16 or picture.predictions.shape != picture.image.shape[1:]:
         return None
     change = np.abs(picture.image.astype(np.float64) - sample.image.numpy()).max()
-    return picture if change <= eps_255 / 255 + 1e-6 else None
+    return picture if change <= strength / 255 + 1e-6 else None

@@ -17,7 +17,7 @@ class SmallestRadius(NamedTuple):
     None if none does.
     """
 
-    eps_255: float | None
+    strength: float | None
 
 
 class Search(NamedTuple):
@@ -27,7 +27,7 @@ class Search(NamedTuple):
     decided: int
 
 
-def next_step(broken: Mapping[Key, bool], radii_255: Sequence[float], attacks: Sequence[str]) -> Search:
+def next_step(broken: Mapping[Key, bool], strengths: Sequence[float], attacks: Sequence[str]) -> Search:
     """Bisection, which assumes that an image that withstands ε withstands each smaller one.
 
     That holds for the strongest attack there is, not for each that we have: near the end an image may withstand one
@@ -45,15 +45,15 @@ def next_step(broken: Mapping[Key, bool], radii_255: Sequence[float], attacks: S
     known = min(
         (eps for (eps, attack), is_broken in broken.items() if is_broken and attack in attacks), default=math.inf
     )
-    low, high, decided = -1, len(radii_255), 0  # indices of the last radius withstood, and of the first that breaks
+    low, high, decided = -1, len(strengths), 0  # indices of the last radius withstood, and of the first that breaks
     while high - low > 1:
         middle = (low + high) // 2
-        answers = [broken.get((radii_255[middle], attack)) for attack in attacks]
-        if radii_255[middle] >= known:
+        answers = [broken.get((strengths[middle], attack)) for attack in attacks]
+        if strengths[middle] >= known:
             high = middle
         elif None in answers:
-            return Search((radii_255[middle], attacks[answers.index(None)]), decided)
+            return Search((strengths[middle], attacks[answers.index(None)]), decided)
         else:
             low = middle
         decided += 1
-    return Search(SmallestRadius(radii_255[high] if high < len(radii_255) else None), decided)
+    return Search(SmallestRadius(strengths[high] if high < len(strengths) else None), decided)

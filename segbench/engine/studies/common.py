@@ -40,17 +40,17 @@ def study_command(kind: str, what: Iterable[str], seed: int, sources: Sequence[s
 
 
 def read_groups(
-    store: Store, losses: Sequence[str], radii_255: Sequence[float]
+    store: Store, losses: Sequence[str], strengths: Sequence[float]
 ) -> tuple[dict[Key, Group], dict[Key, list[dict[str, Any]]]]:
     """The counts of each (ε, attack), and the cost of its units; IncompleteError if units are missing."""
-    wanted = {CLEAN, *((eps, loss) for eps in radii_255 for loss in losses)}
-    finished = store.read_all([unit for unit in store.units(radii_255) if (unit.eps_255, unit.loss) in wanted])
+    wanted = {CLEAN, *((eps, loss) for eps in strengths for loss in losses)}
+    finished = store.read_all([unit for unit in store.units(strengths) if (unit.strength, unit.loss) in wanted])
     costs: dict[Key, list[dict[str, Any]]] = {}
     logged = store.costs()
     for unit, _, stats in finished:
         passes = {name: sum(stats[name]) for name in ("forwards", "backwards")}
         seconds = logged.get(unit.name, {}).get("seconds")
-        costs.setdefault((unit.eps_255, unit.loss), []).append(passes | {"seconds": seconds})
+        costs.setdefault((unit.strength, unit.loss), []).append(passes | {"seconds": seconds})
     return merge_units(finished), costs
 
 

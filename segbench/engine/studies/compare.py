@@ -38,7 +38,7 @@ from segbench.errors import PreemptedError, UsageError
 from segbench.evidence import CLEAN, Group, Key
 from segbench.models.load import LoadedModel, load
 from segbench.models.sources.names import parse
-from segbench.protocol import SEA_V1, TOLERANCES, comparison, radii_of
+from segbench.protocol import LINF, SEA_V1, TOLERANCES, comparison, radii_of
 from segbench.signals import raised
 
 if TYPE_CHECKING:
@@ -59,14 +59,14 @@ class Comparison:
 
     Attributes:
         path: the run directory; ``comparison.json`` and ``comparison.parquet`` (the evidence) lie in it.
-        rows: for each ε and attack ``attack``, ``eps_255``, ``aacc``, ``miou``, their 95% intervals ``aacc_95`` and
-            ``miou_95`` (fractions in [0,1]), ``weaker`` (by metric: whether the strongest attack at this ε is
-            significantly stronger; None with fewer than 6 images), ``gain`` (by metric: how far an ensemble is below
-            its strongest attack), and the cost: ``forwards``, ``backwards``, ``seconds`` (null for ensembles, or if not
-            known).
+        rows: for each ε and attack ``attack``, ``strength`` (and ``eps_255``), ``aacc``, ``miou``, their 95% intervals
+            ``aacc_95`` and ``miou_95`` (fractions in [0,1]), ``weaker`` (by metric: whether the strongest attack at
+            this ε is significantly stronger; None with fewer than 6 images), ``gain`` (by metric: how far an ensemble
+            is below its strongest attack), and the cost: ``forwards``, ``backwards``, ``seconds`` (null for ensembles,
+            or if not known).
         flags: where an attack that needs no gradient of this model is below SEA by more than the tolerance of the
-            protocol, a sign of masked gradients: ``attack``, ``eps_255``, ``metric``, ``below``. None if there is no
-            such attack, or no SEA, to compare.
+            protocol, a sign of masked gradients: ``attack``, ``strength``, ``eps_255``, ``metric``, ``below``. None if
+            there is no such attack, or no SEA, to compare.
     """
 
     path: Path
@@ -167,7 +167,7 @@ class _Attacked(NamedTuple):
 def summarise(
     store: Store,
     parts: Mapping[str, Sequence[str]],
-    radii_255: Sequence[float],
+    strengths: Sequence[float],
     ensembles: Mapping[str, Sequence[str]],
 ) -> Comparison:
     """Reads the units of these attacks and radii, and writes ``comparison.json`` and its evidence.
@@ -175,10 +175,10 @@ def summarise(
     ``parts`` are the restarts of each attack, as its units are named; ``ensembles`` the members of each.
     """
     losses = [part for each in parts.values() for part in each]
-    groups, costs = read_groups(store, losses, radii_255)
+    groups, costs = read_groups(store, losses, strengths)
     clean = groups[CLEAN].counts
     rows = [_row("clean", 0.0, _Attacked(clean, clean, _NO_COST), bootstrap(clean, clean))]
-    for eps in radii_255:
+    for eps in strengths:
         found = {name: _of_attack(groups, costs, eps, each) for name, each in parts.items()}
         for name, members in ensembles.items():
             worst = worst_case([clean, *(groups[eps, part].counts for each in members for part in parts[each])])
@@ -210,15 +210,15 @@ def _ensembles(names: Sequence[str], sources: Sequence[str], *, pairs: bool) -> 
 
 def _flags(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
     """Where the black-box search, or an attack on another model, is stronger than SEA."""
-    sea = {row["eps_255"]: row for row in rows if row["attack"] == SEA}
-    suspects = [row for row in rows if row["eps_255"] in sea and (row["attack"] == SEARCH or FROM in row["attack"])]
+    sea = {row["strength"]: row for row in rows if row["attack"] == SEA}
+    suspects = [row for row in rows if row["strength"] in sea and (row["attack"] == SEARCH or FROM in row["attack"])]
     if not suspects:
         return None
     return [
-        {"attack": row["attack"], "eps_255": row["eps_255"], "metric": metric, "below": below}
+        {"attack": row["attack"], **LINF.names(row["strength"]), "metric": metric, "below": below}
         for row in suspects
         for metric in METRICS
-        if (below := sea[row["eps_255"]][metric] - row[metric]) > TOLERANCES[SEA_V1.name].worst_case
+        if (below := sea[row["strength"]][metric] - row[metric]) > TOLERANCES[SEA_V1.name].worst_case
     ]
 
 
@@ -253,7 +253,7 @@ def _rows(eps: float, found: Mapping[str, _Attacked], ensembles: Mapping[str, Se
 def _row(name: str, eps: float, found: _Attacked, samples: Replicates) -> dict[str, Any]:
     return {
         "attack": name,
-        "eps_255": eps,
+        **LINF.names(eps),
         "aacc": found.aacc.aacc(),
         "aacc_95": list(interval(samples.aacc)),
         "miou": found.miou.miou(),

@@ -44,7 +44,7 @@ def add_external(run: Path, entry_path: Path, *, author: str, url: str, name: st
         )
     found = evidence.from_bytes((run / EVIDENCE).read_bytes(), source=str(run / EVIDENCE))
     _same_images(run, stored, found, entry["protocol"]["name"])
-    radii = {row["eps_255"] for row in entry["results"]}
+    radii = {row["strength"] for row in entry["results"]}
     protocol, own = store.manifest["protocol"], stored.metadata["protocol"]
     again = (protocol["iterations"], protocol["seed"]) != (own["iterations"], own["seed"])
     groups = {}

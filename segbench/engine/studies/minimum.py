@@ -65,7 +65,7 @@ class Minimum:
 
     def document(self) -> dict[str, Any]:
         """As JSON data."""
-        return {**self._about, "image_ids": self.image_ids, "eps_255": self.eps_255}
+        return {**self._about, "image_ids": self.image_ids, "strength": self.eps_255, "eps_255": self.eps_255}
 
     @property
     def unbroken(self) -> int:
@@ -236,9 +236,9 @@ class _Bisection:
 
     def _add(self, done: FinishedUnit) -> None:
         counts, unit = done.group.counts, done.unit
-        trial = Trial(unit.image_ids[0], unit.eps_255, unit.loss, int(counts.correct[0]), int(counts.target.sum()))
+        trial = Trial(unit.image_ids[0], unit.strength, unit.loss, int(counts.correct[0]), int(counts.target.sum()))
         self._trials.add(trial)
-        self._broken[trial.image_id] |= _broken({(trial.eps_255, trial.attack): trial}, self._share)
+        self._broken[trial.image_id] |= _broken({(trial.strength, trial.attack): trial}, self._share)
 
     def _expected_time(self, images: int) -> str:
         """One line for the user: an upper bound of the time."""
@@ -261,7 +261,7 @@ def _summarise(store: Store, radii: Sequence[float], attacks: Sequence[str], sha
     """Reads the trials of all shards, and writes ``minimum.json``; IncompleteError if images are missing."""
     ids, known = store.manifest["image_ids"], Trials(store.path).read()
     ends = [next_step(_broken(known.get(image_id, {}), share), radii, attacks).then for image_id in ids]
-    found = [end.eps_255 for end in ends if isinstance(end, SmallestRadius)]
+    found = [end.strength for end in ends if isinstance(end, SmallestRadius)]
     if len(found) < len(ids):
         raise IncompleteError(f"{len(ids) - len(found)} of {len(ids)} images are missing.")
     described = describe_run(store)

@@ -62,7 +62,7 @@ def reproduce(
     stored = entries.evidence_of(entry_path, entry)
     if problems := entries.identity_problems(entry, stored, entry["evidence"]["file"]):
         raise ContentError(f"{entry_path}: {problems[0]}")
-    known = [row["eps_255"] for row in entry["results"]]
+    known = [row["strength"] for row in entry["results"]]
     chosen = parse_eps(radii) if radii else tuple(known)
     if lacking := [f"{eps:g}" for eps in chosen if eps not in known]:
         raise UsageError(
@@ -182,6 +182,7 @@ def _record(
         {
             "num_classes": found.metadata["num_classes"],
             "identity": {"weights": identity["weights"], "fingerprint": identity["fingerprint"]},
+            "threat": entry["protocol"]["threat"],
             "sample": {"seed": seed, "fingerprint": own["fingerprint"]},
         },
     )
@@ -190,16 +191,17 @@ def _record(
     comparison = additions.compare(stored, added, TOLERANCES[entry["protocol"]["name"]])
     run = result.entry()["run"]
     record = {
-        "schema_version": 1,
+        "schema_version": additions.ADDITION_VERSION,
         "model": entry["model"]["id"],
         "dataset": entry["dataset"]["id"],
         "protocol": entry["protocol"]["name"],
+        "threat": entry["protocol"]["threat"],
         "entry_evidence_sha256": entry["evidence"]["sha256"],
         "by": by,
         "date": date,
         "seed": seed,
         "images": images,
-        "radii_255": list(radii),
+        "strengths": list(radii),
         "comparison": comparison,
         "agrees": all(row["agrees"] for row in comparison),
         "run": {"versions": manifest["environment"]["versions"], "device": run["device"], "seconds": run["seconds"]},

@@ -21,6 +21,7 @@ from segbench.engine.studies.compare import ATTACKS, METRICS, compare
 from segbench.engine.telemetry.progress import announce
 from segbench.errors import ShardDoneError, UsageError
 from segbench.files import write_results
+from segbench.protocol import LINF
 
 FILE = "sweep.json"
 
@@ -99,10 +100,10 @@ def _name(model: str | nn.Module, options: Mapping[str, Any]) -> str:
 def _summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[float, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["eps_255"], row["attack"], row["iterations"]), []).append(row)
+        groups.setdefault((row["strength"], row["attack"], row["iterations"]), []).append(row)
     found = []
     for (eps, attack, number), members in groups.items():
-        line: dict[str, Any] = {"eps_255": eps, "attack": attack, "iterations": number, "seeds": len(members)}
+        line: dict[str, Any] = {**LINF.names(eps), "attack": attack, "iterations": number, "seeds": len(members)}
         for metric in METRICS:
             values = [row[metric] for row in members]
             line[metric] = statistics.fmean(values)

@@ -35,7 +35,7 @@ from segbench.ensemble import bootstrap, interval
 from segbench.errors import PreemptedError, UnknownNameError, UsageError, unknown_name
 from segbench.evidence import CLEAN
 from segbench.models.sources.names import parse
-from segbench.protocol import SEA_V1, comparison, radii_of
+from segbench.protocol import LINF, SEA_V1, comparison, radii_of
 from segbench.signals import raised
 
 
@@ -45,9 +45,9 @@ class Targeted:
 
     Attributes:
         path: the run directory; ``targeted.json`` and ``targeted.parquet`` (the evidence) lie in it.
-        rows: for each target and ε (0: the clean images) ``target`` (number), ``class`` (name), ``eps_255``,
-            ``success``: the share of valid pixels that are predicted as the target, over all images, its 95% interval
-            ``success_95``, and ``whole``: the share of images of which at least 99% are.
+        rows: for each target and ε (0: the clean images) ``target`` (number), ``class`` (name), ``strength``,
+            ``eps_255``, ``success``: the share of valid pixels that are predicted as the target, over all images, its
+            95% interval ``success_95``, and ``whole``: the share of images of which at least 99% are.
     """
 
     path: Path
@@ -94,13 +94,13 @@ def targeted(
     return finish_run(run, lambda: _summarise(run.store, chosen, radii), "targeted.json", WITHOUT_SHARD)
 
 
-def _summarise(store: Store, targets: Mapping[str, tuple[int, str]], radii_255: Sequence[float]) -> Targeted:
+def _summarise(store: Store, targets: Mapping[str, tuple[int, str]], strengths: Sequence[float]) -> Targeted:
     """Reads the units of these targets (attack to number and name) and radii, and writes ``targeted.json``."""
-    groups, _ = read_groups(store, list(targets), radii_255)
+    groups, _ = read_groups(store, list(targets), strengths)
     rows = [
-        {"target": number, "class": class_name, "eps_255": radius, **_success(groups[key].counts, number)}
+        {"target": number, "class": class_name, **LINF.names(radius), **_success(groups[key].counts, number)}
         for name, (number, class_name) in targets.items()
-        for radius, key in [(0.0, CLEAN), *((radius, (radius, name)) for radius in radii_255)]
+        for radius, key in [(0.0, CLEAN), *((radius, (radius, name)) for radius in strengths)]
     ]
     result = Targeted(store.path, rows, describe_run(store))
     write_study(store, "targeted", result.document(), groups)

@@ -9,6 +9,7 @@ from typing import Any
 from segbench.leaderboard.board import document
 from segbench.leaderboard.site.shape import METRICS, Board, Row, Table
 from segbench.leaderboard.site.text import clean
+from segbench.protocol import Threat
 
 # what makes a spreadsheet read a cell as a formula, and the full-width forms that some of them fold
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -20,11 +21,11 @@ def to_json(board: Board) -> str:
 
 
 def to_csv(board: Board) -> str:
-    """A line per entry and radius; ``eps_255`` 0 is the clean score. Fractions, not percent."""
+    """A line per entry and radius; ``strength`` 0 is the clean score. Fractions, not percent."""
     import pandas as pd
 
     lines = [line for table in board.tables for row in table.rows for line in _lines(table, row)]
-    columns = list(lines[0]) if lines else ["protocol", "dataset", "id", "eps_255"]
+    columns = list(lines[0]) if lines else ["protocol", "dataset", "threat", "id", "strength", "eps_255"]
     frame = pd.DataFrame(lines, columns=columns, dtype=object)  # or whole numbers become floats
     for name in frame.columns:
         frame[name] = frame[name].map(lambda value: cell(value) if isinstance(value, str) else value)
@@ -46,6 +47,7 @@ def _lines(table: Table, row: Row) -> list[dict[str, Any]]:
     about = {
         "protocol": table.protocol,
         "dataset": table.dataset,
+        "threat": table.threat["kind"],
         "id": row["id"],
         "title": row["title"],
         "method": row["method"],
@@ -70,13 +72,13 @@ def _lines(table: Table, row: Row) -> list[dict[str, Any]]:
         "entry": row["entry_file"],
         "date": row["date"],
     }
-    bounds = {f"{part['eps_255']:g}": part["miou_lower_bound"] for part in row["results"]}
-    lines = []
+    bounds = {f"{part['strength']:g}": part["miou_lower_bound"] for part in row["results"]}
+    lines, threat = [], Threat(**table.threat)
     for view in ("clean", *(f"{eps:g}" for eps in table.radii)):
         scores = row["scores"].get(view)
         if scores is None:
             continue
-        values: dict[str, Any] = {"eps_255": 0.0 if view == "clean" else float(view)}
+        values: dict[str, Any] = threat.names(0.0 if view == "clean" else float(view))
         for metric in METRICS:
             score = scores[metric] or {"value": None, "interval": None, "best_known": None, "rank": None}
             low, high = score["interval"] or (None, None)

@@ -118,7 +118,7 @@ def _bounds(row: Row) -> list[dict[str, str]]:
     """How far the search for the worst case mIoU may be from the best choice among its candidates."""
     return [
         {
-            "view": text.view_label(f"{part['eps_255']:g}"),
+            "view": text.view_label(f"{part['strength']:g}"),
             "bound": text.percent(part["miou_lower_bound"]),
             "gap": text.percent(part["miou"] - part["miou_lower_bound"]),
         }
@@ -141,7 +141,7 @@ def _losses(row: Row) -> list[dict[str, Any]]:
             for name, values in part["per_loss"].items()
         ]
         worst = {metric: text.percent(part[metric]) for metric in METRICS}
-        groups.append({"eps": text.eps(part["eps_255"]), "rows": rows, "worst": worst})
+        groups.append({"eps": text.eps(part["strength"]), "rows": rows, "worst": worst})
     return groups
 
 
@@ -185,7 +185,7 @@ def _external(attack: Mapping[str, Any]) -> dict[str, Any]:
         "description": text.clean(attack["description"] or "", 600),
         "date": text.clean(attack["date"], 20),
         "results": [
-            {"eps": text.eps(part["eps_255"]), **{metric: text.percent(part[metric]) for metric in METRICS}}
+            {"eps": text.eps(part["strength"]), **{metric: text.percent(part[metric]) for metric in METRICS}}
             for part in attack["results"]
         ],
     }
