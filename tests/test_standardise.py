@@ -80,11 +80,28 @@ def test_no_margin_is_above_the_largest_one_and_a_class_that_stands_out_has_it(c
     assert float(seen[0] - seen[1]) == pytest.approx(12.0)
 
 
-def test_equal_logits_have_no_direction():
-    logits, labels = torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64)
+@pytest.mark.parametrize("classes", [2, 3, 7, 8, 150])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e-30, 7e30])
+def test_equal_logits_have_no_direction(classes, value):
+    """Not even the one that the rounding of their mean would give."""
+    logits, labels = torch.full((1, classes, 2, 1), value), torch.zeros(1, 2, 1, dtype=torch.int64)
     terms = pixel_terms(logits, prepare_targets(labels, standardised=every(1)))
     gradient = logit_gradient(terms, torch.ones_like(terms.ce))
     assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_scale_is_too_large_or_too_small(classes, dtype):
+    """Images of very different scales in one batch, each seen as it would be alone, bit for bit."""
+    logits, _ = drawn(classes, 1, dtype)
+    exponents = torch.arange(-90, 91, 90).view(3, 1, 1, 1)  # of the images: with two classes an image has one scale
+    seen = standardise(logits * 2.0**exponents, every(3)).logits
+    assert torch.equal(seen, standardise(logits, every(3)).logits)
+    for row in range(3):
+        assert torch.equal(seen[row : row + 1], standardise(logits[row : row + 1], every(1)).logits)
+    below = standardise(logits * 2.0**-120, every(3))
+    assert float(below.factor.abs().max()) == 0.0 == float(below.logits.abs().max())
 
 
 class Transformed(nn.Module):

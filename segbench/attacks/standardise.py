@@ -24,6 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SMALLEST = 2.0**-100  # below it 1 / std overflows: such logits count as equal
+SAFE = 30  # of logits between 2^-30 and 2^30 no sum of squares overflows, and no digit of it is lost in float32
+
 
 class Standardised(NamedTuple):
     """Which images of a batch are attacked through standardised logits; a constant of an attack.
@@ -55,31 +58,50 @@ class Seen(NamedTuple):
 
     Attributes:
         logits: standardised where they are to be, (N,K,H,W).
-        factor: by which the centred logits of the standardised images were multiplied; 0 where all are equal, and no
-            loss has a direction.
+        factor: by which the centred logits of the standardised images were multiplied, (n,1,H,W) or (n,1,1,1); 0
+            where all are equal but for rounding, and no loss has a direction.
     """
 
     logits: Tensor
     factor: Tensor
 
 
-def standardise(logits: Tensor, which: Standardised, out: Tensor | None = None, spare: Tensor | None = None) -> Seen:
-    """What the loss sees, its logits written to ``out`` if given; ``spare``, of the same shape, is overwritten.
+def standardise(
+    logits: Tensor,
+    which: Standardised,
+    largest: Tensor | None = None,
+    out: Tensor | None = None,
+    spare: Tensor | None = None,
+) -> Seen:
+    """What the loss sees.
 
-    No square overflows, whatever the scale of the logits is: centred logits are first divided by their largest one.
+    Args:
+        logits: (N,K,H,W).
+        which: images are standardised, and with what m.
+        largest: logit of each pixel, (N,1,H,W), if it is known.
+        out: gets what the loss sees, if given.
+        spare: of the shape of ``logits``; it is overwritten.
     """
+    largest = logits.amax(dim=1, keepdim=True) if largest is None else largest
     rows = list(which.rows)
     if len(rows) < len(logits):
         seen = logits.clone() if out is None else out.copy_(logits)
-        seen[rows], factor = standardise(logits[rows], which.of_all(rows))
+        seen[rows], factor = standardise(logits[rows], which.of_all(rows), largest[rows])
         return Seen(seen, factor)
-    centred = torch.sub(logits, logits.mean(dim=1, keepdim=True), out=out)
+    mean = logits.mean(dim=1, keepdim=True)
+    centred = torch.sub(logits, mean, out=out)
     dims = _dims(logits)
-    largest = centred.amax(dim=dims, keepdim=True)
-    inverse = torch.where(largest > torch.finfo(logits.dtype).tiny, 1 / largest, 0)
-    square = torch.mul(centred, inverse, out=spare).square_()  # torch's norm and std over classes take 50 times as long
+    highest = (largest - mean).amax(dim=dims, keepdim=True)  # of the centred logits, to the last bit
+    rounding = logits.shape[1] * torch.finfo(logits.dtype).eps * largest.abs().amax(dim=dims, keepdim=True)
+    equal = highest <= rounding.clamp_(min=SMALLEST)
+    inverse = _inverse_power(torch.where(equal, 1, highest))
+    scaled = centred if inverse is None else torch.mul(centred, inverse, out=spare)
+    square = torch.mul(scaled, scaled, out=spare)  # torch's norm and std over classes take 50 times as long
     deviation = square.sum(dim=dims, keepdim=True).div_(_count(logits, dims)).sqrt_()
-    factor = torch.where(deviation > 0, _scale(logits, which) / deviation * inverse, 0)
+    factor = _scale(logits, which) / deviation
+    if inverse is not None:
+        factor *= inverse
+    factor = torch.where(equal, 0, factor)
     return Seen(torch.mul(centred, factor, out=out), factor)
 
 
@@ -87,7 +109,8 @@ def gradient_through(gradient: Tensor, seen: Seen, which: Standardised, spare: T
     """The gradient with respect to the logits, from that with respect to what the loss sees; in place.
 
     Args:
-        gradient: with respect to ``seen.logits``; its sum over classes is 0, as of every loss of softmax.
+        gradient: with respect to ``seen.logits``, times ``seen.factor`` where standardised; its sum over classes is 0,
+            as of every loss of softmax.
         seen: as `standardise` gives it.
         which: as there.
         spare: of the shape of ``gradient``; it is overwritten.
@@ -102,7 +125,31 @@ def gradient_through(gradient: Tensor, seen: Seen, which: Standardised, spare: T
     dims = _dims(gradient)
     along = torch.mul(gradient, seen.logits, out=spare).sum(dim=dims, keepdim=True)
     along.div_(_scale(gradient, which) ** 2 * _count(gradient, dims))
-    return gradient.addcmul_(seen.logits, along, value=-1).mul_(seen.factor)
+    return gradient.addcmul_(seen.logits, along, value=-1)
+
+
+def factored(slope: Tensor, seen: Seen, which: Standardised) -> Tensor:
+    """The slope of each pixel (N,H,W), times the factor of its logits where they are standardised."""
+    rows = list(which.rows)
+    if len(rows) == len(slope):
+        return slope * seen.factor.squeeze(1)
+    slope = slope.clone()
+    slope[rows] *= seen.factor.squeeze(1)
+    return slope
+
+
+def _inverse_power(highest: Tensor) -> Tensor | None:
+    """Powers of two that bring these numbers to 1/2..1, so that no square overflows or vanishes.
+
+    None where the squares are safe as they are. As powers of two change no digit, the results are the same. That is
+    asked on a CPU only: a GPU would have to be waited for.
+    """
+    if highest.device.type == "cpu" and not torch.compiler.is_compiling() and highest.numel():
+        low, high = map(float, highest.aminmax())
+        if low > 2**-SAFE and high < 2**SAFE:
+            return None
+    exponent = torch.frexp(highest).exponent.clamp(-100, 100)
+    return torch.ldexp(torch.ones_like(highest), -exponent)
 
 
 def _dims(logits: Tensor) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from segbench.attacks.standardise import Seen, Standardised, gradient_through, standardise
+from segbench.attacks.standardise import Seen, Standardised, factored, gradient_through, standardise
 
 Logits = Float[Tensor, "n k h w"]
 Labels = Int[Tensor, "n h w"]
@@ -91,10 +91,11 @@ def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None
         logits = logits.float()
     if not logits.is_contiguous():  # as from a model in channels_last: slow in each of the operations below
         logits = logits.contiguous() if scratch is None else scratch.get("logits", logits).copy_(logits)
+    largest, predictions = predict(logits.detach(), scratch)
     seen = None
     if targets.standardised is not None:
         buffers = [None if scratch is None else scratch.get(name, logits) for name in ("seen", "log_probs")]
-        seen = standardise(logits, targets.standardised, *buffers)
+        seen = standardise(logits, targets.standardised, largest, *buffers)
     visible = logits if seen is None else seen.logits
     if scratch is None:
         log_probs = torch.log_softmax(visible, dim=1)
@@ -102,27 +103,28 @@ def pixel_terms(logits: Logits, targets: Targets, scratch: Scratch | None = None
         out = scratch.get("log_probs", logits)
         log_probs = torch.log_softmax(visible, dim=1, out=out)
     ce = torch.where(targets.valid, -log_probs.gather(1, targets.classes).squeeze(1), 0)
-    predictions = predict(logits.detach(), scratch)
     correct = (predictions == targets.labels) & targets.valid
     return PixelTerms(seen, log_probs, ce, correct, predictions, targets)
 
 
-def predict(logits: Logits, scratch: Scratch | None = None) -> Tensor:
-    """Argmax of the logits over classes, the first of equals, (N,H,W) int64.
+def predict(logits: Logits, scratch: Scratch | None = None) -> tuple[Tensor, Tensor]:
+    """The largest logit of each pixel (N,1,H,W), and its class, the first of equals, (N,H,W) int64.
 
     On a CPU `torch.max` finds indices one pixel after the other. This finds the value first, then the highest rank
     K - k among the classes that have it, both many pixels at once.
     """
     classes = logits.shape[1]
     if logits.device.type != "cpu" or classes > torch.iinfo(torch.uint8).max or torch.compiler.is_compiling():
-        return logits.max(dim=1).indices
+        found = logits.max(dim=1)
+        return found.values.unsqueeze(1), found.indices
     out = None if scratch is None else scratch.get("largest", logits, torch.bool)
-    largest = torch.ge(logits, logits.amax(dim=1, keepdim=True), out=out).view(torch.uint8)
-    rank = largest.mul_(torch.arange(classes, 0, -1, dtype=torch.uint8).view(1, -1, 1, 1)).amax(dim=1)
+    largest = logits.amax(dim=1, keepdim=True)
+    is_largest = torch.ge(logits, largest, out=out).view(torch.uint8)
+    rank = is_largest.mul_(torch.arange(classes, 0, -1, dtype=torch.uint8).view(1, -1, 1, 1)).amax(dim=1)
     predictions = classes - rank.long()
     if rank.numel() and not bool(rank.amin()):  # a NaN, which nothing is at least as large as
-        return torch.where(rank == 0, logits.max(dim=1).indices, predictions)
-    return predictions
+        predictions = torch.where(rank == 0, logits.max(dim=1).indices, predictions)
+    return largest, predictions
 
 
 def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = None) -> Tensor:
@@ -132,6 +134,9 @@ def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = N
     ``terms.log_probs``.
     """
     log_probs, targets = terms.log_probs, terms.targets
+    which, seen = targets.standardised, terms.seen
+    if which is not None and seen is not None:
+        slope = factored(slope, seen, which)
     one_hot = torch.zeros_like(log_probs) if scratch is None else scratch.get("one_hot", log_probs)
     one_hot.scatter_(1, targets.classes, torch.where(targets.valid, -slope, 0).unsqueeze(1))
     # What autograd calls, and bit for bit what it finds: one_hot - exp(log_probs) * sum(one_hot).
@@ -141,7 +146,7 @@ def logit_gradient(terms: PixelTerms, slope: Tensor, scratch: Scratch | None = N
     else:
         gradient = backward.out(one_hot, log_probs, 1, log_probs.dtype, out=log_probs)
         one_hot.scatter_(1, targets.classes, 0)  # for other labels
-    if targets.standardised is None or terms.seen is None:
+    if which is None or seen is None:
         return gradient
     spare = None if scratch is None else scratch.get("logits", gradient)  # those of the model are not read again
-    return gradient_through(gradient, terms.seen, targets.standardised, spare)
+    return gradient_through(gradient, seen, which, spare)

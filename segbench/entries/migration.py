@@ -115,7 +115,7 @@ def _document(old: dict[str, Any], path: Path, hashes: Mapping[str, str]) -> dic
         kind, new = "reproduction", _with_threat(old)
     elif "results" in old and "evidence" in old and stated == 1:
         kind, new = "external", _with_threat(old)
-    elif old.get("entry_evidence_sha256") in hashes:  # a record that was rewritten without its entry
+    elif str(old.get("entry_evidence_sha256")) in hashes:  # a record that was rewritten without its entry
         return _follow(dict(old), hashes)
     elif path.stem in STUDIES and '"eps_255"' in (text := json.dumps(old)) and '"strength"' not in text:
         return dict(LINF.printed(_renamed(old)))
