@@ -20,7 +20,7 @@ from segbench.errors import UnknownNameError, UsageError, unknown_name
 
 @dataclass(frozen=True)
 class Threat:
-    """What an attacker may do to an image, whose values stay in [0,1]: ``measure`` of the change is at most a strength.
+    """What an attacker may do: the ``measure`` of the change is at most a strength, and image values stay in [0,1].
 
     Attributes:
         kind: e.g. ``linf``.

@@ -13,6 +13,7 @@ import torch
 import segbench
 from segbench import evidence
 from segbench.attacks.catalogue import get_attack, perform
+from segbench.cli import attack
 from segbench.engine.launch.options import RunOptions
 from segbench.engine.rundir.store import Store
 from segbench.engine.studies.compare import BASELINES, compare
@@ -281,3 +282,21 @@ def test_the_command_lists_the_attacks(cli):
 def test_no_attack_is_told():
     with pytest.raises(UsageError, match=r"Which attacks\? See: segbench attack list"):
         compare(MODEL, [])
+
+
+def test_attacks_stronger_than_sea_are_named():
+    """By metric, only the lowest single attack at this strength, and only if it is below SEA."""
+    gain, none = {"aacc": 0.01, "miou": 0.0}, {"aacc": None, "miou": None}
+    names = ("attack", "strength", "aacc", "miou", "gain")
+    rows = [
+        dict(zip(names, row, strict=True))
+        for row in (
+            ("js", 8.0, 0.51, 0.30, none),
+            ("segpgd", 8.0, 0.49, 0.31, none),
+            ("tsallis", 8.0, 0.485, 0.31, none),
+            ("tsallis", 12.0, 0.1, 0.1, none),
+            ("SEA", 8.0, 0.50, 0.30, gain),
+            ("all", 8.0, 0.48, 0.29, gain),
+        )
+    ]
+    assert list(attack._stronger_than(rows[4], rows)) == ["At 8/255 tsallis alone is 1.5 points of aAcc below SEA."]

@@ -163,7 +163,7 @@ FORGERIES: dict[str, tuple[Edit, str]] = {
     "link with a user name": (put("paper", value=paper("https://good.org@evil.org/")), r"paper\.url: .* is not an"),
     "link that ends an attribute": (put("paper", value=paper("https://x.org/\"onclick=1")), r"paper\.url: .* is not"),
     "script for a link": (put("paper", value=paper("javascript:alert(1)")), r"paper\.url: .* is not an https:// link"),
-    "other version": (put("schema_version", value=3), r"is of schema version 3, this segbench reads 2\. Update: pip"),
+    "other version": (put("schema_version", value=3), r"has schema version 3; .* version 2\. Update segbench: pip"),
 }  # fmt: skip
 
 

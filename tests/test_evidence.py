@@ -389,5 +389,5 @@ def test_the_version_is_stated_in_the_file_and_another_one_is_refused() -> None:
     stored = pq.read_schema(io.BytesIO(to_bytes(sample()))).metadata[METADATA_KEY]
     assert json.loads(stored)["schema_version"] == 2
     for version, said in ((1, "segbench entries migrate"), (3, "pip install -U segbench"), ("x", "pip install -U")):
-        with pytest.raises(ContentError, match=f"f is of schema version {version!r}, .*{said}"):
+        with pytest.raises(ContentError, match=f"f has schema version {version!r}; .*{said}"):
             from_bytes(parquet([ROW], metadata={**METADATA, "schema_version": version}), source="f")

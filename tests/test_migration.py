@@ -177,6 +177,23 @@ def test_a_document_that_never_fitted_is_refused(old: Path) -> None:
         migration.migrate(old / "entries")
 
 
+@pytest.mark.parametrize("wrong", ["text", ["list"], 3])
+@pytest.mark.parametrize("key", ["protocol", "evidence"])
+def test_a_malformed_entry_is_refused_in_words(old: Path, key: str, wrong: object) -> None:
+    (old / ENTRY).write_text(json.dumps({**document(old / ENTRY), key: wrong}))
+    before = contents(old)
+    with pytest.raises(ContentError, match=rf"at_convnext_mini_shapes\.json: {key} is not an object"):
+        migration.migrate(old / "entries")
+    assert contents(old) == before
+
+
+@pytest.mark.parametrize("journal", ["{", "[]", '{"a": 1}'])
+def test_a_damaged_journal_is_refused_in_words(old: Path, journal: str) -> None:
+    (old / "entries" / migration.JOURNAL).write_text(journal)
+    with pytest.raises(ContentError, match="is damaged"):
+        migration.migrate(old / "entries")
+
+
 def test_other_files_stay(old: Path) -> None:
     others = {"notes.json": b"[1, 2", "list.json": b"[]", "data.parquet": b"PAR1", "card.json": b'{"eps_255": 8}'}
     for name, data in others.items():
@@ -243,10 +260,10 @@ def test_the_command_says_what_it_did(cli: Cli, old: Path) -> None:
     assert set(out.split()) == {
         str(old / each.with_suffix(end)) for each in OF_AN_ENTRY for end in (".json", ".parquet")
     }
-    assert f"6 files rewritten. Check them: segbench validate {old / 'entries'}" in err
+    assert f"6 files upgraded. Check them: segbench validate {old / 'entries'}" in err
     code, out, err = cli("entries", "migrate", str(old / "entries"), "--json")
     assert (code, json.loads(out)) == (0, [])
-    assert "is of an older version" in err
+    assert "Nothing to upgrade" in err
 
 
 def test_old_files_are_refused_with_the_command(cli: Cli, old: Path, runs: Path) -> None:

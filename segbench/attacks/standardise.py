@@ -141,8 +141,8 @@ def factored(slope: Tensor, seen: Seen, which: Standardised) -> Tensor:
 def _inverse_power(highest: Tensor) -> Tensor | None:
     """Powers of two that bring these numbers to 1/2..1, so that no square overflows or vanishes.
 
-    None where the squares are safe as they are. As powers of two change no digit, the results are the same. That is
-    asked on a CPU only: a GPU would have to be waited for.
+    None where the squares are safe as they are. As powers of two change no digit, the results are the same. Checked
+    on CPUs only: the check would stall a GPU.
     """
     if highest.device.type == "cpu" and not torch.compiler.is_compiling() and highest.numel():
         low, high = map(float, highest.aminmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from segbench.cli.computing import (
 )
 from segbench.cli.minimum import minimum
 from segbench.cli.report import show
+
+METRICS = {"aacc": "aAcc", "miou": "mIoU"}
 
 
 @click.group()
@@ -199,18 +202,30 @@ def _print_comparison(document: dict[str, Any], *, json: bool) -> None:
     print_table(*_comparison_table(document["rows"]))
     for row in document["rows"]:
         if row["attack"] == "SEA":
-            aacc, miou = (100 * row["gain"][metric] for metric in ("aacc", "miou"))
+            aacc, miou = (100 * row["gain"][metric] for metric in METRICS)
             click.echo(
-                f"At {row['strength']:g}/255 SEA is {aacc:.1f} points of aAcc and {miou:.1f} of mIoU below its "
-                "strongest attack."
+                f"At {row['strength']:g}/255 SEA is {aacc:.1f} points of aAcc and {miou:.1f} of mIoU below the "
+                "strongest of its own attacks."
             )
+            for line in _stronger_than(row, document["rows"]):
+                click.echo(printable(line))
     for flag in document.get("flags", []):
         click.echo(
             printable(
                 f"Flag: at {flag['strength']:g}/255 {flag['attack']} is {100 * flag['below']:.1f} points of "
-                f"{flag['metric']} below SEA. It needs no gradient of this model: a sign of masked gradients."
+                f"{METRICS[flag['metric']]} below SEA. It needs no gradient of this model: a sign of masked gradients."
             )
         )
+
+
+def _stronger_than(sea: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    """By metric, the strongest single attack where it alone is below SEA by what the table shows."""
+    single = [row for row in rows if row["strength"] == sea["strength"] and row["gain"]["aacc"] is None]
+    for metric, name in METRICS.items():
+        strongest = min(single, key=lambda row: row[metric])
+        below = 100 * (sea[metric] - strongest[metric])
+        if below >= 0.05:
+            yield f"At {sea['strength']:g}/255 {strongest['attack']} alone is {below:.1f} points of {name} below SEA."
 
 
 def _print_sweep(document: dict[str, Any], *, json: bool) -> None:

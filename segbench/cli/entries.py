@@ -1,4 +1,4 @@
-"""``entries``: the files of results as such."""
+"""``entries``: upgrade the files of results."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from segbench.errors import UsageError
 
 @click.group()
 def entries() -> None:
-    """Rewrite the files of results."""
+    """Upgrade result files from an older version."""
 
 
 @entries.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.option("--json", is_flag=True, help="Print the names of the rewritten files as JSON.")
+@click.option("--json", is_flag=True, help="Print the names of the upgraded files as JSON.")
 def migrate(folder: Path | None, json: bool) -> None:
-    """Rewrite the results of an older version below FOLDER, entries or run directories, for this one.
+    """Upgrade the entries and run directories below FOLDER to the file format of this version.
 
-    Without FOLDER the entries of this checkout. Counts and scores stay as they are; only their layout changes, and
-    with it the hashes of the evidence files. A run directory goes on after it as if nothing had been. Keep a copy, or
-    have the files in git.
+    Without FOLDER, upgrades the entries of this checkout. Counts and scores stay the same; only the layout of the
+    files changes, and with it the hashes of the evidence. An upgraded run can be continued. Have the files in git, or
+    make a copy first.
     """
     if folder is None:
         checkout = content.checkout_here()
@@ -39,7 +39,7 @@ def migrate(folder: Path | None, json: bool) -> None:
         for path in rewritten:
             click.echo(printable(str(path)))
     note(
-        f"{len(rewritten)} files rewritten. Check them: segbench validate {folder}"
+        f"{len(rewritten)} files upgraded. Check them: segbench validate {folder}"
         if rewritten
-        else f"Nothing in {folder} is of an older version."
+        else f"Nothing to upgrade in {folder}."
     )

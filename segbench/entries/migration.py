@@ -1,7 +1,7 @@
-"""Files of schema 1 rewritten as files of schema 2, which names a threat and strengths in place of ``eps_255``.
+"""Upgrades files of schema 1 to schema 2, which names a threat and strengths in place of ``eps_255``.
 
-Entries, external evaluations, records of reproductions and their evidence; run directories, too. Counts and scores
-stay; the evidence files get new hashes, and what names a hash follows.
+Covers entries, external evaluations, records of reproductions, their evidence, and run directories. Counts and scores
+stay the same; the evidence files get new hashes, and every document that names one is updated.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from segbench.files import sha256_bytes, write_atomic, write_results
 from segbench.protocol import LINF, LINF_OF_SCHEMA_1
 
 JOURNAL = ".segbench-migration.json"  # old hash -> new hash: what a killed migration needs to go on
-FIX = "What was rewritten stays; the same command goes on."
+FIX = "Files already upgraded are kept; run the same command again to continue."
 STUDIES = ("comparison", "targeted", "sweep", "minimum")  # documents of runs, which have no version
 
 
 def migrate(folder: Path) -> list[Path]:
-    """Rewrites all files of schema 1 below ``folder``, and says which.
+    """Upgrades all files of schema 1 below ``folder`` and returns their paths.
 
-    Nothing is written unless all of them can be rewritten. A killed migration goes on when it is called again.
+    Nothing is written unless all of them can be upgraded. A migration that was killed continues when called again.
 
     Raises:
         ContentError: a file cannot be read, or does not fit the evidence that it names.
@@ -37,7 +37,7 @@ def migrate(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ContentError(f"{folder} is not a folder. Give the one that holds the entries or the run.")
     journal = folder / JOURNAL
-    hashes: dict[str, str] = json.loads(_read(journal)) if journal.exists() else {}
+    hashes = _hashes(journal) if journal.exists() else {}
     rewritten: dict[Path, bytes] = {}
     for path in _files(folder, "*.parquet"):
         data = _read(path)
@@ -57,6 +57,15 @@ def migrate(folder: Path) -> list[Path]:
         write_results(rewritten, FIX)  # the evidence first, then what names its hash
     journal.unlink(missing_ok=True)
     return sorted(rewritten)
+
+
+def _hashes(journal: Path) -> dict[str, str]:
+    found = _parsed(journal)
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise ContentError(
+            f"{journal}, left by a migration that was killed, is damaged. Restore the folder from a copy."
+        )
+    return found
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -107,9 +116,9 @@ def _document(old: dict[str, Any], path: Path, hashes: Mapping[str, str]) -> dic
     """A document of schema 1 as that of schema 2; None if it is something else."""
     stated = old.get("schema_version")
     if "run_id" in old and "radii_255" in old and stated == 2:
-        kind, new = "manifest", {**old, "schema_version": 3, "protocol": _protocol(old["protocol"], path)}
+        kind, new = "manifest", {**old, "schema_version": 3, "protocol": _protocol(old.get("protocol"), path)}
     elif "claim" in old and stated == 1:
-        protocol = {"name": None, "threat": LINF.fields(), **old["protocol"]}
+        protocol = {"name": None, "threat": LINF.fields(), **_object(old, "protocol", path)}
         kind, new = "entry", {**old, "schema_version": 2, "protocol": protocol}
     elif "radii_255" in old and stated == 1:
         kind, new = "reproduction", _with_threat(old)
@@ -124,15 +133,23 @@ def _document(old: dict[str, Any], path: Path, hashes: Mapping[str, str]) -> dic
     new = dict(_renamed(new))
     _follow(new, hashes)
     if new.get("evidence"):
-        known = hashes.get(new["evidence"]["sha256"])
+        named = _object(new, "evidence", path)
+        known = hashes.get(str(named.get("sha256")))
         if known is None:
             raise ContentError(
-                f"{path} names evidence of another hash than {new['evidence']['file']} beside it: restore the file."
+                f"{path} names evidence of another hash than {named.get('file')} beside it: restore the file."
             )
-        new["evidence"] = {**new["evidence"], "sha256": known}
+        new["evidence"] = {**named, "sha256": known}
     if wrong := schemas.problems(kind, new):
         raise ContentError(f"{path} does not fit schema version 1: {wrong[0]}. Restore the file.")
     return new
+
+
+def _object(document: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    found = document.get(key)
+    if not isinstance(found, dict):
+        raise ContentError(f"{path}: {key} is not an object. Restore the file.")
+    return found
 
 
 def _follow(record: dict[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -71,10 +71,13 @@ def other_version(source: str, stated: object, current: int, folder: str = "FOLD
     """What to do about a file of another schema version; ``folder`` holds it and all that belongs to it."""
     if isinstance(stated, int) and stated < current:
         return (
-            f"{source} is of schema version {stated}, which {current} has replaced. Rewrite it and all that belongs to "
-            f"it: segbench entries migrate {shlex.quote(folder)}"
+            f"{source} has schema version {stated}; this segbench reads version {current}. Upgrade it together with "
+            f"the files that belong to it: segbench entries migrate {shlex.quote(folder)}"
         )
-    return f"{source} is of schema version {stated!r}, this segbench reads {current}. Update: pip install -U segbench"
+    return (
+        f"{source} has schema version {stated!r}; this segbench reads version {current}. "
+        "Update segbench: pip install -U segbench"
+    )
 
 
 def source_problems(source: Any) -> list[str]:

@@ -295,28 +295,18 @@ def small_board() -> Board:
         )
         for k, name in enumerate(("first", "second", "third"))
     ]
-    return Board(
-        [
-            Table(
-                "sea-v1",
-                "shapes",
-                LINF.fields(),
-                ["clean", "mean", "4", "8", "12"],
-                [4.0, 8.0, 12.0],
-                list(CLASSES),
-                ranked(table),
-            ),
-            Table(
-                "sea-v1",
-                "camvid/small",
-                LINF.fields(),
-                ["clean", "mean", "0.25", "4", "8", "12"],
-                [0.25, 4.0, 8.0, 12.0],
-                list(CLASSES),
-                ranked(other),
-            ),
-        ]
-    )
+    return Board([table_of(table), table_of(other, "camvid/small", radii=(0.25, *RADII))])
+
+
+def table_of(
+    rows: Sequence[dict[str, Any]],
+    dataset: str = "shapes",
+    names: Sequence[str] = CLASSES,
+    radii: Sequence[float] = RADII,
+) -> Table:
+    """A table of sea-v1 with all views of these radii."""
+    views = ["clean", "mean", *(f"{radius:g}" for radius in radii)]
+    return Table("sea-v1", dataset, LINF.fields(), views, list(radii), list(names), ranked(rows))
 
 
 def hostile_row() -> dict[str, Any]:
@@ -385,19 +375,7 @@ def hostile_board() -> Board:
     """One table, three rows, one of them hostile; hostile class names."""
     rows = [full_row(), hostile_row(), small_board().tables[0].rows[1]]
     names = [HOSTILE["script"], *CLASSES[1:]]
-    return Board(
-        [
-            Table(
-                "sea-v1",
-                "shapes",
-                LINF.fields(),
-                ["clean", "mean", "4", "8", "12"],
-                [4.0, 8.0, 12.0],
-                names,
-                ranked(rows),
-            )
-        ]
-    )
+    return Board([table_of(rows, names=names)])
 
 
 def many(count: int) -> Board:
@@ -435,16 +413,4 @@ def many(count: int) -> Board:
         for result, filled in zip(made["results"], base["results"], strict=True):
             result["per_loss"] = copy.deepcopy(filled["per_loss"])
         rows.append(made)
-    return Board(
-        [
-            Table(
-                "sea-v1",
-                "pascal_voc",
-                LINF.fields(),
-                ["clean", "mean", "4", "8", "12"],
-                list(RADII),
-                names,
-                ranked(rows),
-            )
-        ]
-    )
+    return Board([table_of(rows, "pascal_voc", names)])
